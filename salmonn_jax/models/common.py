@@ -1,0 +1,104 @@
+"""Layers that every model here is made of.
+
+Modules are Flax NNX used as plain pytrees: parameters are `nnx.Param` leaves, nothing is mutated in a forward pass,
+and only `jax.jit`, `jax.value_and_grad`, `jax.lax.scan` and `jax.checkpoint` are applied to them. Activations keep the
+dtype they come in with; parameters are cast to it where they are used; normalisations and softmax are float32.
+
+Axis letters, used in every docstring of `models/`:
+  A clips, R rows of the language model, S tokens of a row, T encoder frames, W windows, Q queries, D width, H heads,
+  K head width, F feed-forward width, V vocabulary, L layers, M feature bins, C slots of the KV cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+INIT = jax.nn.initializers.normal(0.02)
+ROOT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel (+ bias), kernel float[D_in,D_out]."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, use_bias: bool = True, init: Callable = ROOT):
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if use_bias else None
+
+    def __call__(self, x: Array) -> Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, computed in float32."""
+
+    def __init__(self, width: int, *, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
+        y = centred * inverse * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class Conv1d(nnx.Module):
+    """A 1-D convolution with bias over the time axis of float[A,T,D], kernel float[width,D_in,D_out]."""
+
+    def __init__(self, inputs: int, outputs: int, *, width: int, stride: int, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(ROOT(rngs.params(), (width, inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+        self.stride = stride
+
+    def __call__(self, x: Array) -> Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        pad = kernel.shape[0] // 2
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (self.stride,), [(pad, pad)], dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        return y + self.bias[...].astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """GELU by the error function, which all three original encoders use (not the tanh approximation)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """float[...,H*K] -> float[...,H,K]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def merge_heads(x: Array) -> Array:
+    """float[...,H,K] -> float[...,H*K]."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Drops entries with probability `rate`; the identity when `key` is None, as in inference."""
+    if key is None or rate == 0.0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def split_key(key: Array | None, count: int) -> list[Array | None]:
+    """Splits a dropout key; None (no dropout) splits into Nones."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def stack_layers(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Builds `count` equal layers as one module whose every parameter has a leading layer axis L."""
+    return nnx.vmap(build)(rngs.fork(split=count))
+
+
+def scan_layers(body: Callable, carry: Array, layers: nnx.Module, *xs) -> tuple:
+    """Runs `carry, y = body(carry, layer, *x)` through stacked layers, compiled once for all of them."""
+    return jax.lax.scan(lambda carry, inputs: body(carry, *inputs), carry, (layers, *xs))

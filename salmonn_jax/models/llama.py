@@ -1,0 +1,166 @@
+"""A LLaMA-family decoder (Touvron et al. 2023; original module: transformers' `modeling_llama`), with LoRA.
+
+Rotate-half rotary positions, RMSNorm, SwiGLU, grouped-query attention. One forward pass serves training, prefill and
+decoding: it takes embeddings, positions and an attention mask, and optionally a KV cache to write into.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from salmonn_jax.config import LlamaConfig, LoraConfig
+from salmonn_jax.models.common import (
+    INIT,
+    Linear,
+    merge_heads,
+    scan_layers,
+    split_heads,
+    split_key,
+    stack_layers,
+)
+from salmonn_jax.models.lora import projection
+
+
+class KVCache(NamedTuple):
+    """Keys (after rotation) and values of past tokens, float[L,R,C,H,K], and how many slots are written."""
+
+    keys: Array
+    values: Array
+    length: Array  # int32 scalar
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, in float32."""
+
+    def __init__(self, width: int, *, epsilon: float):
+        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        y = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.epsilon)
+        # The original casts down before it multiplies by the weight.
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class LlamaLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU feed-forward."""
+
+    def __init__(self, config: LlamaConfig, lora: LoraConfig, rngs: nnx.Rngs):
+        width, head = config.width, config.width // config.heads
+        self.attention_norm = RMSNorm(width, epsilon=config.rms_epsilon)
+        self.q_proj = projection("q_proj", width, config.heads * head, lora, rngs)
+        self.k_proj = projection("k_proj", width, config.kv_heads * head, lora, rngs)
+        self.v_proj = projection("v_proj", width, config.kv_heads * head, lora, rngs)
+        self.o_proj = projection("o_proj", config.heads * head, width, lora, rngs)
+        self.ffn_norm = RMSNorm(width, epsilon=config.rms_epsilon)
+        self.gate_proj = Linear(width, config.ffn, use_bias=False, rngs=rngs)
+        self.up_proj = Linear(width, config.ffn, use_bias=False, rngs=rngs)
+        self.down_proj = Linear(config.ffn, width, use_bias=False, rngs=rngs)
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+
+    def __call__(self, x, rotation, mask, scale, past, start, key):
+        """float[R,S,D] -> (float[R,S,D], (keys, values) float[R,C,H,K]); `past` None attends to this call's tokens."""
+        on_q, on_k, on_v, on_o = split_key(key, 4)
+        y = self.attention_norm(x)
+        q = rotate(split_heads(self.q_proj(y, scale, on_q), self.heads), *rotation)
+        k = rotate(split_heads(self.k_proj(y, scale, on_k), self.kv_heads), *rotation)
+        v = split_heads(self.v_proj(y, scale, on_v), self.kv_heads)
+        if past is not None:
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
+                for old, new in zip(past, (k, v), strict=True)
+            )
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        x = x + self.o_proj(merge_heads(mixed), scale, on_o)
+        y = self.ffn_norm(x)
+        return x + self.down_proj(jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)), (k, v)
+
+
+class Llama(nnx.Module):
+    """The decoder: `embed` tokens, call on embeddings, `logits` of hidden states."""
+
+    def __init__(self, config: LlamaConfig, lora: LoraConfig, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(INIT(rngs.params(), (config.vocabulary, config.width), jnp.float32))
+        self.layers = stack_layers(lambda rngs: LlamaLayer(config, lora, rngs), config.layers, rngs)
+        self.norm = RMSNorm(config.width, epsilon=config.rms_epsilon)
+        self.lm_head = Linear(config.width, config.vocabulary, use_bias=False, rngs=rngs, init=INIT)
+        self.config = config
+
+    def embed(self, tokens: Array) -> Array:
+        """int32[...] -> float[...,D] in the parameters' dtype."""
+        return self.embedding[...][tokens]
+
+    def __call__(
+        self,
+        x: Array,
+        positions: Array,
+        mask: Array,
+        *,
+        lora_scale: Array | float | None,
+        cache: KVCache | None = None,
+        key: Array | None = None,
+    ) -> tuple[Array, KVCache | None]:
+        """Runs the layers and the final norm.
+
+        Args:
+          x: float[R,S,D] embeddings.
+          positions: int32[R,S] rotary positions.
+          mask: bool[R,S,C]; which keys each query sees. Without a cache C is S.
+          lora_scale: multiplies every adapter; None leaves the adapters out.
+          cache: keys and values are written at its `length`, and attended to under `mask`.
+          key: for LoRA dropout, in training.
+
+        Returns:
+          float[R,S,D] hidden states, and the cache with S more slots written (None without one).
+        """
+        rotation = rotary_angles(positions, self.config.width // self.config.heads, self.config.rope_theta)
+        start = None if cache is None else cache.length
+        past = None if cache is None else (cache.keys, cache.values)
+        keys = None if key is None else jax.random.split(key, self.config.layers)
+
+        def body(x, layer, past, key):
+            x, written = layer(x, rotation, mask, lora_scale, past, start, key)
+            return x, None if past is None else written
+
+        x, written = scan_layers(body, x, self.layers, past, keys)
+        cache = None if cache is None else KVCache(*written, cache.length + x.shape[1])
+        return self.norm(x), cache
+
+    def logits(self, hidden: Array) -> Array:
+        """float[...,D] -> float32[...,V]."""
+        kernel = self.lm_head.kernel[...].astype(hidden.dtype)
+        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+
+    def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> KVCache:
+        """A cache of zeros for `rows` sequences of at most `slots` tokens."""
+        c = self.config
+        shape = (c.layers, rows, slots, c.kv_heads, c.width // c.heads)
+        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+
+
+def rotary_angles(positions: Array, head: int, theta: float) -> tuple[Array, Array]:
+    """Cosines and sines float32[R,S,1,K] of int32[R,S] positions, halves repeated as `rotate` wants them."""
+    rates = theta ** (-jnp.arange(0, head, 2, dtype=jnp.float32) / head)
+    angles = positions[..., None].astype(jnp.float32) * rates
+    angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Array, cosine: Array, sine: Array) -> Array:
+    """Rotary embedding of float[R,S,H,K], pairing entry i with entry i + K/2 (Hugging Face's layout)."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x.astype(jnp.float32) * cosine + turned * sine).astype(x.dtype)
+
+
+def causal_mask(segments: Array) -> Array:
+    """bool[R,S,S]: a token sees the tokens before it (and itself) in its own segment; segment 0 is padding."""
+    place = jnp.arange(segments.shape[1])
+    same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
+    return same & (place[None, :] <= place[:, None])

@@ -1,0 +1,128 @@
+"""SALMONN (Tang et al. 2024, figure 1; original module: `models/salmonn.py`).
+
+Whisper and BEATs side by side, their frames normalised, zero-padded to one length and concatenated; the window-level
+Q-Former; a projection into the language model's embedding space; and the splice of those audio tokens into the prompt.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from salmonn_jax import audio
+from salmonn_jax.batch import Batch
+from salmonn_jax.config import ModelConfig
+from salmonn_jax.models.beats import Beats, token_masks
+from salmonn_jax.models.common import INIT, LayerNorm, Linear, split_key
+from salmonn_jax.models.llama import Llama, causal_mask
+from salmonn_jax.models.qformer import QFormer
+from salmonn_jax.models.whisper import WhisperEncoder
+
+
+class Frames(NamedTuple):
+    """What the frozen encoders make of clips, before anything trainable."""
+
+    speech: Array  # float[A,T,D_whisper]
+    sound: Array  # float[A,T_beats,D_beats]
+    exists: Array  # bool[A,T_beats]; BEATs makes tokens only for the clip, Whisper for the whole window
+
+
+class Salmonn(nnx.Module):
+    """The whole model. Methods are pure: arrays in, arrays out."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.whisper = WhisperEncoder(config.whisper, frames=config.audio.whisper_frames, rngs=rngs)
+        self.beats = Beats(config.beats, rngs=rngs)
+        self.ln_speech = LayerNorm(config.whisper.width)
+        self.ln_audio = LayerNorm(config.beats.width)
+        self.query_tokens = nnx.Param(INIT(rngs.params(), (config.qformer.queries, config.qformer.width), jnp.float32))
+        self.qformer = QFormer(config.qformer, memory=config.whisper.width + config.beats.width, rngs=rngs)
+        self.projection = Linear(config.qformer.width, config.llama.width, rngs=rngs)
+        self.llama = Llama(config.llama, config.lora, rngs=rngs)
+        self.config = config
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of activations."""
+        return jnp.dtype(self.config.activation_dtype)
+
+    def encode_frames(self, pcm: Array, length: Array, padded: Array | None = None) -> Frames:
+        """Runs the two encoders.
+
+        Args:
+          pcm: int16[A,N], zero-padded to the window.
+          length: int32[A] samples of each clip.
+          padded: int32[A] samples to which the original would have padded the clip for BEATs, in a batch; by default
+            each clip is heard as if alone. Tokens of what BEATs then would not have seen are zero.
+        """
+        minimum = self.config.audio.minimum_samples
+        length = jnp.maximum(length, minimum)
+        padded = length if padded is None else jnp.maximum(padded, minimum)
+        speech = self.whisper(audio.log_mel(pcm, self.config.whisper.mels).astype(self.dtype))
+        fbank = audio.fbank(pcm, self.config.beats.mels)
+        tokens = fbank.shape[1] // self.config.beats.patch * (self.config.beats.mels // self.config.beats.patch)
+        exists, valid = token_masks(length, padded, tokens, self.config.beats)
+        return Frames(speech, self.beats(fbank.astype(self.dtype), valid), exists)
+
+    def audio_tokens(self, frames: Frames, key: Array | None = None) -> Array:
+        """From the encoders' frames to the language model's embedding space: float[A,W*Q,D]."""
+        speech = self.ln_speech(frames.speech)
+        sound = jnp.where(frames.exists[..., None], self.ln_audio(frames.sound), 0)
+        frames = jnp.concatenate([speech, _fit(sound, speech.shape[1])], axis=-1)
+        return self.projection(self.qformer(self.query_tokens[...], frames, key))
+
+    def encode_audio(self, pcm: Array, length: Array, padded: Array | None = None, key: Array | None = None) -> Array:
+        """int16[A,N] clips of int32[A] samples -> float[A,W*Q,D] audio tokens."""
+        return self.audio_tokens(self.encode_frames(pcm, length, padded), key)
+
+    def splice(self, tokens: Array, audio_slot: Array, audio_tokens: Array, shards: int = 1) -> Array:
+        """Embeds int32[R,S] tokens and puts audio tokens where `audio_slot` names one: float[R,S,D].
+
+        `shards` is the number of equal parts into which rows and clips are cut over devices (see `Batch`): looking up
+        within a part keeps the lookup on the device that holds it.
+        """
+        text = self.llama.embed(tokens).astype(self.dtype)
+        if audio_tokens.shape[0] == 0:
+            return text
+        table = audio_tokens.reshape(shards, -1, audio_tokens.shape[-1])
+        first = jnp.arange(shards)[:, None] * table.shape[1]
+        local = jnp.maximum(audio_slot.reshape(shards, -1) - first, 0)
+        found = jnp.take_along_axis(table, local[..., None], axis=1).reshape(text.shape)
+        return jnp.where((audio_slot >= 0)[..., None], found.astype(text.dtype), text)
+
+    def __call__(
+        self,
+        batch: Batch,
+        *,
+        lora_scale: Array | float | None,
+        padded: Array | None = None,
+        shards: int = 1,
+        key: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Teacher-forced forward pass of a batch.
+
+        Returns:
+          float32[R,S,V] logits (entry s predicts token s + 1), and the float[A,W*Q,D] audio tokens.
+        """
+        on_qformer, on_llama = split_key(key, 2)
+        audio_tokens = self.encode_audio(batch.pcm, batch.pcm_length, padded, on_qformer)
+        x = self.splice(batch.tokens, batch.audio_slot, audio_tokens, shards)
+        hidden, _ = self.llama(x, batch.positions, causal_mask(batch.segments), lora_scale=lora_scale, key=on_llama)
+        return self.llama.logits(hidden), audio_tokens
+
+
+def answer_losses(logits: Array, batch: Batch) -> tuple[Array, Array]:
+    """Cross-entropy of each token that is to be predicted, float32[R,S-1], and which tokens those are, bool[R,S-1]."""
+    targets, counted = batch.tokens[:, 1:], batch.loss_mask[:, 1:]
+    log_probability = jax.nn.log_softmax(logits[:, :-1])
+    losses = -jnp.take_along_axis(log_probability, targets[..., None], axis=-1)[..., 0]
+    return jnp.where(counted, losses, 0.0), counted
+
+
+def _fit(x: Array, frames: int) -> Array:
+    """Zero-pads float[A,T,D] at the end to `frames`, or cuts it."""
+    return jnp.pad(x[:, :frames], ((0, 0), (0, max(0, frames - x.shape[1])), (0, 0)))

@@ -1,0 +1,109 @@
+"""One training step: loss, gradient with respect to what is trained, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from salmonn_jax import sharding
+from salmonn_jax.batch import Batch
+from salmonn_jax.config import RunConfig
+from salmonn_jax.models.parameters import Params, Structure
+from salmonn_jax.models.salmonn import answer_losses
+from salmonn_jax.training.optim import learning_rate, make_optimizer
+
+
+class TrainState(NamedTuple):
+    """What training changes, and all that a checkpoint must hold beside the place in the data."""
+
+    step: Array  # int32 scalar: steps done
+    trainable: Params
+    optimizer: Any
+
+
+def initial_state(config: RunConfig, trainable: Params) -> TrainState:
+    """The state before the first step. Traceable."""
+    optimizer = make_optimizer(config.optimizer, config.steps).init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer)
+
+
+def batch_loss(
+    config: RunConfig,
+    structure: Structure,
+    trainable: Params,
+    frozen: Params,
+    batch: Batch,
+    shards: int,
+    key: Array | None,
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of a batch: mean over all its answer tokens (as the original), plus the CTC loss if it is weighed in.
+
+    Returns:
+      The float32 scalar, and the float32 scalars `loss` (of the answers alone), `accuracy` (of teacher-forced
+      answer tokens) and, where configured, `ctc`.
+    """
+    model = structure.merge(trainable, frozen)
+    logits, audio_tokens = model(batch, lora_scale=config.model.lora.scale, shards=shards, key=key)
+    losses, counted = answer_losses(logits, batch)
+    total = jnp.maximum(counted.sum(), 1)
+    right = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & counted
+    metrics = {"loss": losses.sum() / total, "accuracy": right.sum() / total}
+    if not config.ctc_weight:
+        return metrics["loss"], metrics
+    metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, batch.transcript, config.ctc_blank)
+    return metrics["loss"] + config.ctc_weight * metrics["ctc"], metrics
+
+
+def ctc_loss(embedding: Array, audio_tokens: Array, transcript: Array, blank: int) -> Array:
+    """CTC on the audio tokens (mean over transcribed tokens), read off with the language model's word embeddings.
+
+    It teaches audio tokens to lie where the words they stand for lie, which a model that starts from random weights
+    otherwise takes very long to find. Not part of the original, whose parts are pretrained.
+
+    Args:
+      embedding: float[V,D]; audio_tokens: float[A,T,D]; transcript: int32[A,U], -1 for padding.
+      blank: the token that stands for no word.
+    """
+    logits = audio_tokens.astype(jnp.float32) @ embedding.astype(jnp.float32).T
+    absent = transcript < 0
+    every = jnp.zeros(logits.shape[:2], jnp.float32)
+    losses = optax.ctc_loss(logits, every, jnp.maximum(transcript, 0), absent.astype(jnp.float32), blank_id=blank)
+    words = (~absent).sum(axis=1)
+    return jnp.where(words > 0, losses, 0).sum() / jnp.maximum(words.sum(), 1)
+
+
+def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Callable:
+    """Compiles `(state, frozen, batch) -> (state, metrics)`; `state` is donated.
+
+    Metrics are float32 scalars: those of `batch_loss`, `gradient_norm` and `learning_rate`.
+    """
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    schedule = learning_rate(config.optimizer, config.steps)
+    shards = sharding.batch_shards(mesh)
+    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+
+    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def loss(trainable):
+            return batch_loss(config, structure, trainable, frozen, batch, shards, key)
+
+        # With respect to the trainable parameters only: no gradient, and no memory, for the frozen ones.
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": schedule(state.step)}
+        return TrainState(state.step + 1, trainable, optimizer_state), metrics
+
+    return jax.jit(
+        train_step,
+        in_shardings=(everywhere, everywhere, split),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )

@@ -1,0 +1,14 @@
+"""Every test runs on eight fake CPU devices, offline, at the highest matrix multiplication precision."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".cache" / "xla"))
+
+import jax
+
+jax.config.update("jax_default_matmul_precision", "highest")
