@@ -146,17 +146,22 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a run reads. `mixture` gives each source's share of the rows of a batch (shares are normalised)."""
+    """What a run reads.
+
+    A step takes `rows` examples over all devices, of which `clips` have audio and come from `mixture`, the others
+    from `text_mixture` (they cost no encoder work). Both mixtures give shares by source, which are normalised.
+    """
 
     corpus: str = "minicorpus"
     cache: str = ".cache/minicorpus"
     mixture: dict[str, float] = dataclasses.field(default_factory=dict)
-    rows: int = 8  # examples per step, over all devices
-    clips: int = 8  # of which so many have audio: text-only rows cost no encoder work
+    text_mixture: dict[str, float] = dataclasses.field(default_factory=dict)
+    rows: int = 8
+    clips: int = 8
     sequence: int = 512  # tokens of a row: prompt, audio tokens and answer
     answer: int = 300  # tokens kept of an answer, `</s>` included
     transcript: int = 0  # tokens kept of a transcript, for the CTC loss
-    workers: int = 0  # processes that read ahead
+    workers: int = 0  # processes that read ahead; 0 reads in threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

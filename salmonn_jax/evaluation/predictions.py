@@ -170,8 +170,8 @@ def _finished(content: bytes) -> bytes:
 
 def _parse(path: pathlib.Path, finished: bytes) -> Iterator[Prediction]:
     seen: dict[str, int] = {}
-    # Not splitlines(): JSON leaves characters such as U+2028 in a text as they are.
-    for number, line in enumerate(finished.split(b"\n")[:-1], start=1):
+    # As bytes, which break at line ends only: a text may hold characters such as U+2028, where a str breaks too.
+    for number, line in enumerate(finished.splitlines(), start=1):
         try:
             prediction = Prediction(**json.loads(line))
         except (ValueError, TypeError) as error:

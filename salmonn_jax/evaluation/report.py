@@ -24,6 +24,7 @@ SAMPLE_RATE = 16_000
 # What all players and pictures of a page may take, in characters; the page then stays under 4 MB.
 MEDIA_BUDGET = 3_600_000
 WIDTH, HEIGHT = 320, 96  # pixels of a spectrogram
+FRAME = 1024  # samples
 RANGE_DB = 70.0  # from the brightest point down to black
 FLOOR = 1e-4  # mel power below which even the loudest point of a clip is not drawn bright: silence stays dark
 # Dark to bright in even steps of lightness, after matplotlib's "magma".
@@ -125,10 +126,11 @@ def spectrogram(audio: np.ndarray) -> Image.Image:
     """Draws the log-mel spectrogram of int16[samples] at 16 kHz: time runs right, frequency (0 to 8 kHz) up."""
     import librosa  # here, because it takes seconds to load and most users of this package draw nothing
 
+    at_least_one_frame = np.pad(audio, (0, max(0, FRAME - len(audio))))
     power = librosa.feature.melspectrogram(
-        y=audio.astype(np.float32) / 32768.0,
+        y=at_least_one_frame.astype(np.float32) / 32768.0,
         sr=SAMPLE_RATE,
-        n_fft=1024,
+        n_fft=FRAME,
         win_length=400,
         hop_length=160,
         n_mels=HEIGHT,

@@ -16,10 +16,6 @@ SPLITS = {
     "test": "new clips of voices and files heard in training",
     "unheard": "voices and files never heard in training",
 }
-METRICS = {
-    "wer": "word error rate, lower is better",
-    "accuracy": "right answers, higher is better",
-}
 # Stands between the words and the name of the sound in an answer to the task speech_over_sound.
 OVER = " over "
 
@@ -29,12 +25,14 @@ class Measure:
     """One metric over one part of the answer.
 
     Attributes:
-      metric: a key of `METRICS`.
+      metric: "wer" or "accuracy"; a task has each at most once.
+      title: says for people what is counted and which way is better.
       compute: from references and predictions to their score.
       part: picks what is compared, from the reference and from the prediction alike.
     """
 
     metric: str
+    title: str
     compute: Callable[[Sequence[str], Sequence[str]], Score]
     part: Callable[[str], str]
 
@@ -79,8 +77,8 @@ def _name_after_over(text: str) -> str:
     return text.rpartition(OVER)[2] if OVER in text else ""
 
 
-_WER = Measure("wer", word_error_rate, _whole)
-_ACCURACY = Measure("accuracy", accuracy, _whole)
+_WER = Measure("wer", "word error rate, lower is better", word_error_rate, _whole)
+_ACCURACY = Measure("accuracy", "right answers, higher is better", accuracy, _whole)
 
 TASKS = {
     "numbers": Task("Spoken numbers, written down", (_WER,)),
@@ -94,8 +92,8 @@ TASKS = {
     "speech_over_sound": Task(
         "Speech over a sound",
         (
-            Measure("wer", word_error_rate, _words_before_over),
-            Measure("accuracy", accuracy, _name_after_over),
+            Measure("wer", "word error rate of the speech, lower is better", word_error_rate, _words_before_over),
+            Measure("accuracy", "right names of the sound, higher is better", accuracy, _name_after_over),
         ),
     ),
 }
@@ -163,6 +161,11 @@ def format_table(rows: Sequence[Row]) -> str:
 def to_json(rows: Sequence[Row]) -> str:
     """The rows as JSON text: a list of objects with the fields of `Row`, values as fractions."""
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=2, allow_nan=False)
+
+
+def measure_title(row: Row) -> str:
+    """What a row counts, for people."""
+    return next(measure.title for measure in TASKS[row.task].measures if measure.metric == row.metric)
 
 
 def clips(row: Row) -> str:

@@ -1,0 +1,231 @@
+"""The report page: complete, self-contained, and safe to open whatever a model answered."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from salmonn_jax.errors import UserError
+from salmonn_jax.evaluation import report, tasks
+from salmonn_jax.evaluation.predictions import Prediction
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>"
+
+
+def make(id: str, prediction: str, *, task: str = "sound", split: str = "test", hearing: str = "audio"):
+    return Prediction(
+        key=f"{task} {split} {id} {hearing}",
+        id=id,
+        task=task,
+        source="mini",
+        split=split,
+        hearing=hearing,
+        prompt="<Speech><SpeechHere></Speech> What makes this sound?",
+        reference="rain",
+        prediction=prediction,
+        finish_reason="end",
+        audio_seconds=1.0,
+    )
+
+
+def tone(hertz: float, seconds: float = 0.5) -> np.ndarray:
+    return np.round(9000 * np.sin(2 * np.pi * hertz * np.arange(int(16000 * seconds)) / 16000)).astype(np.int16)
+
+
+def decoded(player: str) -> np.ndarray:
+    """The int16[samples] in a player's data URI."""
+    clip, rate = soundfile.read(io.BytesIO(base64.b64decode(player.partition(",")[2])), dtype="int16")
+    assert rate == 16000
+    return clip
+
+
+class Page(html.parser.HTMLParser):
+    """The tags with their attributes, and the text."""
+
+    def __init__(self, path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += f" {data} "
+
+    def sources(self, tag: str) -> list[str]:
+        return [attributes["src"] for name, attributes in self.tags if name == tag]
+
+
+def write(path, predictions, audio=lambda id: tone(440), notes=("A note.",)) -> Page:
+    report.write_report(path, tasks.score(predictions), predictions, audio, title="A & B", notes=notes)
+    return Page(path)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    predictions = [
+        make("a", "Rain."),
+        make("b", HOSTILE),
+        make("c", "", split="unheard"),
+        make("a", "wind", hearing="silence"),
+        make("t", "rain", task="instrument"),
+    ]
+    clips = {"a": tone(440), "b": tone(3000), "c": tone(100, 1.0), "t": None}
+    return write(
+        tmp_path_factory.mktemp("report") / "new" / "page.html", predictions, clips.__getitem__, ["N 1", "N 2"]
+    )
+
+
+def test_page_has_title_notes_and_scores_by_split(page):
+    assert "A & B" in page.text and "N 1" in page.text and "N 2" in page.text
+    test, unheard = page.text.index("Scores: test"), page.text.index("Scores: unheard")
+    assert test < unheard
+    scores = page.text[test:unheard]
+    assert "Which sound it is right answers, higher is better" in scores
+    assert "50.0 % 9.5 to 90.5" in scores  # 1 of 2 hearing
+    assert "0.0 % 0.0 to 79.3" in scores  # 0 of 1 with silence
+    assert "not run" in page.text[unheard:]
+
+
+def test_page_shows_answers_with_their_marks(page):
+    samples = page.text[page.text.index("Sample clips") :]
+    assert "Hearing Rain. ✓ right Not hearing wind ✗ wrong" in samples
+    assert "Hearing no answer ✗ wrong" in samples
+    assert samples.count("Reference rain") == 4
+    assert samples.count("<Speech><SpeechHere></Speech> What makes this sound?") == 4
+    assert samples.count("No clip") == 1
+
+
+def test_hostile_answer_is_text(page):
+    assert HOSTILE in page.text
+    assert "<script" not in page.source and "onerror='" not in page.source
+    assert {"script", "link", "iframe"}.isdisjoint(name for name, _ in page.tags)
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_page_needs_nothing_from_outside(page):
+    assert all(uri.startswith("data:") for tag in ("img", "audio") for uri in page.sources(tag))
+    assert not re.search(r"https?://|url\(|@import", page.source)
+    assert "default-src 'none'" in page.source
+    assert "prefers-color-scheme: dark" in page.source
+
+
+def test_players_hold_the_clips_and_pictures_are_spectrograms(page):
+    expected = [tone(440), tone(3000), tone(100, 1.0)]
+    assert sorted(decoded(uri).tobytes() for uri in page.sources("audio")) == sorted(
+        clip.tobytes() for clip in expected
+    )
+    pictures = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) for uri in page.sources("img")]
+    assert [picture.size for picture in pictures] == [(report.WIDTH, report.HEIGHT)] * 3
+
+
+def brightness(clip: np.ndarray) -> np.ndarray:
+    """Relative luminance float[HEIGHT, WIDTH] of a clip's picture, top row first."""
+    return np.asarray(report.spectrogram(clip).convert("L"), float)
+
+
+def test_spectrogram_has_high_tones_on_top_and_time_to_the_right():
+    low_then_high = brightness(np.concatenate([tone(300), tone(5000)]))
+    left, right = low_then_high[:, 40:120].mean(1), low_then_high[:, 200:280].mean(1)
+    assert left.argmax() > report.HEIGHT * 0.7
+    assert right.argmax() < report.HEIGHT * 0.3
+    loud_then_silent = brightness(np.concatenate([tone(1000), np.zeros(8000, np.int16)]))
+    assert loud_then_silent[:, :150].max() > 200 and loud_then_silent[:, 180:].max() < 30
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("samples", [1, 100, 8000])
+def test_spectrogram_of_silence_is_dark(samples):
+    assert brightness(np.zeros(samples, np.int16)).max() < 30
+
+
+def test_colour_map_rises_evenly_from_dark_to_bright():
+    palette = report._palette()
+    assert palette.shape == (256, 3)
+    luma = palette @ np.array([0.299, 0.587, 0.114])
+    assert (np.diff(luma) > -0.5).all() and luma[0] < 20 and luma[-1] > 220
+
+
+def test_large_clips_are_cut_and_the_page_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MEDIA_BUDGET", 400_000)
+    noise = np.random.default_rng(0).integers(-20000, 20000, (2, 160000)).astype(np.int16)
+    clips = {"long": noise[0], "longer": np.concatenate([noise[1], noise[1]]), "short": tone(440)}
+    page = write(tmp_path / "p.html", [make(name, "rain") for name in clips], clips.__getitem__)
+    used = sum(len(uri) for tag in ("img", "audio") for uri in page.sources(tag))
+    assert 350_000 < used <= 400_000
+    kept = sorted(map(decoded, page.sources("audio")), key=len)
+    assert len(kept[0]) == 8000  # the short one is whole
+    for player in kept[1:]:
+        assert any((player == clip[: len(player)]).all() for clip in noise)
+        assert f"0.0 s (the player has the first {len(player) / 16000:.1f} s)" in page.text
+    assert page.text.count("the player has the first") == 2
+
+
+def test_write_replaces_the_page_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "p.html"
+    path.write_text("old")
+    write(path, [make("a", "rain")])
+    assert [one.name for one in tmp_path.iterdir()] == ["p.html"]
+    assert path.read_text().startswith("<!doctype html>")
+
+
+def test_a_failed_write_keeps_the_old_page(tmp_path, monkeypatch):
+    path = tmp_path / "p.html"
+    path.write_text("old")
+    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        write(path, [make("a", "rain")], lambda id: None)
+    assert [one.name for one in tmp_path.iterdir()] == ["p.html"]
+    assert path.read_text() == "old"
+
+
+def test_samples_mix_right_and_wrong_and_do_not_depend_on_the_order():
+    predictions = [make(f"r{i}", "rain") for i in range(20)] + [make(f"w{i}", "wind") for i in range(4)]
+    chosen = report.choose_samples(predictions, per_task=4)
+    assert [one.audio.id[0] for one in chosen] == ["r", "w", "r", "w"]
+    assert report.choose_samples(predictions[::-1], per_task=4) == chosen
+    assert [one.audio.id for one in chosen][::2] != ["r0", "r1"]  # not just the first of the file
+
+
+def test_samples_fall_back_to_what_there_is():
+    predictions = [make(f"r{i}", "rain") for i in range(5)] + [make("w", "wind")]
+    assert sorted(one.audio.id[0] for one in report.choose_samples(predictions)) == ["r", "r", "w"]
+    assert len(report.choose_samples(predictions[:2])) == 2
+    assert report.choose_samples([make("a", "rain", hearing="silence")]) == []
+
+
+def test_samples_are_taken_per_task_and_paired_with_silence():
+    predictions = [
+        make("a", "rain", task="metre"),
+        make("a", "rain", task="sound"),
+        make("a", "wind", task="sound", hearing="silence"),
+        make("a", "dog", task="sound", hearing="silence", split="unheard"),
+    ]
+    chosen = report.choose_samples(predictions)
+    assert [(one.audio.task, one.silence and one.silence.prediction) for one in chosen] == [
+        ("sound", "wind"),
+        ("metre", None),
+    ]
+
+
+def test_an_unknown_task_is_the_users_error():
+    with pytest.raises(UserError, match="unknown task 'sounds'"):
+        report.choose_samples([make("a", "rain", task="sounds")])
+
+
+def test_scoring_and_reporting_load_no_jax():
+    code = "import sys, salmonn_jax.evaluation.report; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

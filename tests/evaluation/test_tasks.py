@@ -1,0 +1,160 @@
+"""The score table: which rows there are, what is in them and how they print."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from salmonn_jax.errors import UserError
+from salmonn_jax.evaluation import tasks
+from salmonn_jax.evaluation.metrics import Score
+from salmonn_jax.evaluation.predictions import Prediction
+
+
+def make(task: str, reference: str, prediction: str, *, id: str = "a", split: str = "test", hearing: str = "audio"):
+    return Prediction(
+        key=f"{task} {split} {id} {hearing}",
+        id=id,
+        task=task,
+        source="mini",
+        split=split,
+        hearing=hearing,
+        prompt="?",
+        reference=reference,
+        prediction=prediction,
+        finish_reason="end",
+        audio_seconds=1.0,
+    )
+
+
+def test_each_task_has_its_metrics_and_a_title():
+    metrics = {name: [measure.metric for measure in task.measures] for name, task in tasks.TASKS.items()}
+    assert metrics == {
+        "numbers": ["wer"],
+        "numbers_to_english": ["wer"],
+        "transcribe": ["wer"],
+        "translate": ["wer"],
+        "sound": ["accuracy"],
+        "instrument": ["accuracy"],
+        "metre": ["accuracy"],
+        "tune_type": ["accuracy"],
+        "speech_over_sound": ["wer", "accuracy"],
+    }
+    assert all(task.title for task in tasks.TASKS.values())
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_every_measure_gives_the_metric_it_is_named_after(name):
+    rows = tasks.score([make(name, "one over rain", "one over rain")])
+    assert [row.metric for row in rows] == [row.audio.name for row in rows]
+    best = {"wer": 0.0, "accuracy": 1.0}
+    assert all(row.audio.value == best[row.metric] and row.silence is None for row in rows)
+    assert all(row.metric == "wer" or "higher" in tasks.measure_title(row) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "wer", "right"),
+    [
+        ("Go over there now over rain.", 0.0, 1.0),
+        ("go over there now OVER\nRain", 0.0, 1.0),
+        ("go over there now over wind", 0.0, 0.0),
+        ("go there now over rain", 1 / 4, 1.0),
+        # Without the last " over rain" the one inside the sentence is taken: "go" | "there now".
+        ("go over there now", 3 / 4, 0.0),
+        # Without any, all words are speech and the name is wrong.
+        ("go there now rain", 2 / 4, 0.0),
+        ("rain", 4 / 4, 0.0),
+        ("go over there now over", 3 / 4, 0.0),
+        ("", 1.0, 0.0),
+    ],
+)
+def test_speech_over_sound_is_split_at_the_last_over(prediction, wer, right):
+    rows = tasks.score([make("speech_over_sound", "go over there now over rain", prediction)])
+    assert [(row.metric, row.audio.value) for row in rows] == [("wer", pytest.approx(wer)), ("accuracy", right)]
+
+
+def test_a_speech_over_sound_reference_without_over_is_the_users_error():
+    with pytest.raises(UserError, match=r"task 'speech_over_sound', split 'test': reference 1 of 1"):
+        tasks.score([make("speech_over_sound", "hello", "hello")])
+
+
+def test_hearing_and_silence_stand_side_by_side():
+    rows = tasks.score(
+        [
+            make("sound", "rain", "rain", id="a"),
+            make("sound", "dog", "dog", id="b"),
+            make("sound", "rain", "rain", id="a", hearing="silence"),
+            make("sound", "dog", "rain", id="b", hearing="silence"),
+        ]
+    )
+    assert len(rows) == 1
+    assert (rows[0].split, rows[0].task, rows[0].metric) == ("test", "sound", "accuracy")
+    assert (rows[0].audio.value, rows[0].audio.count) == (1.0, 2)
+    assert (rows[0].silence.value, rows[0].silence.count) == (0.5, 2)
+
+
+def test_either_side_may_be_absent():
+    rows = tasks.score([make("sound", "rain", "rain", hearing="silence"), make("metre", "6/8", "6/8")])
+    assert [(row.task, row.audio is None, row.silence is None) for row in rows] == [
+        ("sound", True, False),
+        ("metre", False, True),
+    ]
+
+
+def test_rows_come_by_split_then_task_whatever_the_order_of_predictions():
+    given = [
+        make("tune_type", "jig", "jig", split="zoo"),
+        make("sound", "rain", "rain", split="unheard"),
+        make("sound", "rain", "rain", split="archive"),
+        make("tune_type", "jig", "jig"),
+        make("transcribe", "a b", "a b"),
+    ]
+    expected = [
+        ("test", "transcribe"),
+        ("test", "tune_type"),
+        ("unheard", "sound"),
+        ("archive", "sound"),
+        ("zoo", "tune_type"),
+    ]
+    for predictions in (given, given[::-1]):
+        assert [(row.split, row.task) for row in tasks.score(predictions)] == expected
+
+
+def test_an_unknown_task_is_named_with_a_suggestion():
+    with pytest.raises(UserError, match=r"unknown task 'transcribed'; did you mean 'transcribe'\?"):
+        tasks.score([make("transcribed", "a", "a")])
+
+
+def test_two_answers_of_one_clip_are_refused():
+    with pytest.raises(UserError, match="clip 'a' of 'mini' has two answers hearing audio"):
+        tasks.score([make("sound", "rain", "rain"), make("sound", "rain", "dog")])
+
+
+def test_nothing_to_score_is_the_users_error():
+    with pytest.raises(UserError, match="no prediction"):
+        tasks.score([])
+
+
+ROWS = [
+    tasks.Row("test", "numbers", "wer", Score("wer", 0.123, 200, 0.1, 0.1456), Score("wer", 1.5, 200, 1.25, 1.75)),
+    tasks.Row("unheard", "sound", "accuracy", Score("accuracy", 0.9, 30, 0.75, 0.96), None),
+    tasks.Row("unheard", "metre", "accuracy", Score("accuracy", 1.0, 9, 0.7, 1.0), Score("accuracy", 0.0, 8, 0.0, 0.3)),
+]
+
+
+def test_table():
+    assert tasks.format_table(ROWS).splitlines() == [
+        "task     metric    split    clips  hearing                  not hearing",
+        "-------  --------  -------  -----  -----------------------  ------------------------",
+        "numbers  wer       test     200    12.3 % [10.0 to 14.6]    150.0 % [125.0 to 175.0]",
+        "sound    accuracy  unheard  30     90.0 % [75.0 to 96.0]    -",
+        "metre    accuracy  unheard  9 / 8  100.0 % [70.0 to 100.0]  0.0 % [0.0 to 30.0]",
+    ]
+
+
+def test_json_holds_every_field():
+    loaded = json.loads(tasks.to_json(ROWS))
+    assert [
+        tasks.Row(**(row | {side: row[side] and Score(**row[side]) for side in ("audio", "silence")})) for row in loaded
+    ] == ROWS
