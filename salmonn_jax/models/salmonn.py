@@ -76,7 +76,9 @@ class Salmonn(nnx.Module):
         return self.projection(self.qformer(self.query_tokens[...], frames, key))
 
     def encode_audio(self, pcm: Array, length: Array, padded: Array | None = None, key: Array | None = None) -> Array:
-        """int16[A,N] clips of int32[A] samples -> float[A,W*Q,D] audio tokens."""
+        """int16[A,N] clips of int32[A] samples -> float[A,W*Q,D] audio tokens. No clips, no work."""
+        if pcm.shape[0] == 0:
+            return jnp.zeros((0, self.config.audio_tokens, self.config.llama.width), self.dtype)
         return self.audio_tokens(self.encode_frames(pcm, length, padded), key)
 
     def splice(self, tokens: Array, audio_slot: Array, audio_tokens: Array, shards: int = 1) -> Array:

@@ -1,0 +1,20 @@
+"""What every entry point shares: errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from salmonn_jax.errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs an entry point. Bad input: one line, exit code 2. Interrupted by the user: exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

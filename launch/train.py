@@ -1,0 +1,85 @@
+"""Train one stage: python -m launch.train CONFIG --output RUN [--model MODEL] [field=value ...]
+
+The same command starts a run and goes on with it: where RUN holds a run of this very configuration, training resumes
+from its latest checkpoint and yields the losses an uninterrupted run would have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from typing import Any
+
+from launch import cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as mini_stage1")
+    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="RUN", help="directory of the run")
+    parser.add_argument("--model", type=pathlib.Path, help="model or run directory to start from; default: random weights")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration, such as steps=100")
+    arguments = parser.parse_args()
+    train(resolve(arguments.config, arguments.overrides), arguments.output, arguments.model)
+
+
+def resolve(name: str, overrides: list[str]):
+    """The named configuration with the command line's changes."""
+    from salmonn_jax import config as configuration
+    from salmonn_jax.configs import get_config
+    from salmonn_jax.errors import UserError
+
+    config = get_config(name)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is not a change to the configuration; write field=value")
+        config = configuration.replace(config, path, text)
+    return config
+
+
+def train(config: Any, output: pathlib.Path, model: pathlib.Path | None) -> None:
+    """Prepares a run directory, or takes up the one that is there, and trains to the end."""
+    import jax
+
+    from data_pipelines import corpora
+    from data_pipelines.mixture import training_stream
+    from salmonn_jax import sharding
+    from salmonn_jax.tokenizer import load_tokenizer
+    from salmonn_jax.training import run_directory
+    from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
+    from salmonn_jax.training.loop import train as loop
+    from salmonn_jax.training.step import initial_state
+    from salmonn_jax.training.telemetry import Telemetry
+
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.data.rows, config.data.clips, mesh)
+    corpus = corpora.open_corpus(config.data)
+    run = run_directory.open_run(config, output, model, tokenizer=corpus.tokenizer)
+    everywhere = sharding.replicated(mesh)
+    trainable = jax.device_put(run.trainable, everywhere)
+    frozen = jax.device_put(run.frozen, everywhere)
+    state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(trainable)
+    data = training_stream(
+        lambda source: corpus.read(source, "train"),
+        load_tokenizer(output),
+        config.model,
+        config.data,
+        seed=config.seed,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+    checkpoints = Checkpoints(output, keep=config.keep)
+    if checkpoints.latest() is not None:
+        state = checkpoints.restore(abstract_like(state), data)
+        print(f"{output}: going on from step {checkpoints.latest()} of {config.steps}", file=sys.stderr)
+    telemetry = Telemetry(output, name=config.name, start=int(state.step), steps=config.steps)
+    try:
+        loop(config, run.structure, frozen, state, data, mesh, checkpoints, telemetry)
+    finally:
+        telemetry.close()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,179 @@
+"""Model directories and run directories: what is written where, and how weights come back.
+
+    MODEL/                              RUN/ (of `launch.train`)
+      config.json                         config.json     also holds the resolved run configuration
+      tokenizer.model                     tokenizer.model
+      base/     weights, Orbax            base/           only if the run needed a new base
+      delta/    what was trained          checkpoints/N/  delta, optimiser, place in the data, step
+                                          metrics.jsonl, tensorboard/
+
+`config.json` names the base (which may lie in another directory) and its fingerprint. Both kinds can be loaded: a run
+stands for its latest checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+from salmonn_jax import config as configuration
+from salmonn_jax.config import ModelConfig
+from salmonn_jax.errors import UserError
+from salmonn_jax.models import parameters
+from salmonn_jax.models.parameters import Params, Structure
+from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 1
+CHECKPOINTS = "checkpoints"
+TOKENIZER_FILES = ("tokenizer.model",)
+
+Placement = Callable[[dict[str, jax.ShapeDtypeStruct]], dict[str, jax.sharding.Sharding]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """Where the weights lie that a delta is laid over, and which they are."""
+
+    path: pathlib.Path
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model read from a directory: base and delta joined."""
+
+    config: ModelConfig
+    structure: Structure
+    params: Params
+    tokenizer: Tokenizer
+    base: Base
+    delta_paths: frozenset[str]  # which parameters came from the delta
+    fingerprint: str  # of base and delta together, for prediction records
+
+
+def load_model(directory: pathlib.Path) -> LoadedModel:
+    """Reads a model or run directory into host-local arrays. Raises UserError if it is not one, or not whole."""
+    directory = pathlib.Path(directory)
+    description = read_description(directory)
+    config = configuration.from_dict(ModelConfig, description["model"])
+    base = base_of(directory, description)
+    structure = parameters.structure(config)
+    params = load_params(base.path)
+    delta_path = latest_delta(directory)
+    delta = {} if delta_path is None else load_params(delta_path)
+    shapes = structure.shapes
+    found = {path: value.shape for path, value in (params | delta).items()}
+    wrong = sorted(set(shapes) ^ set(found)) or [p for p in found if shapes[p].shape != found[p]]
+    if wrong:
+        raise UserError(f"{directory} does not hold the model its config.json describes: {wrong[0]} and {len(wrong) - 1} more")
+    fingerprint = base.fingerprint if delta_path is None else _combine(base.fingerprint, fingerprint_of(delta))
+    return LoadedModel(
+        config, structure, params | delta, load_tokenizer(directory), base, frozenset(delta), fingerprint
+    )
+
+
+def read_description(directory: pathlib.Path) -> dict[str, Any]:
+    """The contents of `config.json`. Raises UserError if the directory has none of this format."""
+    path = pathlib.Path(directory) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{directory} is not a model or run directory: it has no config.json")
+    try:
+        description = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by salmonn_jax (no \"format\": {FORMAT})")
+    return description
+
+
+def base_of(directory: pathlib.Path, description: dict[str, Any]) -> Base:
+    """The base that a description names; a relative path is relative to the directory."""
+    path = pathlib.Path(directory) / description["base"]["path"]
+    if not path.is_dir():
+        raise UserError(f"the base weights of {directory} are not at {path}; was the directory they belong to moved?")
+    return Base(path.resolve(), description["base"]["fingerprint"])
+
+
+def latest_delta(directory: pathlib.Path) -> pathlib.Path | None:
+    """The delta of a model directory, or of the latest finished checkpoint of a run directory."""
+    directory = pathlib.Path(directory)
+    if (directory / "delta").is_dir():
+        return directory / "delta"
+    steps = sorted(int(p.name) for p in directory.glob(f"{CHECKPOINTS}/*") if p.name.isdigit())
+    return directory / CHECKPOINTS / str(steps[-1]) / "delta" if steps else None
+
+
+def write_description(directory: pathlib.Path, model: ModelConfig, base: Base, tokenizer: pathlib.Path, **more: Any) -> None:
+    """Writes `config.json` (last, so that a directory without one is unfinished) and copies the tokenizer files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, directory / name)
+    inside = base.path.resolve().is_relative_to(directory.resolve())
+    path = base.path.resolve().relative_to(directory.resolve()) if inside else base.path.resolve()
+    description = {
+        "format": FORMAT,
+        "model": configuration.to_dict(model),
+        "base": {"path": str(path), "fingerprint": base.fingerprint},
+        **more,
+    }
+    temporary = directory / "config.json.tmp"
+    temporary.write_text(json.dumps(description, indent=1) + "\n")
+    os.replace(temporary, directory / "config.json")
+
+
+def save_base(directory: pathlib.Path, params: Params) -> Base:
+    """Writes weights as `directory/base`, replacing an unfinished one."""
+    path = (directory / "base").resolve()
+    save_params(path, params)
+    return Base(path, fingerprint_of(params))
+
+
+def save_params(path: pathlib.Path, params: Params) -> None:
+    """Writes parameters with Orbax, atomically: `path` appears when all is written."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.resolve(), nested(params), force=True)
+
+
+def load_params(path: pathlib.Path) -> Params:
+    """Reads parameters that `save_params` or a checkpoint wrote."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        saved = checkpointer.metadata(path.resolve()).item_metadata
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved)
+        return flat(checkpointer.restore(path.resolve(), dict(target)))
+
+
+def nested(params: Params) -> dict[str, Any]:
+    """Parameters as a tree, the form in which Orbax stores them."""
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+def flat(tree: Any) -> Params:
+    """The reverse of `nested`."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def fingerprint_of(params: Params) -> str:
+    """A hash of names, shapes, dtypes and bytes, whatever the order or sharding."""
+    digest = hashlib.sha256()
+    for path in sorted(params):
+        value = np.asarray(params[path])
+        digest.update(f"{path} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data if value.size else b"")
+    return digest.hexdigest()
+
+
+def _combine(*fingerprints: str) -> str:
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()

@@ -1,0 +1,70 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+
+import grain
+import jax
+import numpy as np
+
+from salmonn_jax import sharding
+from salmonn_jax.batch import Batch
+from salmonn_jax.config import SAMPLE_RATE, RunConfig
+from salmonn_jax.models.parameters import Params, Structure
+from salmonn_jax.training.checkpoint import Checkpoints
+from salmonn_jax.training.step import TrainState, make_train_step
+from salmonn_jax.training.telemetry import Telemetry
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+def train(
+    config: RunConfig,
+    structure: Structure,
+    frozen: Params,
+    state: TrainState,
+    data: grain.DatasetIterator,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    telemetry: Telemetry,
+) -> TrainState:
+    """Trains from `state` to the last step and saves what it reaches.
+
+    The order is fixed, because resuming depends on it: save the state with the data iterator that has not yet yielded
+    the next batch; only then take that batch; step; log the step before, so that logging never waits for the device.
+
+    Raises:
+      Diverged: the loss of a step is not finite. The last checkpoint is from before it.
+    """
+    step_function = make_train_step(config, structure, mesh)
+    placement = sharding.batch_sharding(mesh)
+    pending = None
+    with jax.transfer_guard("disallow"):
+        for step in range(int(jax.device_get(state.step)), config.steps):
+            if step % config.save_every == 0 and step != checkpoints.latest():
+                checkpoints.save(state, data)
+            local: Batch = next(data)
+            batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(placement, np.asarray(x)), local)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = step_function(state, frozen, batch)
+            if pending:
+                _log(telemetry, *pending)
+            pending = step + 1, metrics, local
+        if pending:
+            _log(telemetry, *pending)
+        if config.steps != checkpoints.latest():
+            checkpoints.save(state, data)
+    checkpoints.close()
+    return state
+
+
+def _log(telemetry: Telemetry, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
+    values = {key: float(value) for key, value in jax.device_get(metrics).items()}
+    if not math.isfinite(values["loss"]):
+        raise Diverged(f"the loss of step {step} is {values['loss']}; lower optimizer.peak, or look at the data")
+    hosts = jax.process_count()
+    seconds = float(batch.pcm_length.sum()) / SAMPLE_RATE
+    telemetry.log(step, values, examples=len(batch.tokens) * hosts, audio_seconds=seconds * hosts)

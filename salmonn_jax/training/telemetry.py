@@ -1,0 +1,57 @@
+"""What a run tells: a progress bar, JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+
+import jax
+import tensorboardX
+from tqdm import tqdm
+
+
+class Telemetry:
+    """Writes metrics of finished steps to `metrics.jsonl` and `tensorboard/`, and shows progress.
+
+    A run that goes on from a checkpoint first drops the lines of steps that will be done again, so that every step
+    stands in the file once.
+    """
+
+    def __init__(self, run: pathlib.Path, *, name: str, start: int, steps: int):
+        self._path = run / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= start]
+        self._path.write_text("".join(line + "\n" for line in kept))
+        self._file = self._path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0)
+        self._clock = time.monotonic()
+
+    def log(self, step: int, metrics: Mapping[str, jax.Array | float], *, examples: int, audio_seconds: float) -> None:
+        """Records step number `step` (counted from 1), which read so many examples and seconds of audio."""
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        values = {key: float(value) for key, value in metrics.items()}
+        values |= {"examples_per_second": examples / seconds, "audio_seconds_per_second": audio_seconds / seconds}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
+        self._bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, {values['examples_per_second']:.0f} examples/s, "
+            f"{values['audio_seconds_per_second']:.0f} s audio/s",
+            refresh=False,
+        )
+        self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def _lines(self) -> list[str]:
+        """The whole lines of an earlier start; one that a kill cut short is left out."""
+        if not self._path.exists():
+            return []
+        return [line for line in self._path.read_text().split("\n")[:-1] if line]

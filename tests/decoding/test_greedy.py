@@ -1,0 +1,90 @@
+"""Greedy decoding against the original's, and against decoding without a cache, alone and in uneven batches."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from salmonn_jax.decoding import greedy
+from salmonn_jax.prompts import TEXT
+from tests import golden
+
+NEW = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _golden():
+    golden.require()
+
+
+def prompts(chosen: list[int]) -> greedy.Prompts:
+    """The golden prompts of these clips, each at its own length."""
+    pcm, length = (x[chosen] for x in golden.clips())
+    ids = [golden.texts()["token_ids"][c] for c in chosen]
+    sizes = [1 + len(i["before"]) + 88 + len(i["after"]) for i in ids]
+    tokens = np.zeros((len(chosen), max(sizes)), np.int32)
+    slot = np.full(tokens.shape, TEXT, np.int32)
+    for row, (i, size) in enumerate(zip(ids, sizes, strict=True)):
+        start = 1 + len(i["before"])
+        tokens[row, :size] = [1, *i["before"], *[1] * 88, *i["after"]]
+        slot[row, start : start + 88] = row * 88 + np.arange(88)
+    return greedy.Prompts(pcm, length, tokens, slot, np.array(sizes, np.int32))
+
+
+def decode(chosen: list[int], **options):
+    options = {"max_new_tokens": NEW, "end": 2, "lora_scale": golden.CONFIG.lora.scale, **options}
+    return jax.jit(lambda model, prompts: greedy.generate(model, prompts, **options))(golden.model(), prompts(chosen))
+
+
+@pytest.fixture(scope="module")
+def together():
+    return decode([0, 1, 2])
+
+
+def test_equals_the_original(together):
+    """The original generates from embeddings, so its ids start with a placeholder 1."""
+    theirs = [answer["ids"][1:] for answer in golden.texts()["generate_greedy"]]
+    np.testing.assert_array_equal(together.tokens, theirs)
+    assert not together.finished.any()
+    np.testing.assert_array_equal(together.length, NEW)
+
+
+def test_a_row_does_not_depend_on_its_batch(together):
+    alone = decode([1])
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[1])
+    np.testing.assert_allclose(alone.score[0], together.score[1], rtol=1e-5)
+
+
+def test_each_row_stops_at_its_own_end(together):
+    """With a token that one row emits early as the end token, the others go on as before."""
+    rows = np.asarray(together.tokens)
+    end = next(t for t in rows[1] if t in rows[1][:6] and t not in rows[0] and t not in rows[2])
+    at = int(np.argmax(rows[1] == end))
+    stopped = decode([0, 1, 2], end=int(end))
+    np.testing.assert_array_equal(stopped.tokens[0], rows[0])
+    np.testing.assert_array_equal(stopped.tokens[2], rows[2])
+    np.testing.assert_array_equal(stopped.tokens[1], [*rows[1][: at + 1], *[end] * (NEW - at - 1)])
+    np.testing.assert_array_equal(stopped.length, [NEW, at + 1, NEW])
+    np.testing.assert_array_equal(stopped.finished, [False, True, False])
+
+
+def test_score_is_the_teacher_forced_log_probability(together):
+    """The cache gives what a forward pass over prompt and answer gives."""
+    model, ready = golden.model(), prompts([1])
+    answer = np.asarray(together.tokens[1])
+    size = int(ready.length[0])
+    tokens = np.concatenate([ready.tokens[0], answer])[None]
+    slot = np.concatenate([ready.audio_slot[0], np.full(NEW, TEXT)])[None]
+    ones = np.ones_like(tokens)
+    audio = model.encode_audio(ready.pcm, ready.pcm_length)
+    from salmonn_jax.models.llama import causal_mask
+
+    hidden, _ = model.llama(
+        model.splice(tokens, slot, audio),
+        np.arange(tokens.shape[1])[None],
+        causal_mask(ones),
+        lora_scale=golden.CONFIG.lora.scale,
+    )
+    log_probability = jax.nn.log_softmax(model.llama.logits(hidden))[0, size - 1 : -1]
+    np.testing.assert_allclose(log_probability[np.arange(NEW), answer].sum(), together.score[1], rtol=1e-5)
