@@ -18,6 +18,9 @@ from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
 
 
+ENDLESS = 2**40  # batches; groups are zipped, and must be equally long for that
+
+
 def layout(model: ModelConfig, data: DataConfig) -> Layout:
     """The sizes of rows and batches that a configuration asks for."""
     return Layout(
@@ -64,14 +67,18 @@ def training_stream(
             shard = grain.MapDataset.source(read(name)).slice(slice(host, None, hosts))
             # Seeded by the name, so that a source keeps its order when another one joins.
             parts.append(shard.seed(seed ^ zlib.crc32(name.encode())).shuffle().repeat())
-        return grain.MapDataset.mix(parts, [weights[name] for name in sorted(weights)]).map(to_row).batch(size, batch_fn=list)
+        return (
+            grain.MapDataset.mix(parts, [weights[name] for name in sorted(weights)])
+            .map(to_row)
+            .batch(size, batch_fn=list)
+        )
 
     groups = []
     if data.clips:
         groups.append(mixed(data.mixture, data.clips // hosts))
     if data.rows > data.clips:
         groups.append(mixed(data.text_mixture, (data.rows - data.clips) // hosts))
-    batches = grain.experimental.ZipMapDataset(groups).map(Collate(to_row.layout))
+    batches = grain.experimental.ZipMapDataset([group.slice(slice(ENDLESS)) for group in groups]).map(Collate(to_row.layout))
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if data.workers:
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2))
@@ -103,4 +110,6 @@ def _check(data: DataConfig, hosts: int) -> None:
         )
     for name, share in {**data.mixture, **data.text_mixture}.items():
         if share <= 0:
-            raise UserError(f"the share of source {name!r} is {share}; it must be above 0 (leave the source out instead)")
+            raise UserError(
+                f"the share of source {name!r} is {share}; it must be above 0 (leave the source out instead)"
+            )

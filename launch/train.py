@@ -15,11 +15,17 @@ from launch import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as mini_stage1")
     parser.add_argument("--output", required=True, type=pathlib.Path, metavar="RUN", help="directory of the run")
-    parser.add_argument("--model", type=pathlib.Path, help="model or run directory to start from; default: random weights")
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration, such as steps=100")
+    parser.add_argument(
+        "--model", type=pathlib.Path, help="model or run directory to start from; default: random weights"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="changes to the configuration, such as steps=100"
+    )
     arguments = parser.parse_args()
     train(resolve(arguments.config, arguments.overrides), arguments.output, arguments.model)
 
@@ -55,7 +61,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None) -> None
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.data.rows, config.data.clips, mesh)
-    corpus = corpora.open_corpus(config.data)
+    corpus = corpora.open_corpus(config.data.corpus, config.data.cache)
     run = run_directory.open_run(config, output, model, tokenizer=corpus.tokenizer)
     everywhere = sharding.replicated(mesh)
     trainable = jax.device_put(run.trainable, everywhere)

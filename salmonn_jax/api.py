@@ -94,11 +94,20 @@ class Model:
         pcm, length = self._clips(clips)
         shape = np.broadcast_shapes(place.shape, start.shape)
         batch = Batch(
-            pcm, length, tokens, np.broadcast_to(place, shape), (place < end).astype(np.int32),
-            (place >= start) & (place < end), slots, np.zeros(len(rows), np.int32), np.zeros((len(pcm), 0), np.int32),
+            pcm,
+            length,
+            tokens,
+            np.broadcast_to(place, shape),
+            (place < end).astype(np.int32),
+            (place >= start) & (place < end),
+            slots,
+            np.zeros(len(rows), np.int32),
+            np.zeros((len(pcm), 0), np.int32),
         )
         losses = np.asarray(self._losses(self._model, batch))
-        return [-losses[i, first - 1 : last - 1] for i, (first, last) in enumerate(zip(start[:, 0], end[:, 0], strict=True))]
+        return [
+            -losses[i, first - 1 : last - 1] for i, (first, last) in enumerate(zip(start[:, 0], end[:, 0], strict=True))
+        ]
 
     def _prompt(self, clip: Clip, prompt: str):
         if clip is not None and "<SpeechHere>" not in prompt:

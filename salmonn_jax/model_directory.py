@@ -76,7 +76,9 @@ def load_model(directory: pathlib.Path) -> LoadedModel:
     found = {path: value.shape for path, value in (params | delta).items()}
     wrong = sorted(set(shapes) ^ set(found)) or [p for p in found if shapes[p].shape != found[p]]
     if wrong:
-        raise UserError(f"{directory} does not hold the model its config.json describes: {wrong[0]} and {len(wrong) - 1} more")
+        raise UserError(
+            f"{directory} does not hold the model its config.json describes: {wrong[0]} and {len(wrong) - 1} more"
+        )
     fingerprint = base.fingerprint if delta_path is None else _combine(base.fingerprint, fingerprint_of(delta))
     return LoadedModel(
         config, structure, params | delta, load_tokenizer(directory), base, frozenset(delta), fingerprint
@@ -93,7 +95,7 @@ def read_description(directory: pathlib.Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by salmonn_jax (no \"format\": {FORMAT})")
+        raise UserError(f'{path} was not written by salmonn_jax (no "format": {FORMAT})')
     return description
 
 
@@ -114,7 +116,9 @@ def latest_delta(directory: pathlib.Path) -> pathlib.Path | None:
     return directory / CHECKPOINTS / str(steps[-1]) / "delta" if steps else None
 
 
-def write_description(directory: pathlib.Path, model: ModelConfig, base: Base, tokenizer: pathlib.Path, **more: Any) -> None:
+def write_description(
+    directory: pathlib.Path, model: ModelConfig, base: Base, tokenizer: pathlib.Path, **more: Any
+) -> None:
     """Writes `config.json` (last, so that a directory without one is unfinished) and copies the tokenizer files."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:

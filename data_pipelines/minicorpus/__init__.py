@@ -1,0 +1,38 @@
+"""A small corpus of real recordings, built on this machine in about two minutes: the quickstart's data.
+
+    python -m launch.prepare minicorpus
+
+Speech in five languages, sounds, music and text, from recordings that Debian packages carry (speech from a synthesiser
+where there is no apt). `prepare` builds it, `read` reads it; the cache also holds the tokenizer it is read with.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from data_pipelines.minicorpus.build import check_ready, heard_sources, prepare, source_folder
+from data_pipelines.minicorpus.clips import FILLER, NOTES, SIZES
+from data_pipelines.minicorpus.reader import Clips, open_split
+from data_pipelines.minicorpus.recordings import CLIP_SECONDS
+from salmonn_jax.errors import unknown_name
+
+__all__ = ["CLIP_SECONDS", "FILLER", "NOTES", "SOURCES", "heard_sources", "prepare", "read"]
+
+SOURCES = tuple(SIZES)
+
+
+def read(cache: pathlib.Path, source: str, split: str) -> Clips:
+    """Opens a split of a source: a sequence of `data_pipelines.examples.Example`, picklable.
+
+    Args:
+      cache: where `prepare` built the corpus.
+      source: one of `SOURCES`.
+      split: "train", "test" or, where the source has it, "unheard".
+
+    Raises:
+      UserError: the corpus is not there, or has no such source or split.
+    """
+    if source not in SOURCES:
+        raise unknown_name("source of the mini-corpus", source, SOURCES)
+    check_ready(cache)
+    return open_split(source_folder(cache, source), source, split)

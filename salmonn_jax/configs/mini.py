@@ -6,8 +6,6 @@ stages 2 and 3 are the paper's: Q-Former and LoRA on a frozen rest, and a few st
 
 from __future__ import annotations
 
-import dataclasses
-
 from salmonn_jax.config import (
     AudioConfig,
     BeatsConfig,

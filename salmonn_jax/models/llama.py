@@ -6,6 +6,7 @@ decoding: it takes embeddings, positions and an attention mask, and optionally a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -86,7 +87,9 @@ class Llama(nnx.Module):
     """The decoder: `embed` tokens, call on embeddings, `logits` of hidden states."""
 
     def __init__(self, config: LlamaConfig, lora: LoraConfig, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(INIT(rngs.params(), (config.vocabulary, config.width), jnp.float32))
+        self.embedding = nnx.Param(
+            embedding_init(config.width)(rngs.params(), (config.vocabulary, config.width), jnp.float32)
+        )
         self.layers = stack_layers(lambda rngs: LlamaLayer(config, lora, rngs), config.layers, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.rms_epsilon)
         self.lm_head = Linear(config.width, config.vocabulary, use_bias=False, rngs=rngs, init=INIT)
@@ -142,6 +145,11 @@ class Llama(nnx.Module):
         c = self.config
         shape = (c.layers, rows, slots, c.kv_heads, c.width // c.heads)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+
+
+def embedding_init(width: int) -> Callable:
+    """0.02 at the 13B's width, and vectors of the same length in narrower models."""
+    return jax.nn.initializers.normal(0.02 * (5120 / width) ** 0.5)
 
 
 def rotary_angles(positions: Array, head: int, theta: float) -> tuple[Array, Array]:

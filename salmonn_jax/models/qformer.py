@@ -14,7 +14,7 @@ from jax import Array
 
 from salmonn_jax.config import QFormerConfig
 from salmonn_jax.models.common import (
-    INIT,
+    BERT_INIT,
     LayerNorm,
     Linear,
     dropout,
@@ -33,10 +33,10 @@ class BertAttention(nnx.Module):
     """Multi-head attention with its output projection, residual and (post-)norm."""
 
     def __init__(self, config: QFormerConfig, memory: int, rngs: nnx.Rngs):
-        self.query = Linear(config.width, config.width, rngs=rngs, init=INIT)
-        self.key = Linear(memory, config.width, rngs=rngs, init=INIT)
-        self.value = Linear(memory, config.width, rngs=rngs, init=INIT)
-        self.dense = Linear(config.width, config.width, rngs=rngs, init=INIT)
+        self.query = Linear(config.width, config.width, rngs=rngs, init=BERT_INIT)
+        self.key = Linear(memory, config.width, rngs=rngs, init=BERT_INIT)
+        self.value = Linear(memory, config.width, rngs=rngs, init=BERT_INIT)
+        self.dense = Linear(config.width, config.width, rngs=rngs, init=BERT_INIT)
         self.norm = LayerNorm(config.width, epsilon=EPSILON)
         self.heads = config.heads
         self.rate = config.dropout
@@ -57,8 +57,8 @@ class BertLayer(nnx.Module):
     def __init__(self, config: QFormerConfig, memory: int, rngs: nnx.Rngs):
         self.attention = BertAttention(config, config.width, rngs)
         self.cross_attention = BertAttention(config, memory, rngs)
-        self.intermediate = Linear(config.width, config.ffn, rngs=rngs, init=INIT)
-        self.output = Linear(config.ffn, config.width, rngs=rngs, init=INIT)
+        self.intermediate = Linear(config.width, config.ffn, rngs=rngs, init=BERT_INIT)
+        self.output = Linear(config.ffn, config.width, rngs=rngs, init=BERT_INIT)
         self.norm = LayerNorm(config.width, epsilon=EPSILON)
         self.config = config
 

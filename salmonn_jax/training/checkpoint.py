@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what was trained, the optimiser, the step and the place in the data. Never the frozen weights."""
+"""Checkpoints of a run: what was trained, the optimiser, the step, the place in the data. Never the frozen weights."""
 
 from __future__ import annotations
 

@@ -69,7 +69,9 @@ def _take_up(config: RunConfig, output: pathlib.Path, model: pathlib.Path | None
         raise UserError(f"{output} holds another run: {difference}; name a new directory with --output")
     start = None if model is None else model_directory.load_model(model)
     if description["start"]["model"] != (None if start is None else start.fingerprint):
-        raise UserError(f"{output} holds a run that started from other weights than --model {model}; name a new directory")
+        raise UserError(
+            f"{output} holds a run that started from other weights than --model {model}; name a new directory"
+        )
     base = model_directory.base_of(output, description)
     params = start.params if start else model_directory.load_params(base.path)
     chosen = parameters.trainable_paths(params, config.trainable)

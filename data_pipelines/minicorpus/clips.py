@@ -1,0 +1,148 @@
+"""What the sources of the mini-corpus share: sizes, seeds, wordings, and the making of one clip."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.audio_files import to_pcm
+from data_pipelines.examples import Example
+from data_pipelines.minicorpus import signals
+from data_pipelines.minicorpus.recordings import CLIP_SECONDS
+
+VERSION = "1.0.0"  # of the recipe; a corpus of another version is built anew
+SEED = 1
+SHORTEST_SECONDS = 0.3
+# Stands for "nothing new here" among the words of a text-only example, as blanks do among audio tokens.
+FILLER = "…"
+
+# How many examples of each task. What a source cannot make so many of is as many as there are.
+SIZES = {
+    "numbers": {
+        "train": {"numbers": 2700, "numbers_to_english": 900},
+        "test": {"numbers": 150, "numbers_to_english": 50},
+        "unheard": {"numbers": 60},
+    },
+    "prompts": {
+        "train": {"transcribe": 900, "translate": 300},
+        "test": {"transcribe": 60, "translate": 20},
+        "unheard": {"transcribe": 40},
+    },
+    "sounds": {"train": {"sound": 1400}, "test": {"sound": 132}, "unheard": {"sound": 40}},
+    "music": {
+        "train": {"instrument": 960, "metre": 320, "tune_type": 320},
+        "test": {"instrument": 132, "metre": 40, "tune_type": 40},
+        "unheard": {"instrument": 36},
+    },
+    "speech_over_sound": {"train": {"speech_over_sound": 900}, "test": {"speech_over_sound": 100}},
+    "reading": {
+        "train": {
+            "numbers": 1600,
+            "numbers_to_english": 500,
+            "speech_over_sound": 700,
+            "sound": 500,
+            "instrument": 400,
+            "transcribe": 300,
+        },
+        "test": {
+            "numbers": 20,
+            "numbers_to_english": 6,
+            "speech_over_sound": 10,
+            "sound": 6,
+            "instrument": 4,
+            "transcribe": 4,
+        },
+    },
+}
+
+# What each split does not share with training, for reports.
+NOTES = (
+    "numbers, test: strings of digits never trained on (one in ten, from two digits on), said by known voices. "
+    "unheard: other voices.",
+    "prompts, test: phrases never trained on, in any language, said by the voices of training. unheard: other voices, "
+    "other phrases.",
+    "sounds, test: the recordings of training, cut and changed afresh. unheard: other recordings of the same classes.",
+    "music, test: tunes never trained on, rendered with the instruments of training. unheard: recordings of real "
+    "instruments.",
+    "speech_over_sound, test: the strings of digits that numbers holds out, over the sounds of training cut afresh.",
+)
+
+
+class Clip(NamedTuple):
+    """An example, and what it was made of: names for the statistics."""
+
+    example: Example
+    voice: str
+    recordings: tuple[str, ...]
+
+
+class Place(NamedTuple):
+    """Which example is being made."""
+
+    source: str
+    split: str
+    task: str
+    index: int
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """A generator of its own for every example: one cannot disturb another."""
+        return np.random.default_rng([SEED, zlib.crc32(f"{self.source}/{self.split}/{self.task}".encode()), self.index])
+
+    def example(self, audio: np.ndarray | None, prompt: str, answer: str, transcript: str) -> Example:
+        """The example at this place."""
+        return Example(
+            id=f"{self.source}-{self.split}-{self.task}-{self.index:04}",
+            audio=audio,
+            prompt=prompt,
+            answer=answer,
+            task=self.task,
+            source=self.source,
+            transcript=transcript,
+        )
+
+
+@functools.cache
+def wordings(task: str) -> tuple[str, ...]:
+    """The ways to ask for a task; the first one is the test's."""
+    text = importlib.resources.files("data_pipelines").joinpath("prompts.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)[task])
+
+
+def wording(task: str, split: str, rng: np.random.Generator) -> str:
+    """Picks how to ask: any way in training, the first one elsewhere."""
+    ways = wordings(task)
+    return ways[rng.integers(len(ways))] if split == "train" else ways[0]
+
+
+def question(task: str, split: str, rng: np.random.Generator) -> str:
+    """A whole prompt about a clip."""
+    return f"<Speech><SpeechHere></Speech> {wording(task, split, rng)}"
+
+
+def finish(audio: np.ndarray, rng: np.random.Generator, *, latest: float = 0.2) -> np.ndarray:
+    """Gives a clip a loudness, a beginning and a faint noise of its own.
+
+    Args:
+      audio: float32[samples], at most `CLIP_SECONDS` long.
+      latest: seconds of silence before it, at most; less where the clip would get too long.
+
+    Returns:
+      int16[samples], from `SHORTEST_SECONDS` to `CLIP_SECONDS` long.
+    """
+    longest, shortest = signals.samples(CLIP_SECONDS), signals.samples(SHORTEST_SECONDS)
+    audio = signals.set_loudness(audio, rng.uniform(-26, -17))
+    before = min(signals.samples(rng.uniform(0, latest)), longest - len(audio))
+    after = min(signals.samples(rng.uniform(0, latest)), longest - len(audio) - before)
+    audio = signals.pad(audio, before, max(before + len(audio) + after, shortest))
+    return to_pcm(signals.add_noise(audio, rng, rng.uniform(25, 45)))
+
+
+def own_speed(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Plays it up to 8 % faster or slower."""
+    return signals.change_speed(audio, rng.uniform(0.92, 1.08))

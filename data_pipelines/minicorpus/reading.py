@@ -1,0 +1,71 @@
+"""Text that stands where audio tokens will stand, so that a language model learns to read them before it can hear.
+
+    <Speech>…… seven… two…</Speech> Write down what is said.   ->   seven two
+
+Audio tokens of a model trained with CTC say one word over several tokens and nothing in between. So words are written
+once or several times in a row for one word, and a word that is really said twice has a filler in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from data_pipelines.minicorpus import labels, spoken
+from data_pipelines.minicorpus.clips import FILLER, Clip, Place, wording
+from data_pipelines.minicorpus.recordings import Recordings
+
+_LENGTHS = (0.14, 0.2, 0.22, 0.22, 0.22)
+
+
+def reading(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[Clip]:
+    """Text-only examples of the tasks that the other sources ask about clips."""
+    phrases = sorted(
+        {p.text for p in recordings.prompts if p.heard and spoken.is_test_prompt(p.id) == (split == "test")}
+    )
+    for task, count in sizes.items():
+        for index in range(count):
+            place = Place("reading", split, task, index)
+            rng = place.rng
+            read, answer = _text(recordings, split, task, phrases, rng)
+            prompt = f"<Speech>{imitate(read, rng)}</Speech> {wording(task, split, rng)}"
+            yield Clip(place.example(None, prompt, answer, ""), "", ())
+
+
+def imitate(words: list[str], rng: np.random.Generator) -> str:
+    """Writes words as audio tokens would say them. Every word stands after a space, and is so one piece."""
+    text, last = "", None
+    for word in words:
+        fillers = int(rng.integers(4))
+        text += FILLER * max(fillers, int(word == last))
+        text += f" {word}" * (1 + int(rng.random() < 0.3))
+        last = word
+    return text + FILLER * int(rng.integers(4))
+
+
+def _text(
+    recordings: Recordings, split: str, task: str, phrases: list[str], rng: np.random.Generator
+) -> tuple[list[str], str]:
+    """Returns the words that audio tokens would say, and the answer."""
+    if task == "transcribe":
+        phrase = phrases[rng.integers(len(phrases))]
+        return phrase.split(), phrase
+    if task in ("sound", "instrument"):
+        names = sorted(recordings.sounds if task == "sound" else labels.INSTRUMENTS)
+        name = names[rng.integers(len(names))]
+        return [name], name
+    language = labels.LANGUAGES[rng.integers(len(labels.LANGUAGES))]
+    lengths = spoken.LENGTHS_OVER_SOUND if task == "speech_over_sound" else _LENGTHS
+    digits = spoken.draw_digits(rng, split, language, lengths, range(10))
+    said = spoken.words(language, digits)
+    if task == "numbers":
+        return said.split(), said
+    if task == "numbers_to_english":
+        return said.split(), spoken.words("en", digits)
+    names = sorted(recordings.sounds)
+    name = names[rng.integers(len(names))]
+    # The name of the sound may be heard anywhere among the words: it is there all the time.
+    read = said.split()
+    read.insert(int(rng.integers(len(read) + 1)), name)
+    return read, f"{said} over {name}"

@@ -1,0 +1,75 @@
+"""A corpus of pure tones, made in memory: what the `debug` configuration reads, on any machine and at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+
+import numpy as np
+import sentencepiece
+
+from data_pipelines.examples import SAMPLE_RATE, Example
+
+SOURCES = ("tones", "words")  # the second is text only
+TONES = {"low": 220.0, "middle": 660.0, "high": 1980.0}
+SIZES = {"train": 60, "test": 12}
+NOTES = ("Test tones are of the three kinds heard in training, with another phase and loudness.",)
+WORDING = "Which tone is this?"
+
+
+class Tones:
+    """Random access to the examples of one split of one source. Example i is a function of i alone."""
+
+    def __init__(self, source: str, split: str):
+        self._source, self._split = source, split
+
+    def __len__(self) -> int:
+        return SIZES[self._split]
+
+    def __getitem__(self, i: int) -> Example:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        random = np.random.default_rng([i, list(SIZES).index(self._split)])
+        name = list(TONES)[i % len(TONES)]
+        audio = _tone(TONES[name], random) if self._source == "tones" else None
+        heard = "<SpeechHere>" if audio is not None else name
+        return Example(
+            id=f"{self._source}-{self._split}-{i}",
+            audio=audio,
+            prompt=f"<Speech>{heard}</Speech> {WORDING}",
+            answer=name,
+            task="sound",
+            source=self._source,
+            transcript=name,
+        )
+
+
+def prepare(cache: pathlib.Path) -> None:
+    """Writes the tokenizer, if it is not there."""
+    path = cache / "tokenizer.model"
+    if path.exists():
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    text = [f"USER: <Speech>{name}</Speech> {WORDING}\nASSISTANT: {name}" for name in TONES]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=64,
+        pad_id=-1,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(model.getvalue())
+    os.replace(temporary, path)
+
+
+def _tone(hertz: float, random: np.random.Generator) -> np.ndarray:
+    """int16[samples] of half a second to one second."""
+    time = np.arange(int(random.uniform(0.5, 1.0) * SAMPLE_RATE)) / SAMPLE_RATE
+    wave = np.sin(2 * np.pi * (hertz * time + random.uniform()))
+    return (wave * random.uniform(3_000, 20_000)).astype(np.int16)

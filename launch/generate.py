@@ -1,0 +1,32 @@
+"""Ask a model about audio files: python -m launch.generate --model RUN --prompt "What sound is this?" FILE ..."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from launch import cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.generate", description=__doc__)
+    parser.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
+    parser.add_argument("--prompt", required=True, help="the question, asked about each file on its own")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="longest answer (default: %(default)s)")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="audio files of any format and sampling rate")
+    arguments = parser.parse_args()
+
+    import salmonn_jax
+    from data_pipelines.audio_files import load_audio
+
+    clips = [load_audio(path) for path in arguments.files]  # before the model: a wrong file is told at once
+    answers = salmonn_jax.load(arguments.model).generate(
+        clips, arguments.prompt, max_new_tokens=arguments.max_new_tokens
+    )
+    for path, answer in zip(arguments.files, answers, strict=True):
+        cut = "" if answer.finish_reason == "stop" else " [cut at --max-new-tokens]"
+        print(f"{path}\t{answer.text}{cut}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,97 @@
+"""Making predictions: a model answers examples, once each, into a prediction log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from salmonn_jax.api import Model
+from salmonn_jax.config import SAMPLE_RATE
+from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, prediction_key
+
+
+class Question(Protocol):
+    """What is asked: the fields of `data_pipelines.examples.Example` that evaluation reads."""
+
+    id: str
+    audio: np.ndarray | None
+    prompt: str
+    answer: str
+    task: str
+    source: str
+
+
+def predict(
+    model: Model,
+    examples: Sequence[Question],
+    log: PredictionLog,
+    *,
+    split: str,
+    hearing: str,
+    batch_size: int,
+    max_new_tokens: int,
+) -> set[str]:
+    """Answers the examples the log does not hold yet, and returns the keys of all of them.
+
+    Args:
+      hearing: "audio", or "silence" to answer each question with a silent clip of the same length: what can be
+        scored without hearing.
+      batch_size: questions at a time; the last batch is filled up, so that one shape is compiled.
+    """
+    decode = {"method": "greedy", "max_new_tokens": max_new_tokens}
+    done, keys, open_questions = log.done(), set(), []
+    for example in examples:
+        key = prediction_key(
+            id=example.id,
+            task=example.task,
+            source=example.source,
+            split=split,
+            hearing=hearing,
+            prompt=example.prompt,
+            reference=example.answer,
+            audio=example.audio,
+            decode=decode,
+            weights=model.fingerprint,
+        )
+        keys.add(key)
+        if key not in done:
+            open_questions.append((key, example))
+    progress = tqdm(total=len(open_questions), desc=f"{split}, {hearing}", unit="clip", disable=not open_questions)
+    for part in _batches(open_questions, batch_size):
+        filled = [part[i % len(part)][1] for i in range(batch_size)]
+        clips = [_clip(example, hearing) for example in filled]
+        answers = model.generate(clips, [e.prompt for e in filled], max_new_tokens=max_new_tokens)
+        for (key, example), answer in zip(part, answers, strict=False):
+            seconds = 0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE
+            log.append(
+                Prediction(
+                    key=key,
+                    id=example.id,
+                    task=example.task,
+                    source=example.source,
+                    split=split,
+                    hearing=hearing,
+                    prompt=example.prompt,
+                    reference=example.answer,
+                    prediction=answer.text,
+                    finish_reason=answer.finish_reason,
+                    audio_seconds=seconds,
+                )
+            )
+        progress.update(len(part))
+    progress.close()
+    return keys
+
+
+def _clip(example: Question, hearing: str) -> np.ndarray | None:
+    if example.audio is None or hearing == "audio":
+        return example.audio
+    return np.zeros_like(example.audio)
+
+
+def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,107 @@
+"""Loading of audio: exact where it can be, one clear line where it cannot."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_pipelines.audio_files import load_audio
+from salmonn_jax.errors import UserError
+
+PCM = np.random.default_rng(0).integers(-32768, 32768, 4000, dtype=np.int16)
+
+
+def wav(samples: np.ndarray, rate: int, **options) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, samples, rate, format="WAV", **options)
+    return out.getvalue()
+
+
+def test_16_bit_wav_at_16_khz_is_exact(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(PCM, 16_000, subtype="PCM_16"))
+    for source in (path, str(path), path.read_bytes(), (PCM, 16_000)):
+        np.testing.assert_array_equal(load_audio(source), PCM)
+    assert load_audio(path).dtype == np.int16
+
+
+def test_the_first_channel_is_taken():
+    stereo = np.stack([PCM, PCM[::-1]], axis=1)
+    np.testing.assert_array_equal(load_audio(wav(stereo, 16_000, subtype="PCM_16")), PCM)
+    np.testing.assert_array_equal(load_audio((stereo, 16_000)), PCM)
+
+
+def test_16_bit_values_survive_wider_formats():
+    np.testing.assert_array_equal(load_audio(wav(PCM.astype(np.int32) << 16, 16_000, subtype="PCM_24")), PCM)
+    np.testing.assert_array_equal(load_audio((PCM.astype(np.float32) / 32768, 16_000)), PCM)
+    np.testing.assert_array_equal(load_audio((PCM.astype(np.int32) << 16, 16_000)), PCM)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_resampling_keeps_a_tone(rate):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    heard = load_audio((tone, rate))
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    assert len(heard) == 16_000
+    np.testing.assert_allclose(heard[400:-400] / 32768, expected[400:-400], atol=2e-3)
+
+
+def test_what_is_too_loud_is_clipped():
+    np.testing.assert_array_equal(load_audio((np.array([2.0, -2.0, 0.0]), 16_000)), [32767, -32768, 0])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (b"", "is empty"),
+        (b"this is a text, no sound at all " * 20, "not audio"),
+        (wav(PCM, 16_000)[:30], "not audio"),
+        (wav(np.zeros(0), 16_000), "no samples"),
+        ((np.zeros((0, 2)), 16_000), "no samples"),
+        ((np.array([0.0, np.nan]), 16_000), "not finite"),
+        ((np.array([0.0, np.inf]), 16_000), "not finite"),
+        ((np.zeros(4), 0), "rate of 0"),
+        ((np.array(["a"]), 16_000), "type <U1"),
+    ],
+)
+def test_bad_audio_is_told_in_one_line(source, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_audio(source)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_missing_or_empty_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no audio file .*gone\.wav"):
+        load_audio(tmp_path / "gone.wav")
+    with pytest.raises(UserError, match="no audio file"):
+        load_audio(tmp_path)
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(UserError, match=r"empty\.wav is empty"):
+        load_audio(tmp_path / "empty.wav")
+
+
+def test_codecs_that_libsndfile_lacks_come_through_av(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.g722"
+    tone = (8000 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)).astype(np.int16)
+    with av.open(str(path), "w", format="g722") as container:
+        stream = container.add_stream("g722", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
+        frame.rate = 16_000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    heard = load_audio(path)
+    assert heard.dtype == np.int16
+    assert abs(len(heard) - 16_000) < 200
+    spectrum = np.abs(np.fft.rfft(heard[:8_000]))
+    assert np.argmax(spectrum) == 220
+
+
+def test_without_av_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"pip install 'salmonn-jax\[minicorpus\]'"):
+        load_audio(b"not audio either, but it might have been" * 10)

@@ -1,0 +1,453 @@
+"""The mini-corpus, made of tones instead of recordings: no network and no cache needed."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import os
+import pathlib
+import pickle
+import re
+import struct
+import sys
+import types
+import zlib
+
+import numpy as np
+import pytest
+
+from data_pipelines import minicorpus
+from data_pipelines.minicorpus import build, clips, heard, labels, packages, recordings, signals, spoken, tunes
+from data_pipelines.minicorpus.builder import make
+from data_pipelines.minicorpus.rcc import read_rcc
+from data_pipelines.minicorpus.reading import imitate
+from launch import prepare as command
+from salmonn_jax.errors import UserError
+from salmonn_jax.tokenizer import load_tokenizer
+
+SMALL = {
+    "numbers": {"train": {"numbers": 30, "numbers_to_english": 10}, "test": {"numbers": 12}, "unheard": {"numbers": 4}},
+    "prompts": {
+        "train": {"transcribe": 60, "translate": 20},
+        "test": {"transcribe": 9, "translate": 5},
+        "unheard": {"transcribe": 3},
+    },
+    "sounds": {"train": {"sound": 12}, "test": {"sound": 6}, "unheard": {"sound": 4}},
+    "music": {
+        "train": {"instrument": 24, "metre": 8, "tune_type": 8},
+        "test": {"instrument": 12, "metre": 4, "tune_type": 4},
+        "unheard": {"instrument": 3},
+    },
+    "speech_over_sound": {"train": {"speech_over_sound": 12}, "test": {"speech_over_sound": 6}},
+    "reading": {
+        "train": dict.fromkeys(clips.SIZES["reading"]["train"], 40),
+        "test": dict.fromkeys(clips.SIZES["reading"]["test"], 4),
+    },
+}
+
+
+def tone(pitch: float, seconds: float) -> np.ndarray:
+    wave = 0.1 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * 16_000)) / 16_000)
+    return (32768 * wave).astype(np.int16)
+
+
+def abc(number: int) -> str:
+    metre, kind = [("6/8", "jig"), ("4/4", "reel"), ("9/8", "slip jig"), ("3/4", "Ballade")][number % 4]
+    notes = " ".join("CDEFGABcdefg"[(number + i) % 12] for i in range(24))
+    return f"X:{number}\nT:The Tune of {number}\nM:{metre}\nR:{kind}\nL:1/8\nK:C\n{notes} |]\n"
+
+
+def fake_recordings() -> recordings.Recordings:
+    voices = {}
+    for place, language in enumerate(labels.LANGUAGES):
+        digits = {digit: tone(200 + 50 * digit + place, 0.4) for digit in range(10)}
+        voices[f"known-{language}"] = recordings.Voice(language, True, digits)
+    voices["new-en"] = recordings.Voice("en", False, {digit: tone(900 + digit, 0.4) for digit in range(9)})
+    phrases = [
+        recordings.Prompt(
+            f"key{i}", language, f"known-{language}", True, f"wort {chr(97 + i % 26)}", f"word {i}", tone(300, 0.5)
+        )
+        for i in range(40)
+        for language in labels.LANGUAGES
+    ]
+    phrases += [
+        recordings.Prompt(f"new{i}", "en", "new-en", False, "a stamp", "a stamp", tone(300, 0.5)) for i in range(5)
+    ]
+    return recordings.Recordings(
+        origin="recorded",
+        voices=voices,
+        prompts=tuple(phrases),
+        sounds={
+            "beep": tuple(recordings.Recording(f"beep{i}", tone(1000 + i, 0.2 + i)) for i in range(3)),
+            "hum": (recordings.Recording("hum0", tone(60, 6)),),
+            "buzz": tuple(recordings.Recording(f"buzz{i}", tone(150 + i, 1.0)) for i in range(2)),
+        },
+        instruments={"piano": (recordings.Recording("real piano", tone(440, 5)),)},
+        tunes=tuple(tunes.parse(abc(number)) for number in range(64)),
+        soundfont=b"a soundfont",
+    )
+
+
+class FakeSynth:
+    """Stands for tinysoundfont's: a tone for each note held, higher programs louder."""
+
+    def __init__(self, samplerate: int):
+        self.rate, self.held, self.level = samplerate, set(), 0.1
+
+    def sfload(self, data: bytes) -> int:
+        assert data == b"a soundfont"
+        return 1
+
+    def program_select(self, channel, font, bank, program):
+        self.level = 0.1 + program / 400
+
+    def sounds_off(self, channel):
+        self.held.clear()
+
+    def noteon(self, channel, key, velocity):
+        self.held.add(key)
+
+    def noteoff(self, channel, key):
+        self.held.discard(key)
+
+    def generate(self, count: int) -> memoryview:
+        time = np.arange(count) / self.rate
+        wave = sum((np.sin(2 * np.pi * 440 * 2 ** ((key - 69) / 12) * time) for key in self.held), np.zeros(count))
+        return memoryview(np.repeat((self.level * wave).astype(np.float32), 2).tobytes())
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Small sizes, and a player that needs no soundfont."""
+    for source, sizes in SMALL.items():
+        monkeypatch.setitem(clips.SIZES, source, sizes)
+    monkeypatch.setitem(sys.modules, "tinysoundfont", types.SimpleNamespace(Synth=FakeSynth))
+
+
+@pytest.fixture
+def cache(tmp_path, small, monkeypatch) -> pathlib.Path:
+    """A cache whose recordings are there, so that nothing is fetched."""
+    pytest.importorskip("symusic")
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "modules").mkdir()
+    fake_recordings().save(build.recordings_path(folder))
+    monkeypatch.setattr(packages, "unpack_wheels", None)
+    return folder
+
+
+def all_clips(source: str, split: str) -> list[clips.Clip]:
+    return list(make(fake_recordings(), source, split, pathlib.Path("none")))
+
+
+def test_strings_of_digits_do_not_leak(small):
+    def strings(examples):
+        said = [example.transcript or example.prompt for example in examples]
+        return {text for text in said if " " in text}
+
+    train = [clip.example for source in ("numbers", "speech_over_sound") for clip in all_clips(source, "train")]
+    test = [clip.example for source in ("numbers", "speech_over_sound") for clip in all_clips(source, "test")]
+    assert not strings(train) & strings(test)
+    assert all(spoken.is_test(e.transcript) for e in test)
+    assert not any(spoken.is_test(e.transcript) for e in train)
+    numbers = [clip.example for clip in all_clips("numbers", "test")]
+    assert len({e.transcript for e in numbers}) == len(numbers)
+    # Nor does the text that imitates audio.
+    for split, kept in (("train", False), ("test", True)):
+        for clip in all_clips("reading", split):
+            if clip.example.task == "numbers" and " " in clip.example.answer:
+                assert spoken.is_test(clip.example.answer) == kept
+
+
+def test_prompts_are_split_by_id_and_titles_by_tune(small):
+    pytest.importorskip("symusic")
+    for source in ("prompts", "music"):
+        made = {split: all_clips(source, split) for split in ("train", "test", "unheard")}
+        used = {split: {name.split(" ", 1)[-1] for clip in made[split] for name in clip.recordings} for split in made}
+        assert all(made.values())
+        for one, other in itertools.combinations(used.values(), 2):
+            assert not one & other
+    asked = collections.Counter(clip.example.answer for clip in all_clips("music", "train"))
+    assert len({asked[name] for name in labels.INSTRUMENTS}) == 1, "answers come equally often"
+
+
+def test_files_held_out_are_heard_in_no_other_split(small):
+    known = {
+        name
+        for source in ("sounds", "speech_over_sound")
+        for split in ("train", "test")
+        for clip in all_clips(source, split)
+        for name in clip.recordings
+    }
+    unheard = {name for clip in all_clips("sounds", "unheard") for name in clip.recordings}
+    assert unheard == {"beep2", "buzz1"}
+    assert not unheard & known
+    assert {"beep0", "beep1", "hum0", "buzz0"} <= known
+
+
+def test_voices_held_out_say_nothing_in_other_splits(small):
+    voices = {split: {clip.voice for clip in all_clips("numbers", split)} for split in ("train", "test", "unheard")}
+    assert voices["unheard"] == {"new-en"}
+    assert "new-en" not in voices["train"] | voices["test"]
+    for clip in all_clips("numbers", "unheard"):
+        assert "nine" not in clip.example.transcript, "a voice is not asked for a digit it lacks"
+
+
+def test_clips_keep_to_their_length_and_answers_to_their_clips(small):
+    pytest.importorskip("symusic")
+    for source, split in (("numbers", "train"), ("sounds", "test"), ("speech_over_sound", "train"), ("music", "test")):
+        for example in (clip.example for clip in all_clips(source, split)):
+            assert example.audio.dtype == np.int16
+            assert 0.3 * 16_000 <= len(example.audio) <= 4.0 * 16_000
+            assert example.source == source
+            assert example.prompt.startswith("<Speech><SpeechHere></Speech> ")
+            assert example.prompt.endswith(clips.wordings(example.task)[0]) or split == "train"
+    for clip in all_clips("speech_over_sound", "train"):
+        words, _, name = clip.example.answer.rpartition(" over ")
+        assert words == clip.example.transcript
+        assert name in fake_recordings().sounds
+    english = [c.example for c in all_clips("numbers", "train") if c.example.task == "numbers_to_english"]
+    for example in english:
+        assert set(example.answer.split()) <= set(labels.DIGITS["en"])
+        assert len(example.answer.split()) == len(example.transcript.split())
+
+
+@pytest.mark.parametrize("source", ["numbers", "sounds", "speech_over_sound", "reading"])
+def test_making_is_a_function_of_the_seed(small, source):
+    first, second = all_clips(source, "train"), all_clips(source, "train")
+    for one, other in zip(first, second, strict=True):
+        assert pickle.dumps(one) == pickle.dumps(other)
+    assert len({clip.example.id for clip in first}) == len(first)
+
+
+def test_an_example_does_not_depend_on_how_many_there_are(small, monkeypatch):
+    few = all_clips("numbers", "train")
+    monkeypatch.setitem(clips.SIZES, "numbers", {"train": {"numbers": 31, "numbers_to_english": 10}})
+    many = {clip.example.id: clip.example for clip in all_clips("numbers", "train")}
+    for clip in few:
+        np.testing.assert_array_equal(clip.example.audio, many[clip.example.id].audio)
+
+
+def test_imitated_audio_tokens_can_be_read(small):
+    """One word per run of copies; a word that is said twice has a filler between."""
+    rng = np.random.default_rng(0)
+    for words in (["two"], ["two", "two"], ["one", "two", "two", "two", "one"]):
+        for _ in range(50):
+            read: list[str] = []
+            for part in re.split(f"{clips.FILLER}+", imitate(words, rng)):
+                read += [word for word, _ in itertools.groupby(part.split())]
+            assert read == words
+    for clip in all_clips("reading", "train"):
+        assert clip.example.audio is None
+        assert "<SpeechHere>" not in clip.example.prompt
+        assert clip.example.transcript == ""
+
+
+def rcc_of(files: dict[str, bytes], *, zipped: str) -> bytes:
+    """A resource file of version 1 with one folder, `sounds`."""
+    names, places = b"", {}
+    for name in ("sounds", *files):
+        places[name] = len(names)
+        names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
+    data, offsets = b"", {}
+    for name, content in files.items():
+        offsets[name] = len(data)
+        stored = struct.pack(">I", len(content)) + zlib.compress(content) if name == zipped else content
+        data += struct.pack(">I", len(stored)) + stored
+    tree = struct.pack(">IHII", 0, 2, 1, 1) + struct.pack(">IHII", places["sounds"], 2, len(files), 2)
+    for name in files:
+        tree += struct.pack(">IHHHI", places[name], int(name == zipped), 0, 0, offsets[name])
+    start = 20
+    header = b"qres" + struct.pack(">IIII", 1, start, start + len(tree), start + len(tree) + len(data))
+    return header + tree + data + names
+
+
+def test_resource_files_are_unpacked():
+    files = {"dog.ogg": b"wuff", "größe.ogg": b"x" * 1000, "empty.ogg": b""}
+    assert dict(read_rcc(rcc_of(files, zipped="größe.ogg"))) == {f"sounds/{name}": data for name, data in files.items()}
+    with pytest.raises(ValueError, match="not a Qt resource file"):
+        list(read_rcc(b"RIFF"))
+
+
+def test_flac_is_exact():
+    pcm = np.random.default_rng(0).integers(-32768, 32768, 5000, dtype=np.int16)
+    pcm[:2] = [-32768, 32767]
+    decoded = signals.from_flac(signals.to_flac(pcm))
+    assert decoded.dtype == np.int16
+    np.testing.assert_array_equal(decoded, pcm)
+
+
+def test_trimming_keeps_what_sounds():
+    silence = np.zeros(16_000, np.float32)
+    sound = tone(300, 0.5) / np.float32(32768)
+    trimmed = signals.trim(np.concatenate([silence, sound, silence]))
+    assert 0.5 * 16_000 <= len(trimmed) <= 0.6 * 16_000
+    assert len(signals.trim(silence)) == len(silence)
+
+
+def test_titles_are_compared_without_articles_accents_and_case():
+    assert tunes.normalise_title("The Ténth of March") == tunes.normalise_title("tenth of march -- Reel")
+    tune = tunes.parse(abc(0))
+    assert (tune.title, tune.metre, tune.type) == ("tune of 0", "six eight", "jig")
+    assert tunes.parse(abc(3)).type == ""
+
+
+def test_prompt_texts_are_cleaned(tmp_path):
+    import gzip
+
+    path = tmp_path / "core-sounds-es.txt.gz"
+    lines = "; a note\nbeep: [tone]\nhello: ¡Hola, Señor! (friendly)\ndigits/0: cero\ndigits/0: diez\nempty: ...\n"
+    path.write_bytes(gzip.compress(lines.encode()))
+    assert recordings.asterisk_texts(path) == {"hello": "hola señor", "digits/0": "cero"}
+
+
+def test_the_corpus_end_to_end(cache, capsys):
+    minicorpus.prepare(cache, workers=1)
+    assert "numbers_to_english" in capsys.readouterr().out
+    statistics = json.loads((cache / "statistics.json").read_text())
+    assert statistics["sources"]["numbers"]["train"]["numbers"]["clips"] == 30
+    assert statistics["sources"]["numbers"]["unheard"]["numbers"]["voices"] == ["new-en"]
+    assert statistics["notes"] == list(minicorpus.NOTES)
+    assert minicorpus.heard_sources(cache, "test") == [s for s in minicorpus.SOURCES if s != "reading"]
+    assert minicorpus.heard_sources(cache, "unheard") == ["numbers", "prompts", "sounds", "music"]
+    assert minicorpus.heard_sources(cache, "other") == []
+
+    tokenizer = load_tokenizer(cache)
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.vocabulary) == (1, 2, 512)
+    assert tokenizer.decode(tokenizer.encode("zéro семь over hum")) == "zéro семь over hum"
+    assert tokenizer.encode(f"{clips.FILLER}{clips.FILLER} seven").count(tokenizer.id_of(clips.FILLER)) == 2
+
+    for source in minicorpus.SOURCES:
+        for split, sizes in SMALL[source].items():
+            read = minicorpus.read(cache, source, split)
+            assert len(read) == sum(sizes.values())
+            expected = {clip.example.id: clip.example for clip in all_clips(source, split)}
+            passes = [
+                [read[i] for i in range(len(read))],
+                list(map(pickle.loads(pickle.dumps(read)).__getitem__, range(len(read)))),
+            ]
+            for examples in passes:
+                assert {e.id for e in examples} == set(expected)
+                for example in examples:
+                    made = expected[example.id]
+                    np.testing.assert_array_equal(example.audio, made.audio)
+                    assert (example.prompt, example.answer, example.task) == (made.prompt, made.answer, made.task)
+                    assert (example.transcript, example.source) == (made.transcript, source)
+            assert [e.id for e in passes[0]] == [e.id for e in passes[1]]
+
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    minicorpus.prepare(cache, workers=1)
+    assert before == {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+
+    with pytest.raises(UserError, match="no split 'unheard'; it has: train, test"):
+        minicorpus.read(cache, "reading", "unheard")
+    with pytest.raises(UserError, match="did you mean 'numbers'"):
+        minicorpus.read(cache, "number", "train")
+
+
+def test_an_interrupted_build_is_not_taken_for_finished(cache, monkeypatch):
+    real = heard.sounds
+
+    def interrupted(recordings, split, sizes):
+        if split == "test":
+            raise KeyboardInterrupt
+        return real(recordings, split, sizes)
+
+    monkeypatch.setattr(heard, "sounds", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        minicorpus.prepare(cache, workers=1)
+    with pytest.raises(UserError, match="no mini-corpus in"):
+        minicorpus.read(cache, "numbers", "train")
+    assert not build.source_folder(cache, "sounds").exists()
+    # What a kill leaves, which TFDS cannot clean up.
+    left = build.source_folder(cache, "sounds").parent / "incomplete.abc_1.0.0"
+    left.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(heard, "sounds", real)
+    minicorpus.prepare(cache, workers=1)
+    assert not left.exists()
+    assert len(minicorpus.read(cache, "sounds", "train")) == 12
+
+
+def test_two_builds_give_the_same_bytes(cache, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    os.link(build.recordings_path(cache), build.recordings_path(other))
+    minicorpus.prepare(cache, workers=1)
+    minicorpus.prepare(other, workers=1)
+    assert (cache / "tokenizer.model").read_bytes() == (other / "tokenizer.model").read_bytes()
+    for source in minicorpus.SOURCES:
+        for split in SMALL[source]:
+            one, two = minicorpus.read(cache, source, split), minicorpus.read(other, source, split)
+            for i in range(len(one)):
+                assert pickle.dumps(one[i]) == pickle.dumps(two[i])
+
+
+def test_where_debian_lacks_a_package_speech_is_synthesised(tmp_path, small, monkeypatch, capsys):
+    for name in ("av", "symusic", "espeakng_loader"):
+        pytest.importorskip(name)
+    called = []
+    monkeypatch.setattr(packages, "has_apt", lambda: False)
+    monkeypatch.setattr(packages, "unpack_wheels", lambda folder: folder.mkdir(parents=True))
+    monkeypatch.setattr(build.synthesised, "from_wheels", lambda folder: called.append(folder) or fake_recordings())
+    minicorpus.prepare(tmp_path / "cache", workers=1)
+    assert called
+    assert "there is no apt here" in capsys.readouterr().err
+    assert minicorpus.read(tmp_path / "cache", "numbers", "test")[0].task == "numbers"
+    assert not (tmp_path / "cache" / "packages").exists()
+
+
+def test_a_missing_extra_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "unpack_wheels", None)
+    monkeypatch.setattr(build, "_EXTRA", ("no_such_module",))
+    with pytest.raises(UserError, match=r"no module no_such_module; .*salmonn-jax\[minicorpus\]"):
+        build.prepare(tmp_path, workers=1)
+
+
+def test_espeak_says_what_it_is_given():
+    pytest.importorskip("espeakng_loader")
+    from data_pipelines.minicorpus import synthesised
+
+    seven, eight = (synthesised.speak(word, "en-us", "m1") for word in ("seven", "eight"))
+    for audio in (seven, eight):
+        assert audio.dtype == np.int16
+        assert 0.15 < len(audio) / 16_000 < 1.5
+    assert len(seven) != len(eight)
+
+
+def test_a_corpus_that_is_not_there_is_told(tmp_path):
+    message = r"no mini-corpus in .*; build it with: python -m launch\.prepare minicorpus"
+    with pytest.raises(UserError, match=message):
+        minicorpus.read(tmp_path, "numbers", "train")
+    with pytest.raises(UserError, match=message):
+        minicorpus.heard_sources(tmp_path, "test")
+
+
+def test_the_command_passes_its_options_on(monkeypatch):
+    given = {}
+    monkeypatch.setattr(minicorpus, "prepare", lambda cache, *, workers: given.update(cache=cache, workers=workers))
+    command.main(["minicorpus"])
+    assert given == {"cache": pathlib.Path(".cache/minicorpus"), "workers": 2}
+    command.main(["minicorpus", "--cache", "here", "--workers", "1"])
+    assert given == {"cache": pathlib.Path("here"), "workers": 1}
+    with pytest.raises(UserError, match="--workers is 0"):
+        build.prepare(pathlib.Path("here"), workers=0)
+
+
+def test_what_apt_complains_of_decides(monkeypatch, tmp_path):
+    def fake(complaint):
+        def run(command, **options):
+            return types.SimpleNamespace(returncode=100, stderr=complaint)
+
+        return run
+
+    monkeypatch.setattr(packages.subprocess, "run", fake("W: x\nE: Unable to locate package klettres\n"))
+    with pytest.raises(packages.NotInDebian, match="Unable to locate package klettres"):
+        packages.unpack_debian(tmp_path)
+    monkeypatch.setattr(packages.subprocess, "run", fake("E: Failed to fetch http://deb.debian.org\n"))
+    with pytest.raises(UserError, match="Failed to fetch"):
+        packages.unpack_debian(tmp_path)
+    monkeypatch.setattr(packages.subprocess, "run", fake("ERROR: no route to PyPI\n"))
+    with pytest.raises(UserError, match="no route to PyPI"):
+        packages.unpack_wheels(tmp_path)

@@ -1,0 +1,115 @@
+"""`launch.train` as a user runs it: a killed run goes on with the same numbers, and bad input is told in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla")}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "launch.train", *map(str, arguments)]
+
+
+def run(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def losses(folder: pathlib.Path) -> dict[int, tuple[float, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len({line["step"] for line in lines}) == len(lines)
+    return {line["step"]: (line["loss"], line["gradient_norm"]) for line in lines}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """An uninterrupted run."""
+    done = run("debug", "--output", "whole", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "whole"
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(folder, whole):
+    """Killed without warning after a checkpoint, then started again with the same command."""
+    arguments = command("debug", "--output", "killed")
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(arguments, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (folder / "killed" / "checkpoints" / "2").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = run("debug", "--output", "killed", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stderr or losses(folder / "killed").keys() == {1, 2, 3, 4, 5, 6}
+    assert losses(folder / "killed") == losses(whole)
+
+
+def test_every_step_is_logged_once(whole):
+    assert list(losses(whole)) == [1, 2, 3, 4, 5, 6]
+    assert any((whole / "tensorboard").iterdir())
+
+
+def test_a_finished_run_is_left_as_it_is(folder, whole):
+    before = (whole / "metrics.jsonl").read_text()
+    assert run("debug", "--output", "whole", cwd=folder).returncode == 0
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_starts_from_another_run(folder, whole):
+    """The second run trains less than the first did, so it must keep what it does not train."""
+    done = run("debug", "--output", "second", "--model", "whole", "steps=1", 'trainable=["query_tokens"]', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    sys.path.insert(0, str(ROOT))
+    import numpy as np
+
+    from salmonn_jax.model_directory import load_model
+
+    first, second = load_model(folder / "whole").params, load_model(folder / "second").params
+    for path, value in first.items():
+        same = np.array_equal(value, second[path])
+        assert same == (path != "query_tokens"), path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("debgu", "--output", "x"), "did you mean 'debug'"),
+        (("debug", "--output", "x", "stepps=3"), "did you mean 'steps'"),
+        (("debug", "--output", "x", "steps=many"), "steps must be int"),
+        (("debug", "--output", "x", "data.rows=12", 'mesh={"data": 8}'), "mesh"),
+        (("debug", "--output", "x", "data.clips=20"), "data.clips=20 is more than data.rows=16"),
+        (("debug", "--output", "x", "data.corpus=tonse"), "did you mean 'tones'"),
+        (("debug", "--output", "x", "data.sequence=20"), "set data.sequence to at least"),
+        (("debug", "--output", "x", 'trainable=["qformer/nothing"]'), "matches no parameter"),
+        (("debug", "--output", "whole", "seed=1"), "another run: seed is 42 there and 1 here"),
+        (("debug", "--output", "x", "--model", "nowhere"), "nowhere"),
+        (("debug", "--output", "occupied"), "holds something that is not a run"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(folder, whole, arguments, says):
+    (folder / "occupied").mkdir(exist_ok=True)
+    (folder / "occupied" / "thesis.txt").write_text("years of work")
+    before = {
+        p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "x" not in p.relative_to(folder).parts
+    }
+    done = run(*arguments, cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in before}

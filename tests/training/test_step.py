@@ -1,0 +1,124 @@
+"""The train step: sharded equals unsharded, only what is trainable changes, the recipe is the original's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines import corpora
+from data_pipelines.mixture import training_stream
+from salmonn_jax import sharding
+from salmonn_jax.config import OptimizerConfig, RunConfig
+from salmonn_jax.configs import get_config
+from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
+from salmonn_jax.models import parameters
+from salmonn_jax.tokenizer import load_tokenizer
+from salmonn_jax.training import optim
+from salmonn_jax.training.step import initial_state, make_train_step
+
+CONFIG = get_config("debug")
+
+# Gradients of these are zero but for rounding, which Adam makes large: a single query attends to itself with weight
+# one whatever its query and key are, and softmax does not see what is added to all keys.
+UNUSED = {f"qformer/layers/attention/{name}/{leaf}" for name in ("query", "key") for leaf in ("kernel", "bias")}
+UNUSED |= {"qformer/layers/cross_attention/key/bias"}
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory):
+    """Two batches of the debug configuration."""
+    corpus = corpora.open_corpus("tones", tmp_path_factory.mktemp("tones"))
+    stream = training_stream(
+        lambda source: corpus.read(source, "train"),
+        load_tokenizer(corpus.tokenizer),
+        CONFIG.model,
+        CONFIG.data,
+        seed=0,
+    )
+    return [next(stream) for _ in range(2)]
+
+
+def take_steps(config: RunConfig, mesh, batches):
+    structure = parameters.structure(config.model)
+    params = parameters.initialize(config.model, config.seed)
+    chosen = parameters.trainable_paths(params, config.trainable)
+    trainable, frozen = parameters.split(params, chosen, config.model.frozen_dtype)
+    everywhere = sharding.replicated(mesh)
+    state = jax.device_put(initial_state(config, trainable), everywhere)
+    frozen = jax.device_put(frozen, everywhere)
+    step, metrics = make_train_step(config, structure, mesh), []
+    for batch in batches:
+        state, values = step(state, frozen, jax.device_put(batch, sharding.batch_sharding(mesh)))
+        metrics.append(jax.device_get(values))
+    return params, state, metrics
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_sharded_equals_unsharded(batches, sizes):
+    """Dropout included: its keys do not depend on the mesh."""
+    _, alone, expected = take_steps(CONFIG, sharding.make_mesh({}, jax.devices()[:1]), batches)
+    _, split, metrics = take_steps(CONFIG, sharding.make_mesh(sizes), batches)
+    for ours, theirs in zip(metrics, expected, strict=True):
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
+    for path in set(alone.trainable) - UNUSED:
+        value = alone.trainable[path]
+        np.testing.assert_allclose(split.trainable[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_only_what_is_trainable_changes_and_has_optimizer_state(batches):
+    params, state, _ = take_steps(CONFIG, sharding.make_mesh({}, jax.devices()[:1]), batches)
+    expected = {
+        path
+        for path in params
+        if path.split("/")[0] in ("query_tokens", "qformer", "ln_speech", "ln_audio", "projection") or "lora" in path
+    }
+    assert set(state.trainable) == expected
+    for path in expected - UNUSED:
+        assert not np.array_equal(state.trainable[path], params[path]), path
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
+    assert sum(m.size for m in moments) == 2 * sum(params[path].size for path in expected)
+
+
+@pytest.mark.parametrize(("model", "count"), [(MODEL_7B, 30_186_240), (MODEL_13B, 33_332_992)])
+def test_trainable_parameters_of_the_released_models(model, count):
+    shapes = parameters.structure(model).shapes
+    chosen = parameters.trainable_paths(shapes, RunConfig(name="x").trainable)
+    assert sum(math.prod(shapes[path].shape) for path in chosen) == count
+
+
+def test_weight_decay_of_the_released_13b():
+    """182 tensors are decayed and 39 are not, counted per layer as the original stores them."""
+    shapes = parameters.structure(MODEL_13B).shapes
+    chosen = parameters.trainable_paths(shapes, RunConfig(name="x").trainable)
+    counts = {True: 0, False: 0}
+    for path, applies in optim.decayed(dict.fromkeys(chosen)).items():
+        counts[applies] += shapes[path].shape[0] if "/layers/" in path else 1
+    assert counts == {True: 182, False: 39}
+
+
+def test_learning_rate():
+    schedule = optim.learning_rate(OptimizerConfig(), 90_000)
+    assert schedule(0) == pytest.approx(1e-6)
+    assert schedule(1500) == pytest.approx((1e-6 + 3e-5) / 2)
+    assert schedule(3000) == pytest.approx(1e-5 + 2e-5 * 0.5 * (1 + math.cos(math.pi * 3000 / 90_000)))
+    assert schedule(90_000) == pytest.approx(1e-5)
+
+
+def test_frozen_weights_get_no_gradient_work(batches):
+    """FLOPs of a step that trains the adapters alone are well below those of one that trains everything."""
+
+    def flops(config):
+        mesh = sharding.make_mesh({}, jax.devices()[:1])
+        params = parameters.initialize(config.model, 0)
+        chosen = parameters.trainable_paths(params, config.trainable)
+        trainable, frozen = parameters.split(params, chosen, "float32")
+        step = make_train_step(config, parameters.structure(config.model), mesh)
+        return step.lower(initial_state(config, trainable), frozen, batches[0]).compile().cost_analysis()["flops"]
+
+    everything = dataclasses.replace(CONFIG, trainable=(".*",))
+    assert flops(CONFIG) < 0.75 * flops(everything)
