@@ -78,7 +78,9 @@ def training_stream(
         groups.append(mixed(data.mixture, data.clips // hosts))
     if data.rows > data.clips:
         groups.append(mixed(data.text_mixture, (data.rows - data.clips) // hosts))
-    batches = grain.experimental.ZipMapDataset([group.slice(slice(ENDLESS)) for group in groups]).map(Collate(to_row.layout))
+    batches = grain.experimental.ZipMapDataset([group.slice(slice(ENDLESS)) for group in groups]).map(
+        Collate(to_row.layout)
+    )
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if data.workers:
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2))

@@ -1,6 +1,6 @@
 """The main job on real audio, small: python -m launch.quickstart [--output runs/quickstart]
 
-Builds the mini-corpus, trains the `mini` model in three stages, and evaluates it on held-out clips. Interrupted, it
+Builds the mini-corpus, trains the `mini` model stage by stage, and evaluates it on held-out clips. Interrupted, it
 goes on where it stopped.
 """
 
@@ -12,7 +12,7 @@ import time
 
 from launch import cli
 
-STAGES = ("mini_stage1", "mini_stage2", "mini_stage3")
+STAGES = ("mini_stage0", "mini_stage1", "mini_stage2", "mini_stage3")
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """`mini`: a SALMONN of about a million parameters that learns to hear on two CPU cores, in minutes.
 
-All its parts start from random weights, so stage 1 trains everything, with a CTC loss on the audio tokens to help;
-stages 2 and 3 are the paper's: Q-Former and LoRA on a frozen rest, and a few steps of activation tuning.
+All its parts start from random weights. So a stage 0 first makes the language model that the paper takes ready-made,
+and stage 1 trains everything, with a CTC loss on the audio tokens to help. Stages 2 and 3 are the paper's: Q-Former
+and LoRA on a frozen rest, then twelve steps of activation tuning on the longest answers there are.
 """
 
 from __future__ import annotations
@@ -21,34 +22,66 @@ from salmonn_jax.config import (
 
 MODEL = ModelConfig(
     audio=AudioConfig(window_seconds=4.0),
-    whisper=WhisperConfig(mels=80, width=96, layers=2, heads=2, ffn=192),
-    beats=BeatsConfig(patch_width=64, width=64, layers=2, heads=2, ffn=128, conv_positions=32, conv_groups=4),
-    qformer=QFormerConfig(width=96, layers=2, heads=2, ffn=192, window_seconds=0.16, stride_seconds=0.16, dropout=0.0),
-    llama=LlamaConfig(vocabulary=512, width=128, layers=2, heads=2, kv_heads=2, ffn=256, context=256),
+    whisper=WhisperConfig(mels=80, width=64, layers=2, heads=2, ffn=128),
+    beats=BeatsConfig(patch_width=48, width=48, layers=1, heads=2, ffn=96, conv_positions=32, conv_groups=4),
+    # Windows of 160 ms: one column of BEATs tokens, and never two digits.
+    qformer=QFormerConfig(width=64, layers=2, heads=2, ffn=128, window_seconds=0.16, stride_seconds=0.16, dropout=0.0),
+    llama=LlamaConfig(vocabulary=512, width=128, layers=2, heads=4, kv_heads=4, ffn=256, context=256),
     lora=LoraConfig(rank=16, alpha=32.0, dropout=0.0),
     activation_dtype="float32",
     frozen_dtype="float32",
 )
 
 DATA = DataConfig(
-    mixture={"numbers": 0.4, "prompts": 0.1, "sounds": 0.17, "music": 0.18, "speech_over_sound": 0.15},
+    mixture={"numbers": 0.36, "prompts": 0.08, "sounds": 0.18, "music": 0.22, "speech_over_sound": 0.16},
     text_mixture={"reading": 1.0},
-    rows=32,
+    rows=24,
     clips=16,
-    sequence=96,
-    answer=40,
-    transcript=24,
+    sequence=72,
+    answer=24,
+    transcript=20,
+)
+
+# Stands in for the pretrained language model of the paper: text alone, with words where audio tokens will stand.
+STAGE0 = RunConfig(
+    name="mini_stage0",
+    model=MODEL,
+    data=dataclasses.replace(DATA, mixture={}, rows=32, clips=0),
+    optimizer=OptimizerConfig(peak=2e-3, start=1e-4, end=3e-4, warmup_steps=30, clip_norm=1.0),
+    trainable=("llama/(?!.*lora).*",),
+    steps=500,
+    save_every=250,
 )
 
 STAGE1 = RunConfig(
     name="mini_stage1",
     model=MODEL,
     data=DATA,
-    optimizer=OptimizerConfig(peak=1.5e-3, start=1e-5, end=1e-4, warmup_steps=100, clip_norm=1.0),
+    optimizer=OptimizerConfig(peak=1e-3, start=1e-4, end=2e-4, warmup_steps=30, clip_norm=1.0),
     trainable=(".*",),
-    steps=1500,
-    save_every=500,
+    steps=1000,
+    save_every=250,
     ctc_weight=0.5,
+    ctc_blank=3,  # the corpus's filler, which its tokenizer knows as a piece of its own
 )
 
-RUNS = (STAGE1,)
+STAGE2 = dataclasses.replace(
+    STAGE1,
+    name="mini_stage2",
+    optimizer=OptimizerConfig(peak=1e-3, start=1e-4, end=1e-5, warmup_steps=20, clip_norm=1.0),
+    trainable=RunConfig(name="").trainable,
+    steps=300,
+    save_every=150,
+    ctc_weight=0.0,
+)
+
+STAGE3 = dataclasses.replace(
+    STAGE2,
+    name="mini_stage3",
+    data=dataclasses.replace(DATA, mixture={"speech_over_sound": 1.0}, text_mixture={}, rows=8, clips=8),
+    optimizer=OptimizerConfig(peak=2e-5, start=2e-5, end=2e-5, warmup_steps=0, clip_norm=1.0),
+    steps=12,
+    save_every=12,
+)
+
+RUNS = (STAGE0, STAGE1, STAGE2, STAGE3)
