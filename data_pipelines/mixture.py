@@ -17,7 +17,6 @@ from salmonn_jax.config import DataConfig, ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
 
-
 ENDLESS = 2**40  # batches; groups are zipped, and must be equally long for that
 
 

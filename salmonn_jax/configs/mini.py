@@ -7,6 +7,8 @@ and LoRA on a frozen rest, then twelve steps of activation tuning on the longest
 
 from __future__ import annotations
 
+import dataclasses
+
 from salmonn_jax.config import (
     AudioConfig,
     BeatsConfig,
