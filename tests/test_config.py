@@ -1,0 +1,60 @@
+"""Configurations: JSON and back, changes from the command line, errors that name the field."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from salmonn_jax import config as configuration
+from salmonn_jax.config import RunConfig
+from salmonn_jax.configs import CONFIGS, get_config
+from salmonn_jax.errors import UserError
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_json_and_back(name):
+    values = json.loads(json.dumps(configuration.to_dict(CONFIGS[name])))
+    assert configuration.from_dict(RunConfig, values) == CONFIGS[name]
+
+
+def test_the_released_models_make_88_audio_tokens():
+    assert get_config("salmonn_13b_stage1").model.audio_tokens == 88
+    assert get_config("salmonn_7b_stage1").model.windows == 88
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'salmonn_7b_stage2'"):
+        get_config("salmon_7b_stage2")
+
+
+def test_changes_reach_nested_fields():
+    config = configuration.replace(get_config("debug"), "optimizer.peak", "1")
+    config = configuration.replace(config, "data.mixture.tones", "2.5")
+    config = configuration.replace(config, "trainable", '["a", "b"]')
+    assert config.optimizer.peak == 1.0
+    assert isinstance(config.optimizer.peak, float)
+    assert config.data.mixture == {"tones": 2.5}
+    assert config.trainable == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "says"),
+    [
+        ("optimizer.peek", "1", "did you mean 'peak'"),
+        ("steps", "1.5", "steps must be int"),
+        ("steps", "true", "steps must be int"),
+        ("steps.more", "1", "steps has no fields"),
+        ("model.llama.width", "wide", "width must be int"),
+    ],
+)
+def test_a_wrong_change_names_the_field(path, text, says):
+    with pytest.raises(UserError, match=says):
+        configuration.replace(get_config("debug"), path, text)
+
+
+def test_first_difference_names_the_field():
+    old = configuration.to_dict(get_config("debug"))
+    new = configuration.to_dict(configuration.replace(get_config("debug"), "model.llama.ffn", "65"))
+    assert configuration.first_difference(old, new) == "model.llama.ffn is 64 there and 65 here"
+    assert configuration.first_difference(old, old) is None

@@ -1,0 +1,50 @@
+"""Prompts and answers against the original's token ids."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from salmonn_jax.errors import UserError
+from salmonn_jax.prompts import TEXT, encode_answer, encode_prompt
+from salmonn_jax.tokenizer import load_tokenizer
+from tests import golden
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    golden.require()
+    return load_tokenizer(golden.FOLDER / "vicuna")
+
+
+@pytest.mark.parametrize("clip", range(3))
+def test_equals_the_original(tokenizer, clip):
+    ids = golden.texts()["token_ids"][clip]
+    prompt = golden.texts()["prompts"][clip]  # with the template already around it
+    row = encode_prompt(tokenizer, "{}", prompt, clips=1, audio_tokens=88)
+    before = [1, *ids["before"]]
+    assert row.tokens[: len(before)] == before
+    assert row.tokens[len(before) + 88 :] == ids["after"]
+    assert row.slots == [TEXT] * len(before) + list(range(88)) + [TEXT] * len(ids["after"])
+    assert encode_answer(tokenizer, golden.texts()["texts"][clip], 300) == ids["target"]
+
+
+def test_two_clips_take_two_places(tokenizer):
+    row = encode_prompt(tokenizer, "{}", "<SpeechHere> or <SpeechHere>?", clips=2, audio_tokens=3)
+    assert [slot for slot in row.slots if slot != TEXT] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_prompt_must_say_where_its_clip_stands(tokenizer):
+    with pytest.raises(UserError, match="0 <SpeechHere> for 1 clip"):
+        encode_prompt(tokenizer, "{}", "Describe the audio.", clips=1, audio_tokens=88)
+
+
+def test_a_cut_answer_has_no_end(tokenizer):
+    whole = encode_answer(tokenizer, "a woman speaks", 300)
+    assert whole[-1] == tokenizer.eos
+    assert encode_answer(tokenizer, "a woman speaks", 4) == whole[:4]
+
+
+def test_workers_get_the_same_tokenizer(tokenizer):
+    assert pickle.loads(pickle.dumps(tokenizer)).encode("a dog barks") == tokenizer.encode("a dog barks")
