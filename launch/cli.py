@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import absl.logging
+
 from salmonn_jax.errors import UserError
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point. Bad input: one line, exit code 2. Interrupted by the user: exit code 130."""
+    # Libraries log what concerns their own developers; what concerns the user is raised.
+    absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         main()
     except UserError as error:

@@ -10,7 +10,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+
+from launch import cli, train
+from salmonn_jax.model_directory import load_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla")}
@@ -75,11 +79,6 @@ def test_a_run_starts_from_another_run(folder, whole):
     """The second run trains less than the first did, so it must keep what it does not train."""
     done = run("debug", "--output", "second", "--model", "whole", "steps=1", 'trainable=["query_tokens"]', cwd=folder)
     assert done.returncode == 0, done.stderr
-    sys.path.insert(0, str(ROOT))
-    import numpy as np
-
-    from salmonn_jax.model_directory import load_model
-
     first, second = load_model(folder / "whole").params, load_model(folder / "second").params
     for path, value in first.items():
         same = np.array_equal(value, second[path])
@@ -92,7 +91,10 @@ def test_a_run_starts_from_another_run(folder, whole):
         (("debgu", "--output", "x"), "did you mean 'debug'"),
         (("debug", "--output", "x", "stepps=3"), "did you mean 'steps'"),
         (("debug", "--output", "x", "steps=many"), "steps must be int"),
-        (("debug", "--output", "x", "data.rows=12", 'mesh={"data": 8}'), "mesh"),
+        (
+            ("debug", "--output", "x", "data.rows=12", 'mesh={"data": 8}'),
+            "data.rows=12 does not divide over 8 data shards",
+        ),
         (("debug", "--output", "x", "data.clips=20"), "data.clips=20 is more than data.rows=16"),
         (("debug", "--output", "x", "data.corpus=tonse"), "did you mean 'tones'"),
         (("debug", "--output", "x", "data.sequence=20"), "set data.sequence to at least"),
@@ -102,14 +104,17 @@ def test_a_run_starts_from_another_run(folder, whole):
         (("debug", "--output", "occupied"), "holds something that is not a run"),
     ],
 )
-def test_bad_input_is_one_line_and_changes_nothing(folder, whole, arguments, says):
+def test_bad_input_is_one_line_and_changes_nothing(folder, whole, arguments, says, monkeypatch, capsys):
     (folder / "occupied").mkdir(exist_ok=True)
     (folder / "occupied" / "thesis.txt").write_text("years of work")
-    before = {
-        p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "x" not in p.relative_to(folder).parts
-    }
-    done = run(*arguments, cwd=folder)
-    assert done.returncode == 2, done.stderr
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert before == {p: p.stat().st_mtime_ns for p in before}
+    kept = [p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] != "x"]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["launch.train", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(train.main)
+    told = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2
+    assert says in told[-1]
+    assert told[-1].startswith("error: ")
+    assert before == {path: path.stat().st_mtime_ns for path in kept}

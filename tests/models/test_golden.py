@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -89,22 +88,11 @@ def test_logits_and_loss_of_a_clip_alone(clip):
 
 
 def test_loss_and_gradients_of_the_batch(frames):
-    structure, params = golden.structure(), golden.params_with_pad()
+    params = golden.params_with_pad()
     chosen = trainable_paths(params, RunConfig(name="golden").trainable)
     trainable, frozen = split(params, chosen, "float32")
-    batch = golden.text_batch([0, 1, 2])
-
-    def loss(trainable, pad):
-        embedding = jnp.concatenate([frozen["llama/embedding"], pad[None]])
-        model = structure.merge(trainable, frozen, {"llama/embedding": embedding})
-        logits, losses, counted = golden.forward(model, frames[0], batch)
-        right = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & counted
-        return losses.sum() / counted.sum(), (right.sum(), counted.sum())
-
-    pad = golden.solve_pad_embedding(
-        lambda pad: golden.named_gradients(jax.grad(loss, has_aux=True)(trainable, pad)[0])
-    )
-    (ours, (correct, total)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(trainable, pad)
+    loss = jax.jit(jax.value_and_grad(golden.batch_loss, has_aux=True))
+    (ours, (correct, total)), gradient = loss(trainable, frozen, frames[0], golden.pad_embedding())
     expected = golden.expected()
     assert abs(ours - expected["batch_loss"]) / expected["batch_loss"] < 1e-5
     assert (correct, total) == (expected["batch_correct"], expected["batch_total"])

@@ -1,0 +1,81 @@
+"""`salmonn_jax.load`: what a user gets from a trained run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import salmonn_jax
+from data_pipelines import corpora
+from launch.train import train
+from salmonn_jax.configs import get_config
+from salmonn_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A debug run of two steps."""
+    folder = tmp_path_factory.mktemp("api")
+    data = dataclasses.replace(get_config("debug").data, cache=str(folder / "tones"))
+    train(dataclasses.replace(get_config("debug"), steps=2, data=data), folder / "run", None)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return salmonn_jax.load(trained)
+
+
+@pytest.fixture(scope="module")
+def examples(trained):
+    corpus = corpora.open_corpus("tones", trained.parent / "tones")
+    return [corpus.read("tones", "test")[i] for i in range(3)]
+
+
+def test_generate_answers_each_question(model, examples):
+    clips = [e.audio for e in examples]
+    together = model.generate(clips, [e.prompt for e in examples], max_new_tokens=5)
+    assert len(together) == 3
+    for answer, clip in zip(together, clips, strict=True):
+        (alone,) = model.generate([clip], "Which tone is this?", max_new_tokens=5)
+        assert alone.token_ids == answer.token_ids
+        assert alone.score == pytest.approx(answer.score, rel=1e-4)
+        assert answer.finish_reason == ("stop" if answer.token_ids[-1] == model.tokenizer.eos else "length")
+
+
+def test_a_question_without_a_clip(model, examples):
+    """In one batch with one that has a clip."""
+    mixed = model.generate([None, examples[0].audio], "Which tone is this?", max_new_tokens=4)
+    (alone,) = model.generate([None], "Which tone is this?", max_new_tokens=4)
+    assert mixed[0].token_ids == alone.token_ids
+
+
+def test_score_of_a_generation_is_its_score(model, examples):
+    clip, prompt = examples[0].audio, examples[0].prompt
+    scores = model.score([clip], prompt, ["low"])
+    ids = [*model.tokenizer.encode("low"), model.tokenizer.eos]
+    assert scores[0].shape == (len(ids),)
+    assert (scores[0] < 0).all()
+    together = model.score([clip, None], [prompt, "Which tone is this, of all?"], ["low", "high and low"])
+    np.testing.assert_allclose(together[0], scores[0], rtol=1e-4)
+
+
+def test_encode_audio(model, examples):
+    encoded = model.encode_audio([e.audio for e in examples])
+    assert encoded.shape == (3, model.config.audio_tokens, model.config.llama.width)
+    assert encoded.dtype == np.float32
+
+
+def test_prompts_must_go_with_clips(model, examples):
+    with pytest.raises(UserError, match="2 prompts for 1 clips"):
+        model.generate([examples[0].audio], ["a", "b"])
+
+
+def test_a_directory_that_is_no_model(tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        salmonn_jax.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="was not written by salmonn_jax"):
+        salmonn_jax.load(tmp_path)
