@@ -31,6 +31,8 @@ class Clips:
         return len(self._opened())
 
     def __getitem__(self, index: SupportsIndex) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # which also ends a loop over the clips
         record = self._opened()[index]
         audio = record["audio"]
         return Example(audio=from_flac(audio) if audio else None, source=self._source, **_texts(record))
