@@ -97,11 +97,11 @@ class Collate(grain.transforms.Map):
 
 
 def _check(data: DataConfig, hosts: int) -> None:
+    if data.clips > data.rows:
+        raise UserError(f"data.clips={data.clips} is more than data.rows={data.rows}; a row holds one clip at most")
     for name, size in (("rows", data.rows), ("clips", data.clips)):
         if size % hosts:
             raise UserError(f"data.{name}={size} does not divide over {hosts} hosts")
-    if data.clips > data.rows:
-        raise UserError(f"data.clips={data.clips} is more than data.rows={data.rows}; a row holds one clip at most")
     if data.clips and not data.mixture:
         raise UserError("data.mixture names no source; give it {name: share}")
     if data.rows > data.clips and not data.text_mixture:

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="changes to the configuration, such as steps=100"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     train(resolve(arguments.config, arguments.overrides), arguments.output, arguments.model)
 
 
@@ -62,20 +62,23 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None) -> None
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.data.rows, config.data.clips, mesh)
     corpus = corpora.open_corpus(config.data.corpus, config.data.cache)
-    run = run_directory.open_run(config, output, model, tokenizer=corpus.tokenizer)
-    everywhere = sharding.replicated(mesh)
-    trainable = jax.device_put(run.trainable, everywhere)
-    frozen = jax.device_put(run.frozen, everywhere)
-    state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(trainable)
     data = training_stream(
         lambda source: corpus.read(source, "train"),
-        load_tokenizer(output),
+        load_tokenizer(corpus.tokenizer if model is None else model),
         config.model,
         config.data,
         seed=config.seed,
         host=jax.process_index(),
         hosts=jax.process_count(),
     )
+    start = data.get_state()
+    next(data)  # what does not fit is told before anything is written
+    data.set_state(start)
+    run = run_directory.open_run(config, output, model, tokenizer=corpus.tokenizer)
+    everywhere = sharding.replicated(mesh)
+    trainable = jax.device_put(run.trainable, everywhere)
+    frozen = jax.device_put(run.frozen, everywhere)
+    state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(trainable)
     checkpoints = Checkpoints(output, keep=config.keep)
     if checkpoints.latest() is not None:
         state = checkpoints.restore(abstract_like(state), data)

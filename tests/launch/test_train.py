@@ -95,7 +95,7 @@ def test_a_run_starts_from_another_run(folder, whole):
             ("debug", "--output", "x", "data.rows=12", 'mesh={"data": 8}'),
             "data.rows=12 does not divide over 8 data shards",
         ),
-        (("debug", "--output", "x", "data.clips=20"), "data.clips=20 is more than data.rows=16"),
+        (("debug", "--output", "x", "data.clips=24"), "data.clips=24 is more than data.rows=16"),
         (("debug", "--output", "x", "data.corpus=tonse"), "did you mean 'tones'"),
         (("debug", "--output", "x", "data.sequence=20"), "set data.sequence to at least"),
         (("debug", "--output", "x", 'trainable=["qformer/nothing"]'), "matches no parameter"),
