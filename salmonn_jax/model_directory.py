@@ -19,7 +19,6 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,8 +36,6 @@ from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
 TOKENIZER_FILES = ("tokenizer.model",)
-
-Placement = Callable[[dict[str, jax.ShapeDtypeStruct]], dict[str, jax.sharding.Sharding]]
 
 
 @dataclasses.dataclass(frozen=True)
