@@ -12,7 +12,7 @@ from typing import Any
 
 import grain
 
-from data_pipelines.rows import Layout, ToRow, collate
+from data_pipelines.rows import Layout, ToRow, to_batch
 from salmonn_jax.config import DataConfig, ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ class Collate(grain.transforms.Map):
         self.layout = layout
 
     def map(self, groups: Sequence[Sequence[Any]]):
-        return collate([row for group in groups for row in group], self.layout)
+        return to_batch([row for group in groups for row in group], self.layout)
 
 
 def _check(data: DataConfig, hosts: int) -> None:

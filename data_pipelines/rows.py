@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import grain
-import numpy as np
 
 from data_pipelines.examples import Example
-from salmonn_jax.batch import Batch
+from salmonn_jax import batch
+from salmonn_jax.batch import Batch, Row
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT, encode_answer, encode_prompt
 from salmonn_jax.tokenizer import Tokenizer
-
-
-class Row(NamedTuple):
-    """One example, laid out but not yet padded."""
-
-    tokens: list[int]
-    slots: list[int]
-    prompt: int  # how many of the tokens are not to be predicted
-    audio: np.ndarray | None  # int16[samples]
-    transcript: list[int]
-    source: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,12 +52,12 @@ class ToRow(grain.transforms.Map):
             slots=prompt.slots + [TEXT] * len(answer),
             prompt=len(prompt.tokens),
             audio=example.audio,
-            transcript=self.tokenizer.encode(example.transcript)[: self.layout.transcript] if clips else [],
+            transcript=self.tokenizer.encode(example.transcript) if clips else [],
             source=self.sources.index(example.source),
         )
 
 
-def collate(rows: Sequence[Row], layout: Layout) -> Batch:
+def to_batch(rows: Sequence[Row], layout: Layout) -> Batch:
     """Pads rows to one batch. Rows with a clip are spread evenly among those without.
 
     Spread so, the clips of any equal part of the rows are the same part of the clips, for every number of parts that
@@ -78,26 +66,10 @@ def collate(rows: Sequence[Row], layout: Layout) -> Batch:
     heard = [row for row in rows if row.audio is not None]
     read = iter([row for row in rows if row.audio is None])
     places = {clip * len(rows) // len(heard): row for clip, row in enumerate(heard)} if heard else {}
-    rows = [places[i] if i in places else next(read) for i in range(len(rows))]
-
-    shape = (len(rows), layout.sequence)
-    tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    slot, mask = np.full(shape, TEXT, np.int32), np.zeros(shape, bool)
-    pcm = np.zeros((len(heard), layout.window), np.int16)
-    length = np.zeros(len(heard), np.int32)
-    transcript = np.full((len(heard), layout.transcript), -1, np.int32)
-    clip = 0
-    for i, row in enumerate(rows):
-        size = len(row.tokens)
-        tokens[i, :size], segments[i, :size], mask[i, row.prompt : size] = row.tokens, 1, True
-        if row.audio is None:
-            continue
-        slots = np.asarray(row.slots)
-        slot[i, :size] = np.where(slots == TEXT, TEXT, slots + clip * layout.audio_tokens)
-        length[clip] = min(len(row.audio), layout.window)
-        pcm[clip, : length[clip]] = row.audio[: layout.window]
-        transcript[clip, : len(row.transcript)] = row.transcript
-        clip += 1
-    positions = np.broadcast_to(np.arange(layout.sequence, dtype=np.int32), shape)
-    source = np.array([row.source for row in rows], np.int32)
-    return Batch(pcm, length, tokens, positions, segments, mask, slot, source, transcript)
+    return batch.collate(
+        [places[i] if i in places else next(read) for i in range(len(rows))],
+        sequence=layout.sequence,
+        window=layout.window,
+        audio_tokens=layout.audio_tokens,
+        transcript=layout.transcript,
+    )

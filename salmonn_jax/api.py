@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from salmonn_jax import model_directory
-from salmonn_jax.batch import Batch
+from salmonn_jax.batch import Batch, Row, collate
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
-from salmonn_jax.prompts import TEXT, encode_answer, encode_prompt
+from salmonn_jax.prompts import PLACEHOLDER, TEXT, encode_answer, encode_prompt
 
-PREFIX = "<Speech><SpeechHere></Speech> "
+PREFIX = f"<Speech>{PLACEHOLDER}</Speech> "
 BUCKET = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
 
 Clip = np.ndarray | None  # int16[samples] at 16 kHz; None for a question without a clip
@@ -39,9 +39,9 @@ class Model:
 
     def __init__(self, loaded: model_directory.LoadedModel):
         self.config, self.tokenizer, self.fingerprint = loaded.config, loaded.tokenizer, loaded.fingerprint
-        self._model: Salmonn = loaded.structure.merge(
-            {path: value.astype(loaded.config.frozen_dtype) for path, value in loaded.params.items()}
-        )
+        frozen = {path: x for path, x in loaded.params.items() if path not in loaded.delta_paths}
+        frozen = {path: x.astype(loaded.config.frozen_dtype) for path, x in frozen.items()}
+        self._model: Salmonn = loaded.structure.merge(loaded.params | frozen)
 
     def generate(
         self, clips: Sequence[Clip], prompts: str | Sequence[str], *, max_new_tokens: int = 200
@@ -57,11 +57,11 @@ class Model:
         Raises:
           UserError: not as many prompts as clips.
         """
-        rows = [self._prompt(clip, prompt) for clip, prompt in zip(clips, self._each(clips, prompts), strict=True)]
+        rows = self._rows(clips, prompts)
         width = -(-max(len(row.tokens) for row in rows) // BUCKET) * BUCKET
-        tokens, slots = self._padded(rows, width)
-        pcm, length = self._clips(clips)
-        ready = greedy.Prompts(pcm, length, tokens, slots, np.array([len(row.tokens) for row in rows], np.int32))
+        batch = self._collate(rows, width)
+        length = np.array([row.prompt for row in rows], np.int32)
+        ready = greedy.Prompts(batch.pcm, batch.pcm_length, batch.tokens, batch.audio_slot, length)
         decoded = jax.device_get(self._generate(self._model, ready, max_new_tokens))
         return [
             Generation(
@@ -75,75 +75,41 @@ class Model:
 
     def encode_audio(self, clips: Sequence[np.ndarray]) -> np.ndarray:
         """The audio tokens of clips: float32[clips, audio tokens, D]."""
-        encoded = self._encode(self._model, *self._clips(clips))
-        return np.asarray(encoded.astype(jnp.float32))
+        batch = self._collate([Row([], [], 0, clip) for clip in clips], 0)
+        return np.asarray(self._encode(self._model, batch.pcm, batch.pcm_length).astype(jnp.float32))
 
     def score(self, clips: Sequence[Clip], prompts: str | Sequence[str], answers: Sequence[str]) -> list[np.ndarray]:
         """Log-probabilities float32[answer tokens] of given answers, teacher forced, `</s>` included."""
         rows = []
-        for clip, prompt, answer in zip(clips, self._each(clips, prompts), answers, strict=True):
-            row = self._prompt(clip, prompt)
+        for row, answer in zip(self._rows(clips, prompts), answers, strict=True):
             ids = encode_answer(self.tokenizer, answer, limit=self.config.llama.context)
-            rows.append((row, ids))
-        width = max(len(row.tokens) + len(ids) for row, ids in rows)
-        joined = [type(row)(row.tokens + ids, row.slots + [TEXT] * len(ids)) for row, ids in rows]
-        tokens, slots = self._padded(joined, width)
-        place = np.arange(width, dtype=np.int32)
-        start = np.array([[len(row.tokens)] for row, _ in rows])
-        end = np.array([[len(row.tokens)] for row in joined])
-        pcm, length = self._clips(clips)
-        shape = np.broadcast_shapes(place.shape, start.shape)
-        batch = Batch(
-            pcm,
-            length,
-            tokens,
-            np.broadcast_to(place, shape),
-            (place < end).astype(np.int32),
-            (place >= start) & (place < end),
-            slots,
-            np.zeros(len(rows), np.int32),
-            np.zeros((len(pcm), 0), np.int32),
-        )
-        losses = np.asarray(self._losses(self._model, batch))
-        return [
-            -losses[i, first - 1 : last - 1] for i, (first, last) in enumerate(zip(start[:, 0], end[:, 0], strict=True))
-        ]
+            rows.append(row._replace(tokens=row.tokens + ids, slots=row.slots + [TEXT] * len(ids)))
+        width = max(len(row.tokens) for row in rows)
+        losses = np.asarray(self._losses(self._model, self._collate(rows, width)))
+        return [-losses[i, row.prompt - 1 : len(row.tokens) - 1] for i, row in enumerate(rows)]
 
-    def _prompt(self, clip: Clip, prompt: str):
-        if clip is not None and "<SpeechHere>" not in prompt:
-            prompt = PREFIX + prompt
-        return encode_prompt(
-            self.tokenizer,
-            self.config.prompt_template,
-            prompt,
-            clips=int(clip is not None),
-            audio_tokens=self.config.audio_tokens,
-        )
-
-    def _each(self, clips: Sequence[Clip], prompts: str | Sequence[str]) -> Sequence[str]:
+    def _rows(self, clips: Sequence[Clip], prompts: str | Sequence[str]) -> list[Row]:
+        """Questions as rows, up to where their answers begin."""
         prompts = [prompts] * len(clips) if isinstance(prompts, str) else prompts
         if len(prompts) != len(clips):
             raise UserError(f"{len(prompts)} prompts for {len(clips)} clips; give one for all, or one each")
-        return prompts
+        rows = []
+        for clip, prompt in zip(clips, prompts, strict=True):
+            if clip is not None and PLACEHOLDER not in prompt:
+                prompt = PREFIX + prompt
+            laid = encode_prompt(
+                self.tokenizer,
+                self.config.prompt_template,
+                prompt,
+                clips=int(clip is not None),
+                audio_tokens=self.config.audio_tokens,
+            )
+            rows.append(Row(laid.tokens, laid.slots, len(laid.tokens), clip))
+        return rows
 
-    def _clips(self, clips: Sequence[Clip]) -> tuple[np.ndarray, np.ndarray]:
-        heard = [clip for clip in clips if clip is not None]
-        window = self.config.audio.window_samples
-        pcm, length = np.zeros((len(heard), window), np.int16), np.zeros(len(heard), np.int32)
-        for i, clip in enumerate(heard):
-            length[i] = min(len(clip), window)
-            pcm[i, : length[i]] = clip[:window]
-        return pcm, length
-
-    def _padded(self, rows, width: int) -> tuple[np.ndarray, np.ndarray]:
-        tokens, slots = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), TEXT, np.int32)
-        clip = 0
-        for i, row in enumerate(rows):
-            placed = np.asarray(row.slots)
-            tokens[i, : len(row.tokens)] = row.tokens
-            slots[i, : len(row.slots)] = np.where(placed == TEXT, TEXT, placed + clip * self.config.audio_tokens)
-            clip += int((placed != TEXT).any())
-        return tokens, slots
+    def _collate(self, rows: Sequence[Row], width: int) -> Batch:
+        window, audio_tokens = self.config.audio.window_samples, self.config.audio_tokens
+        return collate(rows, sequence=width, window=window, audio_tokens=audio_tokens)
 
     @functools.cached_property
     def _generate(self):

@@ -102,6 +102,7 @@ class LlamaConfig:
     rms_epsilon: float = 1e-6
     rope_theta: float = 10_000.0
     context: int = 2048
+    tied_embeddings: bool = False  # the output projection is the embedding table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

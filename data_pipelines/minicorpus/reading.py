@@ -16,7 +16,7 @@ from data_pipelines.minicorpus import labels, spoken
 from data_pipelines.minicorpus.clips import FILLER, Clip, Place, wording
 from data_pipelines.minicorpus.recordings import Recordings
 
-_LONGEST_PHRASE = 20  # characters: with its fillers a phrase grows to several times its tokens
+_LONGEST_PHRASE = 12  # characters: with its fillers a phrase grows to several times its tokens
 _LENGTHS = (0.14, 0.2, 0.22, 0.22, 0.22)
 
 
@@ -39,14 +39,18 @@ def reading(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Ite
 
 
 def imitate(words: list[str], rng: np.random.Generator) -> str:
-    """Writes words as audio tokens would say them. Every word stands after a space, and is so one piece."""
+    """Writes words as audio tokens would say them. Every word stands after a space, and is so one piece.
+
+    Some texts are dense and some sparse: copying is learned from the dense ones first.
+    """
+    most_fillers, twice = rng.choice([0, 0, 1, 2, 3]), rng.choice([0.0, 0.3])
     text, last = "", None
     for word in words:
-        fillers = int(rng.integers(4))
+        fillers = int(rng.integers(most_fillers + 1))
         text += FILLER * max(fillers, int(word == last))
-        text += f" {word}" * (1 + int(rng.random() < 0.3))
+        text += f" {word}" * (1 + int(rng.random() < twice))
         last = word
-    return text + FILLER * int(rng.integers(4))
+    return text + FILLER * int(rng.integers(most_fillers + 1))
 
 
 def _text(

@@ -26,43 +26,48 @@ MODEL = ModelConfig(
     audio=AudioConfig(window_seconds=4.0),
     whisper=WhisperConfig(mels=80, width=64, layers=2, heads=2, ffn=128),
     beats=BeatsConfig(patch_width=48, width=48, layers=1, heads=2, ffn=96, conv_positions=32, conv_groups=4),
-    # Windows of 160 ms: one column of BEATs tokens, and never two digits.
-    qformer=QFormerConfig(width=64, layers=2, heads=2, ffn=128, window_seconds=0.16, stride_seconds=0.16, dropout=0.0),
-    llama=LlamaConfig(vocabulary=512, width=128, layers=2, heads=4, kv_heads=4, ffn=256, context=256),
+    # Windows of 240 ms: shorter than a digit, and few to read.
+    qformer=QFormerConfig(width=64, layers=2, heads=2, ffn=128, window_seconds=0.24, stride_seconds=0.24, dropout=0.0),
+    # Deep and thin: it has more to do with order than with knowledge.
+    llama=LlamaConfig(
+        vocabulary=512, width=128, layers=4, heads=4, kv_heads=4, ffn=64, context=256, tied_embeddings=True
+    ),
     lora=LoraConfig(rank=16, alpha=32.0, dropout=0.0),
     activation_dtype="float32",
     frozen_dtype="float32",
 )
 
 DATA = DataConfig(
-    mixture={"numbers": 0.36, "prompts": 0.08, "sounds": 0.18, "music": 0.22, "speech_over_sound": 0.16},
+    mixture={"numbers": 0.34, "prompts": 0.06, "sounds": 0.17, "music": 0.26, "speech_over_sound": 0.17},
     text_mixture={"reading": 1.0},
-    rows=24,
+    rows=20,
     clips=16,
-    sequence=72,
+    sequence=56,
     answer=24,
     transcript=20,
 )
+
+OPTIMIZER = OptimizerConfig(peak=1e-3, start=1e-4, end=1e-4, warmup_steps=30, beta2=0.98, clip_norm=1.0)
 
 # Stands in for the pretrained language model of the paper: text alone, with words where audio tokens will stand.
 STAGE0 = RunConfig(
     name="mini_stage0",
     model=MODEL,
-    data=dataclasses.replace(DATA, mixture={}, rows=32, clips=0),
-    optimizer=OptimizerConfig(peak=2e-3, start=1e-4, end=3e-4, warmup_steps=30, clip_norm=1.0),
+    data=dataclasses.replace(DATA, mixture={}, rows=24, clips=0),
+    optimizer=dataclasses.replace(OPTIMIZER, peak=1.5e-3, end=3e-4),
     trainable=("llama/(?!.*lora).*",),
-    steps=500,
-    save_every=250,
+    steps=1500,
+    save_every=500,
 )
 
 STAGE1 = RunConfig(
     name="mini_stage1",
     model=MODEL,
     data=DATA,
-    optimizer=OptimizerConfig(peak=1e-3, start=1e-4, end=2e-4, warmup_steps=30, clip_norm=1.0),
+    optimizer=OPTIMIZER,
     trainable=(".*",),
-    steps=1000,
-    save_every=250,
+    steps=1400,
+    save_every=350,
     ctc_weight=0.5,
     ctc_blank=3,  # the corpus's filler, which its tokenizer knows as a piece of its own
 )
@@ -70,10 +75,10 @@ STAGE1 = RunConfig(
 STAGE2 = dataclasses.replace(
     STAGE1,
     name="mini_stage2",
-    optimizer=OptimizerConfig(peak=1e-3, start=1e-4, end=1e-5, warmup_steps=20, clip_norm=1.0),
+    optimizer=dataclasses.replace(OPTIMIZER, peak=5e-4, end=1e-5),
     trainable=RunConfig(name="").trainable,
-    steps=300,
-    save_every=150,
+    steps=500,
+    save_every=250,
     ctc_weight=0.0,
 )
 
@@ -81,7 +86,7 @@ STAGE3 = dataclasses.replace(
     STAGE2,
     name="mini_stage3",
     data=dataclasses.replace(DATA, mixture={"speech_over_sound": 1.0}, text_mixture={}, rows=8, clips=8),
-    optimizer=OptimizerConfig(peak=2e-5, start=2e-5, end=2e-5, warmup_steps=0, clip_norm=1.0),
+    optimizer=dataclasses.replace(OPTIMIZER, peak=2e-5, start=2e-5, end=2e-5, warmup_steps=0),
     steps=12,
     save_every=12,
 )

@@ -44,38 +44,29 @@ def predict(
     decode = {"method": "greedy", "max_new_tokens": max_new_tokens}
     done, keys, open_questions = log.done(), set(), []
     for example in examples:
-        key = prediction_key(
-            id=example.id,
-            task=example.task,
-            source=example.source,
-            split=split,
-            hearing=hearing,
-            prompt=example.prompt,
-            reference=example.answer,
-            audio=example.audio,
-            decode=decode,
-            weights=model.fingerprint,
-        )
+        question = {
+            "id": example.id,
+            "task": example.task,
+            "source": example.source,
+            "split": split,
+            "hearing": hearing,
+            "prompt": example.prompt,
+            "reference": example.answer,
+        }
+        key = prediction_key(**question, audio=example.audio, decode=decode, weights=model.fingerprint)
         keys.add(key)
         if key not in done:
-            open_questions.append((key, example))
+            open_questions.append((example, {"key": key, **question}))
     progress = tqdm(total=len(open_questions), desc=f"{split}, {hearing}", unit="clip", disable=not open_questions)
     for part in _batches(open_questions, batch_size):
-        filled = [part[i % len(part)][1] for i in range(batch_size)]
+        filled = [part[i % len(part)][0] for i in range(batch_size)]
         clips = [_clip(example, hearing) for example in filled]
         answers = model.generate(clips, [e.prompt for e in filled], max_new_tokens=max_new_tokens)
-        for (key, example), answer in zip(part, answers, strict=False):
+        for (example, question), answer in zip(part, answers, strict=False):
             seconds = 0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE
             log.append(
                 Prediction(
-                    key=key,
-                    id=example.id,
-                    task=example.task,
-                    source=example.source,
-                    split=split,
-                    hearing=hearing,
-                    prompt=example.prompt,
-                    reference=example.answer,
+                    **question,
                     prediction=answer.text,
                     finish_reason=answer.finish_reason,
                     audio_seconds=seconds,

@@ -6,6 +6,7 @@ decoding: it takes embeddings, positions and an attention mask, and optionally a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -92,7 +93,8 @@ class Llama(nnx.Module):
         )
         self.layers = stack_layers(lambda rngs: LlamaLayer(config, lora, rngs), config.layers, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.rms_epsilon)
-        self.lm_head = Linear(config.width, config.vocabulary, use_bias=False, rngs=rngs, init=INIT)
+        head = functools.partial(Linear, config.width, config.vocabulary, use_bias=False, rngs=rngs, init=INIT)
+        self.lm_head = None if config.tied_embeddings else head()
         self.config = config
 
     def embed(self, tokens: Array) -> Array:
@@ -137,8 +139,8 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: Array) -> Array:
         """float[...,D] -> float32[...,V]."""
-        kernel = self.lm_head.kernel[...].astype(hidden.dtype)
-        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        kernel = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> KVCache:
         """A cache of zeros for `rows` sequences of at most `slots` tokens."""

@@ -64,7 +64,8 @@ def ctc_loss(embedding: Array, audio_tokens: Array, transcript: Array, blank: in
     """CTC on the audio tokens (mean over transcribed tokens), read off with the language model's word embeddings.
 
     It teaches audio tokens to lie where the words they stand for lie, which a model that starts from random weights
-    otherwise takes very long to find. Not part of the original, whose parts are pretrained.
+    otherwise takes very long to find. Not part of the original, whose parts are pretrained. Clips without a
+    transcript, or with one too long for their audio tokens, do not count.
 
     Args:
       embedding: float[V,D]; audio_tokens: float[A,T,D]; transcript: int32[A,U], -1 for padding.
@@ -75,7 +76,10 @@ def ctc_loss(embedding: Array, audio_tokens: Array, transcript: Array, blank: in
     every = jnp.zeros(logits.shape[:2], jnp.float32)
     losses = optax.ctc_loss(logits, every, jnp.maximum(transcript, 0), absent.astype(jnp.float32), blank_id=blank)
     words = (~absent).sum(axis=1)
-    return jnp.where(words > 0, losses, 0).sum() / jnp.maximum(words.sum(), 1)
+    # A token for each word and a blank between equal ones: a clip with fewer audio tokens than that has no alignment.
+    repeats = ((transcript[:, 1:] == transcript[:, :-1]) & ~absent[:, 1:]).sum(axis=1)
+    counted = (words > 0) & (words + repeats <= audio_tokens.shape[1])
+    return jnp.where(counted, losses, 0).sum() / jnp.maximum(jnp.where(counted, words, 0).sum(), 1)
 
 
 def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Callable:

@@ -9,18 +9,15 @@ import os
 import pathlib
 import pickle
 import re
-import struct
 import sys
 import types
-import zlib
 
 import numpy as np
 import pytest
 
 from data_pipelines import minicorpus
-from data_pipelines.minicorpus import build, clips, heard, labels, packages, recordings, signals, spoken, tunes
+from data_pipelines.minicorpus import build, clips, heard, labels, packages, recordings, spoken, tunes
 from data_pipelines.minicorpus.builder import make
-from data_pipelines.minicorpus.rcc import read_rcc
 from data_pipelines.minicorpus.reading import imitate
 from launch import prepare as command
 from salmonn_jax.errors import UserError
@@ -244,64 +241,6 @@ def test_imitated_audio_tokens_can_be_read(small):
         assert clip.example.transcript == ""
 
 
-def rcc_of(files: dict[str, bytes], *, zipped: str) -> bytes:
-    """A resource file of version 1 with one folder, `sounds`."""
-    names, places = b"", {}
-    for name in ("sounds", *files):
-        places[name] = len(names)
-        names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
-    data, offsets = b"", {}
-    for name, content in files.items():
-        offsets[name] = len(data)
-        stored = struct.pack(">I", len(content)) + zlib.compress(content) if name == zipped else content
-        data += struct.pack(">I", len(stored)) + stored
-    tree = struct.pack(">IHII", 0, 2, 1, 1) + struct.pack(">IHII", places["sounds"], 2, len(files), 2)
-    for name in files:
-        tree += struct.pack(">IHHHI", places[name], int(name == zipped), 0, 0, offsets[name])
-    start = 20
-    header = b"qres" + struct.pack(">IIII", 1, start, start + len(tree), start + len(tree) + len(data))
-    return header + tree + data + names
-
-
-def test_resource_files_are_unpacked():
-    files = {"dog.ogg": b"wuff", "größe.ogg": b"x" * 1000, "empty.ogg": b""}
-    assert dict(read_rcc(rcc_of(files, zipped="größe.ogg"))) == {f"sounds/{name}": data for name, data in files.items()}
-    with pytest.raises(ValueError, match="not a Qt resource file"):
-        list(read_rcc(b"RIFF"))
-
-
-def test_flac_is_exact():
-    pcm = np.random.default_rng(0).integers(-32768, 32768, 5000, dtype=np.int16)
-    pcm[:2] = [-32768, 32767]
-    decoded = signals.from_flac(signals.to_flac(pcm))
-    assert decoded.dtype == np.int16
-    np.testing.assert_array_equal(decoded, pcm)
-
-
-def test_trimming_keeps_what_sounds():
-    silence = np.zeros(16_000, np.float32)
-    sound = tone(300, 0.5) / np.float32(32768)
-    trimmed = signals.trim(np.concatenate([silence, sound, silence]))
-    assert 0.5 * 16_000 <= len(trimmed) <= 0.6 * 16_000
-    assert len(signals.trim(silence)) == len(silence)
-
-
-def test_titles_are_compared_without_articles_accents_and_case():
-    assert tunes.normalise_title("The Ténth of March") == tunes.normalise_title("tenth of march -- Reel")
-    tune = tunes.parse(abc(0))
-    assert (tune.title, tune.metre, tune.type) == ("tune of 0", "six eight", "jig")
-    assert tunes.parse(abc(3)).type == ""
-
-
-def test_prompt_texts_are_cleaned(tmp_path):
-    import gzip
-
-    path = tmp_path / "core-sounds-es.txt.gz"
-    lines = "; a note\nbeep: [tone]\nhello: ¡Hola, Señor! (friendly)\ndigits/0: cero\ndigits/0: diez\nempty: ...\n"
-    path.write_bytes(gzip.compress(lines.encode()))
-    assert recordings.asterisk_texts(path) == {"hello": "hola señor", "digits/0": "cero"}
-
-
 def test_the_corpus_end_to_end(cache, capsys):
     minicorpus.prepare(cache, workers=1)
     assert "numbers_to_english" in capsys.readouterr().out
@@ -405,17 +344,6 @@ def test_a_missing_extra_is_told_before_anything_is_fetched(tmp_path, monkeypatc
         build.prepare(tmp_path, workers=1)
 
 
-def test_espeak_says_what_it_is_given():
-    pytest.importorskip("espeakng_loader")
-    from data_pipelines.minicorpus import synthesised
-
-    seven, eight = (synthesised.speak(word, "en-us", "m1") for word in ("seven", "eight"))
-    for audio in (seven, eight):
-        assert audio.dtype == np.int16
-        assert 0.15 < len(audio) / 16_000 < 1.5
-    assert len(seven) != len(eight)
-
-
 def test_a_corpus_that_is_not_there_is_told(tmp_path):
     message = r"no mini-corpus in .*; build it with: python -m launch\.prepare minicorpus"
     with pytest.raises(UserError, match=message):
@@ -433,21 +361,3 @@ def test_the_command_passes_its_options_on(monkeypatch):
     assert given == {"cache": pathlib.Path("here"), "workers": 1}
     with pytest.raises(UserError, match="--workers is 0"):
         build.prepare(pathlib.Path("here"), workers=0)
-
-
-def test_what_apt_complains_of_decides(monkeypatch, tmp_path):
-    def fake(complaint):
-        def run(command, **options):
-            return types.SimpleNamespace(returncode=100, stderr=complaint)
-
-        return run
-
-    monkeypatch.setattr(packages.subprocess, "run", fake("W: x\nE: Unable to locate package klettres\n"))
-    with pytest.raises(packages.NotInDebian, match="Unable to locate package klettres"):
-        packages.unpack_debian(tmp_path)
-    monkeypatch.setattr(packages.subprocess, "run", fake("E: Failed to fetch http://deb.debian.org\n"))
-    with pytest.raises(UserError, match="Failed to fetch"):
-        packages.unpack_debian(tmp_path)
-    monkeypatch.setattr(packages.subprocess, "run", fake("ERROR: no route to PyPI\n"))
-    with pytest.raises(UserError, match="no route to PyPI"):
-        packages.unpack_wheels(tmp_path)

@@ -9,7 +9,8 @@ import pytest
 
 from data_pipelines import corpora
 from data_pipelines.mixture import layout, source_names, training_stream
-from data_pipelines.rows import Row, collate
+from data_pipelines.rows import to_batch
+from salmonn_jax.batch import Row
 from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT
@@ -96,7 +97,7 @@ def test_layout_of_a_row():
     sizes = dataclasses.replace(layout(CONFIG.model, CONFIG.data), sequence=8, transcript=3, window=4, audio_tokens=2)
     heard = Row([1, 9, 1, 1, 7, 8], [-1, -1, 0, 1, -1, -1], 4, np.arange(1, 7, dtype=np.int16), [5], 1)
     read = Row([1, 9, 7], [-1, -1, -1], 2, None, [], 0)
-    batch = collate([read, heard], sizes)
+    batch = to_batch([read, heard], sizes)
     np.testing.assert_array_equal(batch.tokens, [[1, 9, 1, 1, 7, 8, 0, 0], [1, 9, 7, 0, 0, 0, 0, 0]])
     np.testing.assert_array_equal(batch.loss_mask[0], [0, 0, 0, 0, 1, 1, 0, 0])
     np.testing.assert_array_equal(batch.segments[1], [1, 1, 1, 0, 0, 0, 0, 0])

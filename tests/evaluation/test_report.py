@@ -16,25 +16,13 @@ from PIL import Image
 
 from salmonn_jax.errors import UserError
 from salmonn_jax.evaluation import report, tasks
-from salmonn_jax.evaluation.predictions import Prediction
+from tests.evaluation.answers import answer
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>"
 
 
 def make(id: str, prediction: str, *, task: str = "sound", split: str = "test", hearing: str = "audio"):
-    return Prediction(
-        key=f"{task} {split} {id} {hearing}",
-        id=id,
-        task=task,
-        source="mini",
-        split=split,
-        hearing=hearing,
-        prompt="<Speech><SpeechHere></Speech> What makes this sound?",
-        reference="rain",
-        prediction=prediction,
-        finish_reason="end",
-        audio_seconds=1.0,
-    )
+    return answer(task, "rain", prediction, id=id, split=split, hearing=hearing)
 
 
 def tone(hertz: float, seconds: float = 0.5) -> np.ndarray:

@@ -9,23 +9,7 @@ import pytest
 from salmonn_jax.errors import UserError
 from salmonn_jax.evaluation import tasks
 from salmonn_jax.evaluation.metrics import Score
-from salmonn_jax.evaluation.predictions import Prediction
-
-
-def make(task: str, reference: str, prediction: str, *, id: str = "a", split: str = "test", hearing: str = "audio"):
-    return Prediction(
-        key=f"{task} {split} {id} {hearing}",
-        id=id,
-        task=task,
-        source="mini",
-        split=split,
-        hearing=hearing,
-        prompt="?",
-        reference=reference,
-        prediction=prediction,
-        finish_reason="end",
-        audio_seconds=1.0,
-    )
+from tests.evaluation.answers import answer
 
 
 def test_each_task_has_its_metrics_and_a_title():
@@ -46,7 +30,7 @@ def test_each_task_has_its_metrics_and_a_title():
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_every_measure_gives_the_metric_it_is_named_after(name):
-    rows = tasks.score([make(name, "one over rain", "one over rain")])
+    rows = tasks.score([answer(name, "one over rain", "one over rain")])
     assert [row.metric for row in rows] == [row.audio.name for row in rows]
     best = {"wer": 0.0, "accuracy": 1.0}
     assert all(row.audio.value == best[row.metric] and row.silence is None for row in rows)
@@ -70,22 +54,22 @@ def test_every_measure_gives_the_metric_it_is_named_after(name):
     ],
 )
 def test_speech_over_sound_is_split_at_the_last_over(prediction, wer, right):
-    rows = tasks.score([make("speech_over_sound", "go over there now over rain", prediction)])
+    rows = tasks.score([answer("speech_over_sound", "go over there now over rain", prediction)])
     assert [(row.metric, row.audio.value) for row in rows] == [("wer", pytest.approx(wer)), ("accuracy", right)]
 
 
 def test_a_speech_over_sound_reference_without_over_is_the_users_error():
     with pytest.raises(UserError, match=r"task 'speech_over_sound', split 'test': reference 1 of 1"):
-        tasks.score([make("speech_over_sound", "hello", "hello")])
+        tasks.score([answer("speech_over_sound", "hello", "hello")])
 
 
 def test_hearing_and_silence_stand_side_by_side():
     rows = tasks.score(
         [
-            make("sound", "rain", "rain", id="a"),
-            make("sound", "dog", "dog", id="b"),
-            make("sound", "rain", "rain", id="a", hearing="silence"),
-            make("sound", "dog", "rain", id="b", hearing="silence"),
+            answer("sound", "rain", "rain", id="a"),
+            answer("sound", "dog", "dog", id="b"),
+            answer("sound", "rain", "rain", id="a", hearing="silence"),
+            answer("sound", "dog", "rain", id="b", hearing="silence"),
         ]
     )
     assert len(rows) == 1
@@ -95,7 +79,7 @@ def test_hearing_and_silence_stand_side_by_side():
 
 
 def test_either_side_may_be_absent():
-    rows = tasks.score([make("sound", "rain", "rain", hearing="silence"), make("metre", "6/8", "6/8")])
+    rows = tasks.score([answer("sound", "rain", "rain", hearing="silence"), answer("metre", "6/8", "6/8")])
     assert [(row.task, row.audio is None, row.silence is None) for row in rows] == [
         ("sound", True, False),
         ("metre", False, True),
@@ -104,11 +88,11 @@ def test_either_side_may_be_absent():
 
 def test_rows_come_by_split_then_task_whatever_the_order_of_predictions():
     given = [
-        make("tune_type", "jig", "jig", split="zoo"),
-        make("sound", "rain", "rain", split="unheard"),
-        make("sound", "rain", "rain", split="archive"),
-        make("tune_type", "jig", "jig"),
-        make("transcribe", "a b", "a b"),
+        answer("tune_type", "jig", "jig", split="zoo"),
+        answer("sound", "rain", "rain", split="unheard"),
+        answer("sound", "rain", "rain", split="archive"),
+        answer("tune_type", "jig", "jig"),
+        answer("transcribe", "a b", "a b"),
     ]
     expected = [
         ("test", "transcribe"),
@@ -123,12 +107,12 @@ def test_rows_come_by_split_then_task_whatever_the_order_of_predictions():
 
 def test_an_unknown_task_is_named_with_a_suggestion():
     with pytest.raises(UserError, match=r"unknown task 'transcribed'; did you mean 'transcribe'\?"):
-        tasks.score([make("transcribed", "a", "a")])
+        tasks.score([answer("transcribed", "a", "a")])
 
 
 def test_two_answers_of_one_clip_are_refused():
     with pytest.raises(UserError, match="clip 'a' of 'mini' has two answers hearing audio"):
-        tasks.score([make("sound", "rain", "rain"), make("sound", "rain", "dog")])
+        tasks.score([answer("sound", "rain", "rain"), answer("sound", "rain", "dog")])
 
 
 def test_nothing_to_score_is_the_users_error():

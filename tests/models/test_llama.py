@@ -1,0 +1,24 @@
+"""What the golden set does not show of the decoder: embeddings that are tied to the output."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from salmonn_jax.configs import get_config
+from salmonn_jax.models import parameters
+
+MODEL = get_config("debug").model
+TIED = dataclasses.replace(MODEL, llama=dataclasses.replace(MODEL.llama, tied_embeddings=True))
+
+
+def test_tied_embeddings_are_one_table():
+    tied, untied = parameters.initialize(TIED, 0), parameters.initialize(MODEL, 0)
+    assert set(untied) - set(tied) == {"llama/lm_head/kernel"}
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, MODEL.llama.width)), jnp.float32)
+    as_untied = tied | {"llama/lm_head/kernel": tied["llama/embedding"].T}
+    ours = parameters.structure(TIED).merge(tied).llama.logits(hidden)
+    theirs = parameters.structure(MODEL).merge(as_untied).llama.logits(hidden)
+    np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,53 @@
+"""The CTC loss on audio tokens, against a sum over all alignments written out."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from salmonn_jax.training.step import ctc_loss
+
+BLANK = 3
+
+
+def aligned(path: tuple[int, ...]) -> list[int]:
+    """What a path of tokens says: equal neighbours joined, then blanks left out."""
+    return [token for token, _ in itertools.groupby(path) if token != BLANK]
+
+
+def by_enumeration(logits: np.ndarray, words: list[int]) -> float:
+    """Minus the log of the summed probability of all paths of float[T,V] logits that say `words`."""
+    probability = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    paths = itertools.product(range(logits.shape[1]), repeat=len(logits))
+    return -np.log(
+        sum(np.prod([probability[t, token] for t, token in enumerate(p)]) for p in paths if aligned(p) == words)
+    )
+
+
+def arrays(seed: int = 0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(5, 6)), rng.normal(size=(3, 4, 6))  # five tokens; three clips of four audio tokens
+
+
+def test_is_the_mean_over_tokens_of_the_sum_over_alignments():
+    embedding, audio_tokens = arrays()
+    words = [[0, 2], [1, 1, 4], []]
+    expected = [by_enumeration(a @ embedding.T, w) for a, w in zip(audio_tokens, words, strict=True) if w]
+    transcript = np.array([[0, 2, -1], [1, 1, 4], [-1, -1, -1]])
+    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), transcript, BLANK)
+    np.testing.assert_allclose(loss, sum(expected) / 5, rtol=1e-5)
+
+
+def test_a_transcript_that_has_no_alignment_does_not_count():
+    embedding, audio_tokens = arrays()
+    possible = np.array([[0, 2, -1, -1], [1, 1, -1, -1], [4, -1, -1, -1]])
+    # Four tokens and two blanks between equal ones do not go into four audio tokens.
+    with_impossible = np.concatenate([possible, [[1, 1, 1, 0]]])
+    more = np.concatenate([audio_tokens, audio_tokens[:1]])
+    of_possible = jax.value_and_grad(ctc_loss)(jnp.asarray(embedding), jnp.asarray(audio_tokens), possible, BLANK)
+    of_both = jax.value_and_grad(ctc_loss)(jnp.asarray(embedding), jnp.asarray(more), with_impossible, BLANK)
+    for ours, theirs in zip(of_both, of_possible, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
