@@ -26,7 +26,7 @@ def _minicorpus(cache: pathlib.Path) -> Corpus:
         read=lambda source, split: minicorpus.read(cache, source, split),
         heard=lambda split: minicorpus.heard_sources(cache, split),
         tokenizer=cache,
-        notes=minicorpus.NOTES,
+        notes=minicorpus.notes(cache),
     )
 
 

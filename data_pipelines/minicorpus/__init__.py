@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import pathlib
 
-from data_pipelines.minicorpus.build import check_ready, heard_sources, prepare, source_folder
-from data_pipelines.minicorpus.clips import FILLER, NOTES, SIZES
+from data_pipelines.minicorpus.build import check_ready, heard_sources, notes, prepare, source_folder
+from data_pipelines.minicorpus.clips import FILLER, SIZES
 from data_pipelines.minicorpus.reader import Clips, open_split
 from data_pipelines.minicorpus.recordings import CLIP_SECONDS
 from salmonn_jax.errors import unknown_name
 
-__all__ = ["CLIP_SECONDS", "FILLER", "NOTES", "SOURCES", "heard_sources", "prepare", "read"]
+__all__ = ["CLIP_SECONDS", "FILLER", "SOURCES", "heard_sources", "notes", "prepare", "read"]
 
 SOURCES = tuple(SIZES)
 

@@ -56,11 +56,12 @@ def prepare(cache: pathlib.Path, *, workers: int) -> None:
 
 
 def is_ready(cache: pathlib.Path) -> bool:
-    """Whether a finished corpus of this version is in `cache`."""
+    """Whether a finished corpus of this version is in `cache`, with all its sources."""
     try:
-        return json.loads(_statistics_path(cache).read_text(encoding="utf-8"))["version"] == VERSION
+        version = _statistics(cache)["version"]
     except (OSError, ValueError, KeyError):
         return False
+    return version == VERSION and all(source_folder(cache, source).is_dir() for source in SIZES)
 
 
 def source_folder(cache: pathlib.Path, source: str) -> pathlib.Path:
@@ -75,8 +76,14 @@ def heard_sources(cache: pathlib.Path, split: str) -> list[str]:
       UserError: there is no finished corpus.
     """
     check_ready(cache)
-    made = json.loads(_statistics_path(cache).read_text(encoding="utf-8"))["sources"]
+    made = _statistics(cache)["sources"]
     return [source for source in SIZES if any(row["hours"] for row in made[source].get(split, {}).values())]
+
+
+def notes(cache: pathlib.Path) -> tuple[str, ...]:
+    """What the splits of a finished corpus hold out. Raises UserError where there is none."""
+    check_ready(cache)
+    return NOTES[_statistics(cache)["origin"]]
 
 
 def check_ready(cache: pathlib.Path) -> None:
@@ -87,7 +94,7 @@ def check_ready(cache: pathlib.Path) -> None:
 
 def table(cache: pathlib.Path) -> str:
     """What is in a finished corpus, for people."""
-    statistics = json.loads(_statistics_path(cache).read_text(encoding="utf-8"))
+    statistics = _statistics(cache)
     lines = [f"mini-corpus in {cache}: speech and sounds {statistics['origin']}"]
     lines.append(f"{'source':<18} {'split':<8} {'task':<19} {'clips':>6} {'hours':>6}  voices")
     for source, splits in statistics["sources"].items():
@@ -97,6 +104,10 @@ def table(cache: pathlib.Path) -> str:
                 voices = str(len(row["voices"])) if row["voices"] else ""
                 lines.append(f"{source:<18} {split:<8} {task:<19} {row['clips']:>6} {hours:>6}  {voices}".rstrip())
     return "\n".join(lines)
+
+
+def _statistics(cache: pathlib.Path) -> dict:
+    return json.loads(_statistics_path(cache).read_text(encoding="utf-8"))
 
 
 def _statistics_path(cache: pathlib.Path) -> pathlib.Path:
@@ -244,7 +255,7 @@ def _finish(cache: pathlib.Path, origin: str, seconds: dict[str, float]) -> None
         "version": VERSION,
         "origin": origin,
         "seconds": seconds,
-        "notes": NOTES,
+        "notes": NOTES[origin],
         "sources": sources,
     }
     shutil.rmtree(cache / "downloads", ignore_errors=True)  # an empty folder that TFDS makes

@@ -61,17 +61,29 @@ SIZES = {
     },
 }
 
-# What each split does not share with training, for reports.
-NOTES = (
+# What each split does not share with training, for reports, by the origin of the recordings.
+_SPEECH_NOTES = (
     "numbers, test: strings of digits never trained on (one in ten, from two digits on), said by known voices. "
     "unheard: other voices.",
     "prompts, test: phrases never trained on, in any language, said by the voices of training. unheard: other voices, "
     "other phrases.",
-    "sounds, test: the recordings of training, cut and changed afresh. unheard: other recordings of the same classes.",
-    "music, test: tunes never trained on, rendered with the instruments of training. unheard: recordings of real "
-    "instruments.",
     "speech_over_sound, test: the strings of digits that numbers holds out, over the sounds of training cut afresh.",
 )
+NOTES = {
+    "recorded": (
+        *_SPEECH_NOTES,
+        "sounds, test: the recordings of training, cut and changed afresh. unheard: other recordings of the same "
+        "classes.",
+        "music, test: tunes never trained on, rendered with the instruments of training. unheard: recordings of real "
+        "instruments.",
+    ),
+    "synthesised": (
+        "Nothing here was recorded, as there was no apt: eSpeak NG speaks, and the sounds are computed.",
+        *_SPEECH_NOTES,
+        "sounds, test: the sounds of training, cut and changed afresh. unheard: others of the same names.",
+        "music, test: tunes never trained on, rendered with the instruments of training.",
+    ),
+}
 
 
 class Clip(NamedTuple):

@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import sys
 import types
 
@@ -247,7 +248,7 @@ def test_the_corpus_end_to_end(cache, capsys):
     statistics = json.loads((cache / "statistics.json").read_text())
     assert statistics["sources"]["numbers"]["train"]["numbers"]["clips"] == 30
     assert statistics["sources"]["numbers"]["unheard"]["numbers"]["voices"] == ["new-en"]
-    assert statistics["notes"] == list(minicorpus.NOTES)
+    assert statistics["notes"] == list(minicorpus.notes(cache)) == list(clips.NOTES["recorded"])
     assert minicorpus.heard_sources(cache, "test") == [s for s in minicorpus.SOURCES if s != "reading"]
     assert minicorpus.heard_sources(cache, "unheard") == ["numbers", "prompts", "sounds", "music"]
     assert minicorpus.heard_sources(cache, "other") == []
@@ -306,6 +307,12 @@ def test_an_interrupted_build_is_not_taken_for_finished(cache, monkeypatch):
     monkeypatch.setattr(heard, "sounds", real)
     minicorpus.prepare(cache, workers=1)
     assert not left.exists()
+    assert len(minicorpus.read(cache, "sounds", "train")) == 12
+
+    shutil.rmtree(build.source_folder(cache, "sounds"))
+    with pytest.raises(UserError, match="no mini-corpus in"):
+        minicorpus.read(cache, "numbers", "train")
+    minicorpus.prepare(cache, workers=1)
     assert len(minicorpus.read(cache, "sounds", "train")) == 12
 
 
