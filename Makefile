@@ -6,8 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # uv installs from the same registry as pip, in a tenth of the time.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
-# The CPU build of torch reads the golden weights in the tests. pip takes it from the local wheels where there are some.
-TORCH ?= torch==2.13.0
+# torch opens PyTorch checkpoints in the tests. Named as the CPU build, so that pip never takes gigabytes of CUDA along.
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: quickstart test lint format clean
 
@@ -36,5 +37,6 @@ $(VENV)/.quickstart: setup.cfg | $(BIN)/uv
 
 $(VENV)/.test: $(VENV)/.quickstart
 	$(INSTALL) -e '.[minicorpus,dev]'
-	$(BIN)/python -m pip install --quiet '$(TORCH)' || echo 'no $(TORCH) here: tests that read torch files will skip'
+	$(BIN)/python -m pip install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' \
+		|| echo 'no $(TORCH) here: tests that read torch files will skip'
 	touch $@
