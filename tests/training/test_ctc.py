@@ -50,4 +50,4 @@ def test_a_transcript_that_has_no_alignment_does_not_count():
     of_possible = jax.value_and_grad(ctc_loss)(jnp.asarray(embedding), jnp.asarray(audio_tokens), possible, BLANK)
     of_both = jax.value_and_grad(ctc_loss)(jnp.asarray(embedding), jnp.asarray(more), with_impossible, BLANK)
     for ours, theirs in zip(of_both, of_possible, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)  # rounding; counted, it would add 1e5
