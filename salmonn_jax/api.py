@@ -15,6 +15,7 @@ from salmonn_jax import model_directory
 from salmonn_jax.batch import Batch, Row, collate
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
+from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
 from salmonn_jax.prompts import PLACEHOLDER, TEXT, encode_answer, encode_prompt
 
@@ -125,10 +126,25 @@ class Model:
 
     @functools.cached_property
     def _losses(self):
-        scale = self.config.lora.scale
-        return jax.jit(lambda model, batch: answer_losses(model(batch, lora_scale=scale)[0], batch)[0])
+        scale, pad = self.config.lora.scale, self.config.pad_classes
+        return jax.jit(lambda model, batch: answer_losses(model(batch, lora_scale=scale)[0], batch, pad)[0])
 
 
-def load(directory: str | pathlib.Path) -> Model:
-    """Loads a model directory, or the latest checkpoint of a run directory. Raises UserError if it is neither."""
-    return Model(model_directory.load_model(pathlib.Path(directory)))
+def load(directory: str | pathlib.Path, *, dtype: str | None = None) -> Model:
+    """Loads a model directory, or the latest checkpoint of a run directory.
+
+    Args:
+      directory: of the model or run.
+      dtype: of activations and frozen weights, such as "bfloat16". By default what the model's configuration says on
+        accelerators, and "float32" on CPUs, which have no faster one.
+
+    Raises:
+      UserError: it is neither a model nor a run directory.
+    """
+    loaded = model_directory.load_model(pathlib.Path(directory))
+    if dtype is None and jax.default_backend() == "cpu":
+        dtype = "float32"
+    if dtype is None:
+        return Model(loaded)
+    config = dataclasses.replace(loaded.config, activation_dtype=dtype, frozen_dtype=dtype)
+    return Model(dataclasses.replace(loaded, config=config, structure=parameters.structure(config)))

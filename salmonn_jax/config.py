@@ -90,6 +90,16 @@ class QFormerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How LLaMA 3.1 stretches slow rotary frequencies beyond the context it was first trained on."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_context: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """A LLaMA-family decoder; the defaults are Vicuna-13B v1.1."""
 
@@ -100,9 +110,15 @@ class LlamaConfig:
     kv_heads: int = 40
     ffn: int = 13_824
     rms_epsilon: float = 1e-6
+    head: int | None = None  # width of a head; None stands for width / heads
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     context: int = 2048
     tied_embeddings: bool = False  # the output projection is the embedding table
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads if self.head is None else self.head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +148,9 @@ class ModelConfig:
     activation_dtype: str = "bfloat16"
     frozen_dtype: str = "bfloat16"  # what is trained is stored in float32
     prompt_template: str = "USER: {}\nASSISTANT:"
+    # Classes beyond the vocabulary that the loss counts with a logit of zero. The original adds one, [PAD], whose
+    # random weights are in no checkpoint: zero is what they give on average.
+    pad_classes: int = 0
 
     @property
     def windows(self) -> int:

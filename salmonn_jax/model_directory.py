@@ -4,6 +4,7 @@
       config.json                         config.json     also holds the resolved run configuration
       tokenizer.model                     tokenizer.model
       base/     weights, Orbax            base/           only if the run needed a new base
+      base.fingerprint                    base.fingerprint
       delta/    what was trained          checkpoints/N/  delta, optimiser, place in the data, step
                                           metrics.jsonl, tensorboard/
 
@@ -21,12 +22,8 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-from flax import traverse_util
-
 from salmonn_jax import config as configuration
+from salmonn_jax import weights
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
@@ -35,6 +32,7 @@ from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
+FINGERPRINT = "base.fingerprint"
 TOKENIZER_FILES = ("tokenizer.model",)
 
 
@@ -66,9 +64,9 @@ def load_model(directory: pathlib.Path) -> LoadedModel:
     config = configuration.from_dict(ModelConfig, description["model"])
     base = base_of(directory, description)
     structure = parameters.structure(config)
-    params = load_params(base.path)
+    params = weights.load(base.path)
     delta_path = latest_delta(directory)
-    delta = {} if delta_path is None else load_params(delta_path)
+    delta = {} if delta_path is None else weights.load(delta_path)
     shapes = structure.shapes
     found = {path: value.shape for path, value in (params | delta).items()}
     wrong = sorted(set(shapes) ^ set(found)) or [p for p in found if shapes[p].shape != found[p]]
@@ -76,7 +74,7 @@ def load_model(directory: pathlib.Path) -> LoadedModel:
         raise UserError(
             f"{directory} does not hold the model its config.json describes: {wrong[0]} and {len(wrong) - 1} more"
         )
-    fingerprint = base.fingerprint if delta_path is None else _combine(base.fingerprint, fingerprint_of(delta))
+    fingerprint = base.fingerprint if delta_path is None else _combine(base.fingerprint, weights.fingerprint(delta))
     return LoadedModel(
         config, structure, params | delta, load_tokenizer(directory), base, frozenset(delta), fingerprint
     )
@@ -101,7 +99,11 @@ def base_of(directory: pathlib.Path, description: dict[str, Any]) -> Base:
     path = pathlib.Path(directory) / description["base"]["path"]
     if not path.is_dir():
         raise UserError(f"the base weights of {directory} are not at {path}; was the directory they belong to moved?")
-    return Base(path.resolve(), description["base"]["fingerprint"])
+    base = Base(path.resolve(), description["base"]["fingerprint"])
+    beside = path.with_name(FINGERPRINT)
+    if not beside.is_file() or beside.read_text().strip() != base.fingerprint:
+        raise UserError(f"the base weights at {path} are not those {directory} was made with; were they made anew?")
+    return base
 
 
 def latest_delta(directory: pathlib.Path) -> pathlib.Path | None:
@@ -137,43 +139,13 @@ def write_description(
 def save_base(directory: pathlib.Path, params: Params) -> Base:
     """Writes weights as `directory/base`, replacing an unfinished one."""
     path = (directory / "base").resolve()
-    save_params(path, params)
-    return Base(path, fingerprint_of(params))
+    return finish_base(path, weights.save(path, params))
 
 
-def save_params(path: pathlib.Path, params: Params) -> None:
-    """Writes parameters with Orbax, atomically: `path` appears when all is written."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.resolve(), nested(params), force=True)
-
-
-def load_params(path: pathlib.Path) -> Params:
-    """Reads parameters that `save_params` or a checkpoint wrote."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        saved = checkpointer.metadata(path.resolve()).item_metadata
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved)
-        return flat(checkpointer.restore(path.resolve(), dict(target)))
-
-
-def nested(params: Params) -> dict[str, Any]:
-    """Parameters as a tree, the form in which Orbax stores them."""
-    return traverse_util.unflatten_dict(params, sep="/")
-
-
-def flat(tree: Any) -> Params:
-    """The reverse of `nested`."""
-    return traverse_util.flatten_dict(tree, sep="/")
-
-
-def fingerprint_of(params: Params) -> str:
-    """A hash of names, shapes, dtypes and bytes, whatever the order or sharding."""
-    digest = hashlib.sha256()
-    for path in sorted(params):
-        value = np.asarray(params[path])
-        digest.update(f"{path} {value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).view(np.uint8).data if value.size else b"")
-    return digest.hexdigest()
+def finish_base(path: pathlib.Path, fingerprint: str) -> Base:
+    """Writes the fingerprint of weights beside them: to check it there, 26 GB need not be read."""
+    path.with_name(FINGERPRINT).write_text(fingerprint + "\n")
+    return Base(path, fingerprint)
 
 
 def _combine(*fingerprints: str) -> str:

@@ -19,6 +19,7 @@ import soundfile
 
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import BeatsConfig, LlamaConfig, LoraConfig, ModelConfig, QFormerConfig, WhisperConfig
+from salmonn_jax.conversion import to_jax
 from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import Frames, Salmonn, answer_losses
 
@@ -79,25 +80,11 @@ def clips() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def params() -> parameters.Params:
-    """Every weight of the golden model, by our paths; fails if one is missing or left over."""
-    import torch
-
-    def read(path):
-        return torch.load(FOLDER / path, map_location="cpu", weights_only=True)
-
-    def floats(tensors):
-        return {k: v.to(torch.float32).numpy() for k, v in tensors.items()}
-
-    values: dict[str, np.ndarray] = {}
-    _whisper(floats(read("whisper/pytorch_model.bin")), values)
-    _beats(floats(read("beats.pt")["model"]), values)
-    _llama(floats(read("vicuna/pytorch_model.bin")), values)
-    _delta(floats(read("salmonn.pth")["model"]), values)
-    shapes = structure().shapes
-    assert set(shapes) == set(values), set(shapes) ^ set(values)
-    for path, leaf in shapes.items():
-        assert leaf.shape == values[path].shape, (path, leaf.shape, values[path].shape)
-    return {path: jnp.asarray(value) for path, value in values.items()}
+    """Every weight of the golden model, by our paths, in float32."""
+    plan = to_jax.plan_salmonn(
+        FOLDER / "whisper", FOLDER / "beats.pt", FOLDER / "vicuna", FOLDER / "salmonn.pth", to_jax.Options(heads=4)
+    )
+    return {path: jnp.asarray(p.whole(), jnp.float32) for path, p in (plan.base | plan.delta).items()}
 
 
 def structure() -> parameters.Structure:
@@ -220,100 +207,3 @@ def text_batch(chosen: list[int]) -> Batch:
         np.zeros(len(chosen), np.int32),
         np.zeros((len(chosen), 0), np.int32),
     )
-
-
-def _put(values, target, tensors, source, leaves):
-    """Copies `source`'s weight and bias to `target`; `leaves` names the pair, kernels are transposed."""
-    for kind, leaf in zip(("weight", "bias"), leaves, strict=True):
-        if leaf:
-            value = tensors[f"{source}.{kind}"]
-            values[f"{target}/{leaf}"] = value.T if leaf == "kernel" else value
-
-
-def _stacked(values, target, tensors, source, layers, leaves):
-    """As `_put`, for every layer: `source` holds {} for the layer's number."""
-    for kind, leaf in zip(("weight", "bias"), leaves, strict=True):
-        if leaf:
-            parts = [tensors[f"{source.format(i)}.{kind}"] for i in range(layers)]
-            values[f"{target}/{leaf}"] = np.stack([p.T if leaf == "kernel" else p for p in parts])
-
-
-LINEAR, NORM, NO_BIAS = ("kernel", "bias"), ("scale", "bias"), ("kernel", None)
-
-
-def _whisper(tensors, values):
-    tensors = {k.removeprefix("model.").removeprefix("encoder."): v for k, v in tensors.items() if "decoder" not in k}
-    for conv in ("conv1", "conv2"):
-        values[f"whisper/{conv}/kernel"] = tensors[f"{conv}.weight"].transpose(2, 1, 0)
-        values[f"whisper/{conv}/bias"] = tensors[f"{conv}.bias"]
-    values["whisper/positions"] = tensors["embed_positions.weight"]
-    _put(values, "whisper/norm", tensors, "layer_norm", NORM)
-    for ours, theirs, leaves in (
-        ("attention_norm", "self_attn_layer_norm", NORM),
-        ("q_proj", "self_attn.q_proj", LINEAR),
-        ("k_proj", "self_attn.k_proj", NO_BIAS),
-        ("v_proj", "self_attn.v_proj", LINEAR),
-        ("out_proj", "self_attn.out_proj", LINEAR),
-        ("ffn_norm", "final_layer_norm", NORM),
-        ("fc1", "fc1", LINEAR),
-        ("fc2", "fc2", LINEAR),
-    ):
-        _stacked(values, f"whisper/layers/{ours}", tensors, "layers.{}." + theirs, 2, leaves)
-
-
-def _beats(tensors, values):
-    values["beats/patch_kernel"] = tensors["patch_embedding.weight"].reshape(32, -1).T
-    _put(values, "beats/patch_norm", tensors, "layer_norm", NORM)
-    _put(values, "beats/patch_proj", tensors, "post_extract_proj", LINEAR)
-    values["beats/positional_conv/direction"] = tensors["encoder.pos_conv.0.weight_v"].transpose(2, 1, 0)
-    values["beats/positional_conv/magnitude"] = tensors["encoder.pos_conv.0.weight_g"].reshape(-1)
-    values["beats/positional_conv/bias"] = tensors["encoder.pos_conv.0.bias"]
-    _put(values, "beats/norm", tensors, "encoder.layer_norm", NORM)
-    layer = "encoder.layers.{}."
-    values["beats/relative_bias"] = tensors[layer.format(0) + "self_attn.relative_attention_bias.weight"]
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        _stacked(values, f"beats/layers/{name}", tensors, layer + "self_attn." + name, 2, LINEAR)
-    _stacked(values, "beats/layers/gate", tensors, layer + "self_attn.grep_linear", 2, LINEAR)
-    values["beats/layers/gate_scale"] = np.stack(
-        [tensors[layer.format(i) + "self_attn.grep_a"].reshape(-1) for i in range(2)]
-    )
-    _stacked(values, "beats/layers/attention_norm", tensors, layer + "self_attn_layer_norm", 2, NORM)
-    _stacked(values, "beats/layers/fc1", tensors, layer + "fc1", 2, LINEAR)
-    _stacked(values, "beats/layers/fc2", tensors, layer + "fc2", 2, LINEAR)
-    _stacked(values, "beats/layers/ffn_norm", tensors, layer + "final_layer_norm", 2, NORM)
-
-
-def _llama(tensors, values):
-    values["llama/embedding"] = tensors["model.embed_tokens.weight"]
-    values["llama/norm/scale"] = tensors["model.norm.weight"]
-    _put(values, "llama/lm_head", tensors, "lm_head", NO_BIAS)
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        _stacked(values, f"llama/layers/{name}", tensors, "model.layers.{}.self_attn." + name, 2, NO_BIAS)
-    for name in ("gate_proj", "up_proj", "down_proj"):
-        _stacked(values, f"llama/layers/{name}", tensors, "model.layers.{}.mlp." + name, 2, NO_BIAS)
-    for ours, theirs in (("attention_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")):
-        _stacked(values, f"llama/layers/{ours}", tensors, "model.layers.{}." + theirs, 2, ("scale", None))
-
-
-def _delta(tensors, values):
-    values["query_tokens"] = tensors["speech_query_tokens"][0]
-    _put(values, "ln_speech", tensors, "ln_speech", NORM)
-    _put(values, "ln_audio", tensors, "ln_audio", NORM)
-    _put(values, "projection", tensors, "speech_llama_proj", LINEAR)
-    for name in ("q_proj", "v_proj"):
-        source = "llama_model.base_model.model.model.layers.{}.self_attn." + name + ".lora_{}.default.weight"
-        for letter in "AB":
-            values[f"llama/layers/{name}/lora_{letter.lower()}"] = np.stack(
-                [tensors[source.format(i, letter)].T for i in range(2)]
-            )
-    bert = "speech_Qformer.bert."
-    _put(values, "qformer/norm", tensors, bert + "embeddings.LayerNorm", NORM)
-    layer = bert + "encoder.layer.{}."
-    for ours, theirs in (("attention", "attention"), ("cross_attention", "crossattention")):
-        for name in ("query", "key", "value"):
-            _stacked(values, f"qformer/layers/{ours}/{name}", tensors, f"{layer}{theirs}.self.{name}", 2, LINEAR)
-        _stacked(values, f"qformer/layers/{ours}/dense", tensors, f"{layer}{theirs}.output.dense", 2, LINEAR)
-        _stacked(values, f"qformer/layers/{ours}/norm", tensors, f"{layer}{theirs}.output.LayerNorm", 2, NORM)
-    _stacked(values, "qformer/layers/intermediate", tensors, layer + "intermediate_query.dense", 2, LINEAR)
-    _stacked(values, "qformer/layers/output", tensors, layer + "output_query.dense", 2, LINEAR)
-    _stacked(values, "qformer/layers/norm", tensors, layer + "output_query.LayerNorm", 2, NORM)

@@ -11,9 +11,10 @@ import dataclasses
 
 from salmonn_jax.config import DataConfig, LlamaConfig, ModelConfig, OptimizerConfig, RunConfig
 
-MODEL_13B = ModelConfig(llama=LlamaConfig())
+MODEL_13B = ModelConfig(llama=LlamaConfig(), pad_classes=1)
 MODEL_7B = ModelConfig(
-    llama=LlamaConfig(width=4096, layers=32, heads=32, kv_heads=32, ffn=11_008, rms_epsilon=1e-5, context=4096)
+    llama=LlamaConfig(width=4096, layers=32, heads=32, kv_heads=32, ffn=11_008, rms_epsilon=1e-5, context=4096),
+    pad_classes=1,
 )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from salmonn_jax.models.llama import KVCache, causal_mask
+from salmonn_jax.models.llama import KVCache, causal_mask, log_probabilities
 from salmonn_jax.models.salmonn import Salmonn
 
 
@@ -65,7 +65,7 @@ def generate(
         return (carry.step < max_new_tokens) & ~carry.finished.all()
 
     def step(carry: _Carry) -> _Carry:
-        log_probability = jax.nn.log_softmax(carry.next)
+        log_probability = log_probabilities(carry.next, model.config.pad_classes)
         chosen = jnp.where(carry.finished, end, carry.next.argmax(-1)).astype(jnp.int32)
         gained = jnp.take_along_axis(log_probability, chosen[:, None], axis=1)[:, 0]
         # All rows write slot width + step; what differs between them is the position the token is rotated to.

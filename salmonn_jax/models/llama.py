@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -54,7 +55,7 @@ class LlamaLayer(nnx.Module):
     """Pre-norm attention and SwiGLU feed-forward."""
 
     def __init__(self, config: LlamaConfig, lora: LoraConfig, rngs: nnx.Rngs):
-        width, head = config.width, config.width // config.heads
+        width, head = config.width, config.head_width
         self.attention_norm = RMSNorm(width, epsilon=config.rms_epsilon)
         self.q_proj = projection("q_proj", width, config.heads * head, lora, rngs)
         self.k_proj = projection("k_proj", width, config.kv_heads * head, lora, rngs)
@@ -124,7 +125,7 @@ class Llama(nnx.Module):
         Returns:
           float[R,S,D] hidden states, and the cache with S more slots written (None without one).
         """
-        rotation = rotary_angles(positions, self.config.width // self.config.heads, self.config.rope_theta)
+        rotation = rotary_angles(positions, self.config)
         start = None if cache is None else cache.length
         past = None if cache is None else (cache.keys, cache.values)
         keys = None if key is None else jax.random.split(key, self.config.layers)
@@ -145,8 +146,14 @@ class Llama(nnx.Module):
     def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> KVCache:
         """A cache of zeros for `rows` sequences of at most `slots` tokens."""
         c = self.config
-        shape = (c.layers, rows, slots, c.kv_heads, c.width // c.heads)
+        shape = (c.layers, rows, slots, c.kv_heads, c.head_width)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+
+
+def log_probabilities(logits: Array, pad_classes: int) -> Array:
+    """Log-softmax of float32[...,V], in which so many further classes with a logit of zero take part."""
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return logits - (jnp.logaddexp(total, jnp.log(float(pad_classes))) if pad_classes else total)
 
 
 def embedding_init(width: int) -> Callable:
@@ -154,12 +161,27 @@ def embedding_init(width: int) -> Callable:
     return jax.nn.initializers.normal(0.02 * (5120 / width) ** 0.5)
 
 
-def rotary_angles(positions: Array, head: int, theta: float) -> tuple[Array, Array]:
+def rotary_angles(positions: Array, config: LlamaConfig) -> tuple[Array, Array]:
     """Cosines and sines float32[R,S,1,K] of int32[R,S] positions, halves repeated as `rotate` wants them."""
-    rates = theta ** (-jnp.arange(0, head, 2, dtype=jnp.float32) / head)
-    angles = positions[..., None].astype(jnp.float32) * rates
+    angles = positions[..., None].astype(jnp.float32) * rotary_rates(config)
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotary_rates(config: LlamaConfig) -> np.ndarray:
+    """Radians per position, float32[K/2].
+
+    With `rope_scaling`, rates whose wavelength is long in the original context are divided by the factor, those whose
+    wavelength is short are kept, and those between are interpolated (transformers' `_compute_llama3_parameters`).
+    """
+    rates = 1.0 / config.rope_theta ** (np.arange(0, config.head_width, 2, dtype=np.float32) / config.head_width)
+    scaling = config.rope_scaling
+    if scaling is not None:
+        turns = scaling.original_context * rates / (2 * np.pi)
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        rates = rates * (kept + (1.0 - kept) / scaling.factor)
+    return rates.astype(np.float32)
 
 
 def rotate(x: Array, cosine: Array, sine: Array) -> Array:

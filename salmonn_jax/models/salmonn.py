@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -18,7 +17,7 @@ from salmonn_jax.batch import Batch
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.models.beats import Beats, token_masks
 from salmonn_jax.models.common import INIT, LayerNorm, Linear, split_key
-from salmonn_jax.models.llama import Llama, causal_mask
+from salmonn_jax.models.llama import Llama, causal_mask, log_probabilities
 from salmonn_jax.models.qformer import QFormer
 from salmonn_jax.models.whisper import WhisperEncoder
 
@@ -117,10 +116,13 @@ class Salmonn(nnx.Module):
         return self.llama.logits(hidden), audio_tokens
 
 
-def answer_losses(logits: Array, batch: Batch) -> tuple[Array, Array]:
-    """Cross-entropy of each token that is to be predicted, float32[R,S-1], and which tokens those are, bool[R,S-1]."""
+def answer_losses(logits: Array, batch: Batch, pad_classes: int = 0) -> tuple[Array, Array]:
+    """Cross-entropy of each token that is to be predicted, float32[R,S-1], and which tokens those are, bool[R,S-1].
+
+    `pad_classes` is the configuration's (see `ModelConfig`).
+    """
     targets, counted = batch.tokens[:, 1:], batch.loss_mask[:, 1:]
-    log_probability = jax.nn.log_softmax(logits[:, :-1])
+    log_probability = log_probabilities(logits[:, :-1], pad_classes)
     losses = -jnp.take_along_axis(log_probability, targets[..., None], axis=-1)[..., 0]
     return jnp.where(counted, losses, 0.0), counted
 

@@ -8,8 +8,9 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from salmonn_jax.model_directory import CHECKPOINTS, flat, nested
+from salmonn_jax.model_directory import CHECKPOINTS
 from salmonn_jax.training.step import TrainState
+from salmonn_jax.weights import flat, nested
 
 
 class Checkpoints:

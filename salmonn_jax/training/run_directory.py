@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 
 from salmonn_jax import config as configuration
-from salmonn_jax import model_directory
+from salmonn_jax import model_directory, weights
 from salmonn_jax.config import RunConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
@@ -36,7 +36,7 @@ def open_run(config: RunConfig, output: pathlib.Path, model: pathlib.Path | None
     """
     if (output / "config.json").exists():
         return _take_up(config, output, model)
-    if output.exists() and any(p.name != "base" and not p.name.startswith("base.orbax") for p in output.iterdir()):
+    if output.exists() and any(not p.name.startswith("base") for p in output.iterdir()):
         raise UserError(f"{output} holds something that is not a run; name a new directory with --output")
     return _begin(config, output, model, tokenizer)
 
@@ -73,7 +73,7 @@ def _take_up(config: RunConfig, output: pathlib.Path, model: pathlib.Path | None
             f"{output} holds a run that started from other weights than --model {model}; name a new directory"
         )
     base = model_directory.base_of(output, description)
-    params = start.params if start else model_directory.load_params(base.path)
+    params = start.params if start else weights.load(base.path)
     chosen = parameters.trainable_paths(params, config.trainable)
     return Run(parameters.structure(config.model), *parameters.split(params, chosen, config.model.frozen_dtype))
 

@@ -50,7 +50,7 @@ def batch_loss(
     """
     model = structure.merge(trainable, frozen)
     logits, audio_tokens = model(batch, lora_scale=config.model.lora.scale, shards=shards, key=key)
-    losses, counted = answer_losses(logits, batch)
+    losses, counted = answer_losses(logits, batch, config.model.pad_classes)
     total = jnp.maximum(counted.sum(), 1)
     right = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & counted
     metrics = {"loss": losses.sum() / total, "accuracy": right.sum() / total}

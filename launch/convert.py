@@ -1,0 +1,62 @@
+"""Convert checkpoints: python -m launch.convert to-jax salmonn --whisper DIR --beats FILE --llm DIR --output MODEL
+
+--checkpoint FILE adds the original's .pth; without it the model's trained parts are newly drawn. What its tensors
+cannot tell is taken from the flags, else from the configuration inside the file, else it is the original's default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from launch import cli
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    kinds = verbs.add_parser("to-jax", help="from PyTorch to a model directory").add_subparsers(
+        dest="kind", required=True
+    )
+    salmonn = kinds.add_parser("salmonn", help="a whole SALMONN from its parts")
+    salmonn.add_argument(
+        "--whisper", required=True, type=pathlib.Path, help="Hugging Face directory or OpenAI .pt file"
+    )
+    salmonn.add_argument("--beats", required=True, type=pathlib.Path, metavar="FILE", help="BEATs .pt file")
+    salmonn.add_argument("--llm", required=True, type=pathlib.Path, metavar="DIR", help="Hugging Face directory")
+    salmonn.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="SALMONN .pth file")
+    salmonn.add_argument("--output", required=True, type=pathlib.Path, metavar="MODEL", help="directory to write")
+    salmonn.add_argument("--qformer-heads", type=int, metavar="N")
+    salmonn.add_argument("--second-per-window", type=float, metavar="SECONDS")
+    salmonn.add_argument("--second-stride", type=float, metavar="SECONDS")
+    salmonn.add_argument("--lora-alpha", type=float, metavar="ALPHA")
+    to_jax_salmonn(parser.parse_args(arguments))
+
+
+def to_jax_salmonn(arguments: argparse.Namespace) -> None:
+    """Plans, tells what was chosen and what is left out, and writes."""
+    from tqdm import tqdm
+
+    from salmonn_jax.conversion import to_jax
+
+    options = to_jax.Options(
+        heads=arguments.qformer_heads,
+        window_seconds=arguments.second_per_window,
+        stride_seconds=arguments.second_stride,
+        lora_alpha=arguments.lora_alpha,
+    )
+    plan = to_jax.plan_salmonn(arguments.whisper, arguments.beats, arguments.llm, arguments.checkpoint, options)
+    for name, (value, origin) in plan.chosen.items():
+        print(f"{name}: {value} (from {origin})", file=sys.stderr)
+    for name, why in plan.ignored.items():
+        print(f"not needed: {name} ({why})", file=sys.stderr)
+    with tqdm(total=plan.bytes, unit="B", unit_scale=True, desc=str(arguments.output)) as bar:
+        to_jax.write(plan, arguments.output, bar.update)
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

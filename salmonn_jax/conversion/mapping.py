@@ -1,0 +1,167 @@
+"""One engine for every conversion: a table of rules, checked both ways before anything is read.
+
+A rule says which tensor of theirs is which parameter of ours and how one becomes the other. `{layer}` in their name
+stands for the place on the leading axis of ours. Nothing is guessed: every tensor of theirs has one destination or a
+reason why it is ignored, every parameter of ours has one source, and all that does not fit is told at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from salmonn_jax.conversion.tensors import Tensor, Tensors
+from salmonn_jax.errors import UserError
+
+Shape = tuple[int, ...]
+_TOLD = 12  # of the things that do not fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How one layout becomes the other. Exact: only axes and shapes change, never a value."""
+
+    to_ours: Callable[[np.ndarray, Shape], np.ndarray]  # (theirs, our shape)
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+    def shape_there(self, ours: Shape) -> Shape:
+        """Their shape, of ours."""
+        return self.to_theirs(np.broadcast_to(np.zeros((), np.bool_), ours)).shape
+
+
+SAME = Transform(lambda x, shape: x, lambda x: x)
+LINEAR = Transform(lambda x, shape: x.T, lambda x: x.T)
+CONV = Transform(lambda x, shape: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0))
+FIRST = Transform(lambda x, shape: x[0], lambda x: x[None])
+
+
+def reshaped(there: Callable[[Shape], Shape]) -> Transform:
+    """Another shape of the same order; `there` gives theirs, of ours."""
+    return Transform(lambda x, shape: x.reshape(shape), lambda x: x.reshape(there(x.shape)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Their tensor, our parameter, and how."""
+
+    theirs: str
+    ours: str
+    how: Transform = SAME
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All rules of one kind of checkpoint.
+
+    Attributes:
+      kind: what it is called in messages.
+      rules: of which those whose parameter the model has are used.
+      ignored: (regular expression on whole names, why such a tensor is not needed).
+    """
+
+    kind: str
+    rules: tuple[Rule, ...]
+    ignored: tuple[tuple[str, str], ...] = ()
+
+    def reason(self, name: str) -> str | None:
+        """Why their tensor is ignored; None if it is not."""
+        return next((why for pattern, why in self.ignored if re.fullmatch(pattern, name)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Destination:
+    """Where a tensor of theirs goes."""
+
+    path: str
+    layer: int | None
+    how: Transform
+    shape: Shape  # theirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter of ours, made of tensors of theirs as it is read: never whole in memory if it is stacked."""
+
+    path: str
+    shape: Shape
+    dtype: np.dtype
+    parts: tuple[tuple[int | None, Transform, Tensor], ...]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the leading axis is layers, each a tensor of theirs."""
+        return self.parts[0][0] is not None
+
+    def pieces(self) -> Iterator[tuple[int | None, np.ndarray]]:
+        """Yields (layer or None, array) in the order of memory."""
+        for layer, how, tensor in self.parts:
+            shape = self.shape if layer is None else self.shape[1:]
+            yield layer, np.ascontiguousarray(how.to_ours(tensor.read(), shape).astype(self.dtype, copy=False))
+
+    def whole(self) -> np.ndarray:
+        """float[shape], all of it."""
+        if not self.stacked:
+            return next(self.pieces())[1]
+        return np.stack([piece for _, piece in self.pieces()])
+
+
+def destinations(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Destination]:
+    """Where each tensor of a checkpoint of this kind goes, for a model with parameters of these shapes.
+
+    Raises:
+      ValueError: two rules for one parameter or one tensor, or a parameter without a rule: a fault of the table.
+    """
+    found: dict[str, Destination] = {}
+    used: list[str] = []
+    for rule in table.rules:
+        if rule.ours not in shapes:
+            continue
+        used.append(rule.ours)
+        shape = shapes[rule.ours]
+        layered = "{layer}" in rule.theirs
+        there = rule.how.shape_there(shape[1:] if layered else shape)
+        for layer in range(shape[0]) if layered else (None,):
+            name = rule.theirs.replace("{layer}", str(layer))
+            if name in found:
+                raise ValueError(f"{table.kind}: two rules for {name}")
+            found[name] = Destination(rule.ours, layer, rule.how, there)
+    if len(used) != len(set(used)) or set(used) != set(shapes):
+        raise ValueError(f"{table.kind}: not one rule each for {sorted(set(used) ^ set(shapes)) or used}")
+    return found
+
+
+def match(table: Table, shapes: Mapping[str, Shape], tensors: Tensors) -> dict[str, Parameter]:
+    """Pairs a checkpoint with the parameters of a model; reads nothing yet.
+
+    Raises:
+      UserError: tensors that are missing, unknown or of another shape, all of them in one message.
+    """
+    wanted = destinations(table, shapes)
+    wrong = [f"missing {name}" for name in wanted if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in wanted:
+            if table.reason(name) is None:
+                wrong.append(f"unknown {name} {list(tensor.shape)}")
+        elif tensor.shape != wanted[name].shape:
+            wrong.append(f"{name} has shape {list(tensor.shape)}, not {list(wanted[name].shape)}")
+    if wrong:
+        more = f" and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
+        raise UserError(f"this is not the {table.kind} its configuration describes: {'; '.join(wrong[:_TOLD])}{more}")
+    parts: dict[str, list] = {path: [] for path in shapes}
+    for name, to in wanted.items():
+        parts[to.path].append((to.layer, to.how, tensors[name]))
+    return {path: Parameter(path, shapes[path], _one_dtype(of), tuple(of)) for path, of in parts.items()}
+
+
+def ignored(table: Table, tensors: Tensors) -> dict[str, str]:
+    """The names of their tensors that are not needed, with the reasons."""
+    return {name: why for name in tensors if (why := table.reason(name)) is not None}
+
+
+def _one_dtype(parts: list) -> np.dtype:
+    """The dtype of a parameter: that of its parts, or the widest of them."""
+    dtypes = {tensor.dtype for _, _, tensor in parts}
+    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)

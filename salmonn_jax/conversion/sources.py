@@ -1,0 +1,157 @@
+"""What a PyTorch checkpoint says about itself: its configuration, in ours, and the table that fits it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from salmonn_jax.config import BeatsConfig, LlamaConfig, RopeScaling, WhisperConfig
+from salmonn_jax.conversion import tables, tensors
+from salmonn_jax.conversion.mapping import Table
+from salmonn_jax.conversion.tensors import Tensors
+from salmonn_jax.errors import UserError
+
+_LLAMA_FAMILY = ("llama", "mistral")
+# What our BEATs computes, of what the original can be configured to.
+_BEATS_FIXED = {
+    "layer_norm_first": False,
+    "deep_norm": True,
+    "conv_bias": False,
+    "relative_position_embedding": True,
+    "gru_rel_pos": True,
+    "activation_fn": "gelu",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One part of a model, ready to be converted."""
+
+    config: Any  # WhisperConfig, BeatsConfig or LlamaConfig
+    table: Table
+    tensors: Tensors
+    path: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperSource(Source):
+    """A Whisper encoder, and for how long it hears."""
+
+    window_seconds: float
+
+
+def read_whisper(path: pathlib.Path) -> WhisperSource:
+    """Opens a Hugging Face directory or an OpenAI `.pt` file. Raises UserError if it is neither, or not whole."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return _openai_whisper(path)
+    values, found = tensors.open_directory(path)
+    _expect_kind(path, values, ("whisper",))
+    config = WhisperConfig(
+        mels=_value(path, values, "num_mel_bins"),
+        width=_value(path, values, "d_model"),
+        layers=_value(path, values, "encoder_layers"),
+        heads=_value(path, values, "encoder_attention_heads"),
+        ffn=_value(path, values, "encoder_ffn_dim"),
+    )
+    root = next((name.removesuffix("conv1.weight") for name in found if name.endswith("conv1.weight")), "")
+    frames = _value(path, values, "max_source_positions")
+    return WhisperSource(config, tables.whisper_hf(root), found, path, frames / 50)
+
+
+def _openai_whisper(path: pathlib.Path) -> WhisperSource:
+    loaded = tensors.load_torch(path)
+    if not isinstance(loaded, Mapping) or not {"dims", "model_state_dict"} <= set(loaded):
+        raise UserError(f"{path} is not an OpenAI Whisper checkpoint: it has no `dims` and `model_state_dict`")
+    dims = loaded["dims"]
+    width = _value(path, dims, "n_audio_state")
+    config = WhisperConfig(
+        mels=_value(path, dims, "n_mels"),
+        width=width,
+        layers=_value(path, dims, "n_audio_layer"),
+        heads=_value(path, dims, "n_audio_head"),
+        ffn=4 * width,
+    )
+    found = tensors.tensors_of(loaded["model_state_dict"], path)
+    return WhisperSource(config, tables.WHISPER_OPENAI, found, path, _value(path, dims, "n_audio_ctx") / 50)
+
+
+def read_beats(path: pathlib.Path) -> Source:
+    """Opens a BEATs `.pt` file. Raises UserError if it is none, or configured as our BEATs is not."""
+    path = pathlib.Path(path)
+    loaded = tensors.load_torch(path)
+    if not isinstance(loaded, Mapping) or not {"cfg", "model"} <= set(loaded):
+        raise UserError(f"{path} is not a BEATs checkpoint: it has no `cfg` and `model`")
+    cfg = loaded["cfg"]
+    for name, fixed in _BEATS_FIXED.items():
+        if cfg.get(name, fixed) != fixed:
+            raise UserError(f"{path} has {name}={cfg[name]!r}; only BEATs with {name}={fixed!r} can be converted")
+    config = BeatsConfig(
+        patch=_value(path, cfg, "input_patch_size"),
+        patch_width=_value(path, cfg, "embed_dim"),
+        width=_value(path, cfg, "encoder_embed_dim"),
+        layers=_value(path, cfg, "encoder_layers"),
+        heads=_value(path, cfg, "encoder_attention_heads"),
+        ffn=_value(path, cfg, "encoder_ffn_embed_dim"),
+        conv_positions=_value(path, cfg, "conv_pos"),
+        conv_groups=_value(path, cfg, "conv_pos_groups"),
+        buckets=_value(path, cfg, "num_buckets"),
+        max_distance=_value(path, cfg, "max_distance"),
+    )
+    return Source(config, tables.beats(config.patch), tensors.tensors_of(loaded["model"], path), path)
+
+
+def read_llama(path: pathlib.Path) -> Source:
+    """Opens a Hugging Face directory of the LLaMA family. Raises UserError if it is none, or not whole."""
+    path = pathlib.Path(path)
+    values, found = tensors.open_directory(path)
+    _expect_kind(path, values, _LLAMA_FAMILY)
+    if values.get("attention_bias") or values.get("mlp_bias"):
+        raise UserError(f"{path} has biases in its projections, which the LLaMA here has not")
+    if values.get("hidden_act", "silu") != "silu":
+        raise UserError(f"{path} has hidden_act={values['hidden_act']!r}; only 'silu' can be converted")
+    heads = _value(path, values, "num_attention_heads")
+    rope = values.get("rope_parameters") or {}
+    config = LlamaConfig(
+        vocabulary=_value(path, values, "vocab_size"),
+        width=_value(path, values, "hidden_size"),
+        layers=_value(path, values, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=values.get("num_key_value_heads") or heads,
+        ffn=_value(path, values, "intermediate_size"),
+        rms_epsilon=_value(path, values, "rms_norm_eps"),
+        head=values.get("head_dim"),
+        rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
+        rope_scaling=_rope_scaling(path, values.get("rope_scaling") or rope),
+        # Beyond its sliding window Mistral no longer attends to everything, which the decoder here does.
+        context=min(_value(path, values, "max_position_embeddings"), values.get("sliding_window") or 2**31),
+        tied_embeddings=bool(values.get("tie_word_embeddings", False)),
+    )
+    return Source(config, tables.llama(tied=config.tied_embeddings), found, path)
+
+
+def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> RopeScaling | None:
+    kind = values.get("rope_type", values.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise UserError(f"{path} has rope scaling {kind!r}; only 'llama3' can be converted")
+    return RopeScaling(
+        factor=float(_value(path, values, "factor")),
+        low_frequency_factor=float(_value(path, values, "low_freq_factor")),
+        high_frequency_factor=float(_value(path, values, "high_freq_factor")),
+        original_context=_value(path, values, "original_max_position_embeddings"),
+    )
+
+
+def _expect_kind(path: pathlib.Path, values: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
+    if values.get("model_type") not in kinds:
+        raise UserError(f"{path} holds a model of type {values.get('model_type')!r}, not {' or '.join(kinds)}")
+
+
+def _value(path: pathlib.Path, values: Mapping[str, Any], name: str) -> Any:
+    if name not in values:
+        raise UserError(f"the configuration in {path} has no {name}")
+    return values[name]

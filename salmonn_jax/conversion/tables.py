@@ -1,0 +1,186 @@
+"""The tables: which tensor of a PyTorch checkpoint is which parameter of ours."""
+
+from __future__ import annotations
+
+from salmonn_jax.conversion.mapping import CONV, FIRST, LINEAR, SAME, Rule, Table, Transform, reshaped
+
+
+def _pair(theirs: str, ours: str, *, bias: bool = True) -> tuple[Rule, ...]:
+    """A linear layer."""
+    rules = (Rule(f"{theirs}.weight", f"{ours}/kernel", LINEAR), Rule(f"{theirs}.bias", f"{ours}/bias"))
+    return rules if bias else rules[:1]
+
+
+def _norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A layer normalisation."""
+    return Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")
+
+
+def _whisper(kind: str, root: str, layer: str, names: dict[str, str], ignored) -> Table:
+    rules = [
+        rule
+        for conv in ("conv1", "conv2")
+        for rule in (
+            Rule(f"{root}{conv}.weight", f"whisper/{conv}/kernel", CONV),
+            Rule(f"{root}{conv}.bias", f"whisper/{conv}/bias"),
+        )
+    ]
+    rules += [Rule(root + names["positions"], "whisper/positions"), *_norm(root + names["norm"], "whisper/norm")]
+    for ours in ("attention_norm", "ffn_norm"):
+        rules += _norm(root + layer + names[ours], f"whisper/layers/{ours}")
+    for ours in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"):
+        rules += _pair(root + layer + names[ours], f"whisper/layers/{ours}", bias=ours != "k_proj")
+    return Table(kind, tuple(rules), ignored)
+
+
+_NO_DECODER = "the decoder: only the encoder hears"
+_HF_WHISPER = {
+    "positions": "embed_positions.weight",
+    "norm": "layer_norm",
+    "attention_norm": "self_attn_layer_norm",
+    "ffn_norm": "final_layer_norm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "out_proj": "self_attn.out_proj",
+    "fc1": "fc1",
+    "fc2": "fc2",
+}
+_OPENAI_WHISPER = {
+    "positions": "positional_embedding",
+    "norm": "ln_post",
+    "attention_norm": "attn_ln",
+    "ffn_norm": "mlp_ln",
+    "q_proj": "attn.query",
+    "k_proj": "attn.key",
+    "v_proj": "attn.value",
+    "out_proj": "attn.out",
+    "fc1": "mlp.0",
+    "fc2": "mlp.2",
+}
+
+
+def whisper_hf(root: str) -> Table:
+    """Hugging Face's names; `root` is what stands before `conv1`: "model.encoder.", "encoder." or nothing."""
+    ignored = ((r"(model\.)?decoder\..*", _NO_DECODER), (r"proj_out\.weight", _NO_DECODER))
+    return _whisper("Whisper checkpoint", root, "layers.{layer}.", _HF_WHISPER, ignored)
+
+
+WHISPER_OPENAI = _whisper(
+    "OpenAI Whisper checkpoint",
+    "encoder.",
+    "blocks.{layer}.",
+    _OPENAI_WHISPER,
+    ((r"decoder\..*", _NO_DECODER), (r"alignment_heads", _NO_DECODER)),
+)
+
+
+def _patches(patch: int) -> Transform:
+    """float[O,1,P,P] and our float[P*P,O]."""
+    return Transform(lambda x, shape: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(x.shape[1], 1, patch, patch))
+
+
+_GATE_SCALE = reshaped(lambda shape: (1, shape[0], 1, 1))
+_MAGNITUDE = reshaped(lambda shape: (1, 1, shape[0]))
+
+
+def beats(patch: int) -> Table:
+    """microsoft/unilm's names, with patches of `patch` x `patch`."""
+    layer = "encoder.layers.{layer}."
+    rules = [
+        Rule("patch_embedding.weight", "beats/patch_kernel", _patches(patch)),
+        *_norm("layer_norm", "beats/patch_norm"),
+        *_pair("post_extract_proj", "beats/patch_proj"),
+        Rule("encoder.pos_conv.0.weight_v", "beats/positional_conv/direction", CONV),
+        Rule("encoder.pos_conv.0.weight_g", "beats/positional_conv/magnitude", _MAGNITUDE),
+        Rule("encoder.pos_conv.0.bias", "beats/positional_conv/bias"),
+        *_norm("encoder.layer_norm", "beats/norm"),
+        Rule("encoder.layers.0.self_attn.relative_attention_bias.weight", "beats/relative_bias"),
+        Rule(f"{layer}self_attn.grep_a", "beats/layers/gate_scale", _GATE_SCALE),
+        *_pair(f"{layer}self_attn.grep_linear", "beats/layers/gate"),
+        *_norm(f"{layer}self_attn_layer_norm", "beats/layers/attention_norm"),
+        *_norm(f"{layer}final_layer_norm", "beats/layers/ffn_norm"),
+        *_pair(f"{layer}fc1", "beats/layers/fc1"),
+        *_pair(f"{layer}fc2", "beats/layers/fc2"),
+    ]
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        rules += _pair(f"{layer}self_attn.{name}", f"beats/layers/{name}")
+    return Table(
+        "BEATs checkpoint",
+        tuple(rules),
+        (
+            (r"predictor\..*", "the head of the classifier: only the features are used"),
+            (
+                r"encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight",
+                "a copy: all layers share the bias of the first",
+            ),
+        ),
+    )
+
+
+_TIMES = "computed, not learned: rotary frequencies"
+
+
+def llama(*, tied: bool) -> Table:
+    """Hugging Face's names of the LLaMA family; `tied` embeddings may stand a second time as `lm_head`."""
+    layer = "model.layers.{layer}."
+    rules = [
+        Rule("model.embed_tokens.weight", "llama/embedding"),
+        Rule("model.norm.weight", "llama/norm/scale"),
+        Rule("lm_head.weight", "llama/lm_head/kernel", LINEAR),
+        Rule(f"{layer}input_layernorm.weight", "llama/layers/attention_norm/scale"),
+        Rule(f"{layer}post_attention_layernorm.weight", "llama/layers/ffn_norm/scale"),
+    ]
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        rules += _pair(f"{layer}self_attn.{name}", f"llama/layers/{name}", bias=False)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        rules += _pair(f"{layer}mlp.{name}", f"llama/layers/{name}", bias=False)
+    return Table("LLaMA checkpoint", tuple(rules), ((r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", _TIMES),))
+
+
+def _qformer() -> tuple[Rule, ...]:
+    bert = "speech_Qformer.bert."
+    layer = bert + "encoder.layer.{layer}."
+    rules = [*_norm(f"{bert}embeddings.LayerNorm", "qformer/norm")]
+    for ours, theirs in (("attention", "attention"), ("cross_attention", "crossattention")):
+        for name in ("query", "key", "value"):
+            rules += _pair(f"{layer}{theirs}.self.{name}", f"qformer/layers/{ours}/{name}")
+        rules += _pair(f"{layer}{theirs}.output.dense", f"qformer/layers/{ours}/dense")
+        rules += _norm(f"{layer}{theirs}.output.LayerNorm", f"qformer/layers/{ours}/norm")
+    rules += _pair(f"{layer}intermediate_query.dense", "qformer/layers/intermediate")
+    rules += _pair(f"{layer}output_query.dense", "qformer/layers/output")
+    rules += _norm(f"{layer}output_query.LayerNorm", "qformer/layers/norm")
+    return tuple(rules)
+
+
+def _lora(prefix: str, suffix: str) -> tuple[Rule, ...]:
+    layer = prefix + "model.layers.{layer}.self_attn."
+    return tuple(
+        Rule(f"{layer}{name}.lora_{letter}{suffix}", f"llama/layers/{name}/lora_{letter.lower()}", LINEAR)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        for letter in "AB"
+    )
+
+
+# What the original's trainer saves: all that it trains, and what escapes its filter.
+SALMONN = Table(
+    "SALMONN checkpoint",
+    (
+        Rule("speech_query_tokens", "query_tokens", FIRST),
+        *_norm("ln_speech", "ln_speech"),
+        *_norm("ln_audio", "ln_audio"),
+        *_pair("speech_llama_proj", "projection"),
+        *_qformer(),
+        *_lora("llama_model.base_model.model.", ".default.weight"),
+    ),
+    (
+        (r"llama_model\..*\.rotary_emb\.inv_freq", _TIMES),
+        (r"speech_Qformer\..*\.position_ids", "a counter, not a weight"),
+        (r"beats\..*\.relative_attention_bias\.weight", "a frozen weight of BEATs, which its own file holds"),
+    ),
+)
+
+# A PEFT adapter directory: the same adapters under PEFT's own names.
+PEFT = Table("PEFT adapter", _lora("base_model.model.", ".weight"))
+
+__all__ = ["PEFT", "SALMONN", "SAME", "WHISPER_OPENAI", "beats", "llama", "whisper_hf"]

@@ -1,0 +1,168 @@
+"""Tensors of PyTorch checkpoints, read one at a time: safetensors, torch files, Hugging Face directories."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from salmonn_jax.errors import UserError
+
+_SAFETENSORS_DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read when it is wanted."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    file: pathlib.Path
+
+
+Tensors = Mapping[str, Tensor]
+
+
+def open_directory(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Opens a Hugging Face model directory: its `config.json` and the tensors of all its shards.
+
+    Raises:
+      UserError: a file that is missing, cut short or of another kind.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; name one as Hugging Face transformers saves it")
+    config = read_json(directory / "config.json")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            return config, _open_shards(directory, read_json(index))
+        if (directory / name).is_file():
+            return config, open_file(directory / name)
+    raise UserError(
+        f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of one"
+    )
+
+
+def _open_shards(directory: pathlib.Path, index: dict[str, Any]) -> dict[str, Tensor]:
+    places: dict[str, str] = index["weight_map"]
+    missing = sorted({shard for shard in places.values() if not (directory / shard).is_file()})
+    if missing:
+        raise UserError(f"{directory} lacks {len(missing)} shard(s) of its index: {', '.join(missing)}")
+    opened = {shard: open_file(directory / shard) for shard in sorted(set(places.values()))}
+    absent = sorted(name for name, shard in places.items() if name not in opened[shard])
+    if absent:
+        raise UserError(f"{directory / places[absent[0]]} lacks the tensor {absent[0]} its index promises")
+    return {name: tensor for shard in opened.values() for name, tensor in shard.items()}
+
+
+def open_file(path: pathlib.Path) -> dict[str, Tensor]:
+    """Opens a file of tensors by name. Raises UserError if it is missing, cut short or holds something else."""
+    path = pathlib.Path(path)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    return tensors_of(load_torch(path), path)
+
+
+def tensors_of(tensors: Any, path: pathlib.Path) -> dict[str, Tensor]:
+    """The tensors of a loaded torch state dict. Raises UserError if it is none."""
+    import torch
+
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise UserError(f"{path} is not a dictionary of tensors; `inspect` tells what it is")
+    return {name: _of_torch(value, path) for name, value in tensors.items()}
+
+
+def load_torch(path: pathlib.Path) -> Any:
+    """Opens a torch file, its tensors mapped from disk where the format allows it.
+
+    Raises:
+      UserError: it is missing, cut short, not a torch file, or needs code to be run.
+    """
+    import torch
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used with files saved with" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted:
+            raise UserError(
+                f"{path} asks for {wanted[1]} to be run; only files of plain tensors are opened. Save its state dict "
+                "alone, where you trust the file"
+            ) from None
+        raise UserError(f"{path} is not a torch file, or is damaged") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path} is cut short or not a torch file ({str(error).splitlines()[0][:120]})") from None
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises UserError if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
+
+
+def _of_torch(tensor: Any, path: pathlib.Path) -> Tensor:
+    import torch
+
+    def read() -> np.ndarray:
+        if tensor.dtype == torch.bfloat16:  # which numpy does not know
+            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+
+    name = str(tensor.dtype).removeprefix("torch.")
+    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    return Tensor(tuple(tensor.shape), dtype, read, path)
+
+
+def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+    import safetensors
+
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is cut short or not a safetensors file ({error})") from None
+
+    def tensor(name: str) -> Tensor:
+        part = file.get_slice(name)
+        if part.get_dtype() not in _SAFETENSORS_DTYPES:
+            raise UserError(f"{path}: {name} is of dtype {part.get_dtype()}, which is not supported; convert it first")
+        dtype = _SAFETENSORS_DTYPES[part.get_dtype()]
+        return Tensor(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name), path)
+
+    return {name: tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)

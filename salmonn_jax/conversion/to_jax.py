@@ -1,0 +1,184 @@
+"""From PyTorch checkpoints to a model directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from salmonn_jax import model_directory, weights
+from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, QFormerConfig, RunConfig
+from salmonn_jax.conversion import mapping, sources, tables, tensors
+from salmonn_jax.conversion.mapping import Parameter
+from salmonn_jax.errors import UserError
+from salmonn_jax.models import parameters
+
+# What the original trains, and so what its checkpoints hold.
+TRAINED = RunConfig(name="").trainable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the tensors of a SALMONN checkpoint cannot tell. None: from the checkpoint's `config`, else the original's.
+
+    Attributes:
+      heads: of the Q-Former.
+      window_seconds, stride_seconds: of its windows.
+      lora_alpha: by which, over the rank, the adapters are scaled.
+    """
+
+    heads: int | None = None
+    window_seconds: float | None = None
+    stride_seconds: float | None = None
+    lora_alpha: float | None = None
+
+
+# Field of `Options`: its name in a checkpoint's `config`, and what the original uses.
+_TOLD = {
+    "heads": ("num_attention_heads", 12),
+    "window_seconds": ("second_per_window", 0.333333),
+    "stride_seconds": ("second_stride", 0.333333),
+    "lora_alpha": ("lora_alpha", 32.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A conversion that fits and has not begun: nothing is read, nothing written."""
+
+    config: ModelConfig
+    base: dict[str, Parameter]
+    delta: dict[str, Parameter] | None  # None: newly initialised
+    tokenizer: pathlib.Path
+    chosen: dict[str, tuple[Any, str]]  # field of `Options` -> value, and where it is from
+    ignored: dict[str, str]  # name of a tensor -> why it is not needed
+
+    @property
+    def bytes(self) -> int:
+        """How much is to be written."""
+        return sum(
+            int(np.prod(p.shape)) * p.dtype.itemsize for part in (self.base, self.delta or {}) for p in part.values()
+        )
+
+
+def plan_salmonn(
+    whisper: pathlib.Path,
+    beats: pathlib.Path,
+    llm: pathlib.Path,
+    checkpoint: pathlib.Path | None,
+    options: Options,
+) -> Plan:
+    """Opens the four parts of a SALMONN and checks that they fit together.
+
+    Args:
+      whisper, beats, llm: see `salmonn_jax.conversion.sources`.
+      checkpoint: the original's `.pth`; None for a model that is yet to be trained.
+      options: what the checkpoint may not tell.
+
+    Raises:
+      UserError: a part that cannot be read, or does not fit.
+    """
+    hearing, sound, text = sources.read_whisper(whisper), sources.read_beats(beats), sources.read_llama(llm)
+    trained, told = ({}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
+    chosen = {}
+    for field, (name, default) in _TOLD.items():
+        flag = getattr(options, field)
+        if flag is not None:
+            chosen[field] = (flag, "the command line")
+        else:
+            chosen[field] = (told[name], "the checkpoint") if name in told else (default, "the original's default")
+    config = ModelConfig(
+        audio=AudioConfig(window_seconds=hearing.window_seconds),
+        whisper=hearing.config,
+        beats=sound.config,
+        qformer=_qformer(trained, chosen, checkpoint),
+        llama=text.config,
+        lora=_lora(trained, float(chosen["lora_alpha"][0]), told),
+        pad_classes=1,
+    )
+    shapes = {path: leaf.shape for path, leaf in parameters.structure(config).shapes.items()}
+    ours = parameters.trainable_paths(shapes, TRAINED)
+    base, ignored = {}, {}
+    for source in (hearing, sound, text):
+        part = f"{source.config.__class__.__name__.removesuffix('Config').lower()}/"
+        own = {path: shape for path, shape in shapes.items() if path.startswith(part) and path not in ours}
+        base |= mapping.match(source.table, own, source.tensors)
+        ignored |= mapping.ignored(source.table, source.tensors)
+    delta = None
+    if checkpoint is not None:
+        delta = mapping.match(tables.SALMONN, {path: shapes[path] for path in ours}, trained)
+        ignored |= mapping.ignored(tables.SALMONN, trained)
+    return Plan(config, base, delta, pathlib.Path(llm), chosen, ignored)
+
+
+def write(plan: Plan, output: pathlib.Path, written: Callable[[int], object] = lambda count: None) -> None:
+    """Carries a plan out. `output` is a model directory when its `config.json`, written last, is there.
+
+    Args:
+      plan: what to do.
+      output: absent, or an empty directory, or what an interrupted conversion left.
+      written: called with the number of bytes of each piece that was handed over.
+
+    Raises:
+      UserError: `output` holds something else.
+    """
+    if output.exists() and any(p.name.split(".")[0] not in ("base", "delta") for p in output.iterdir()):
+        raise UserError(f"{output} holds something already; name a new directory with --output")
+    output.mkdir(parents=True, exist_ok=True)
+    path = (output / "base").resolve()
+    base = model_directory.finish_base(path, weights.save_streamed(path, plan.base, written))
+    if plan.delta is None:
+        weights.save(output / "delta", _initial(plan.config))
+    else:
+        weights.save_streamed(output / "delta", plan.delta, written)
+    model_directory.write_description(output, plan.config, base, plan.tokenizer)
+
+
+def _initial(config: ModelConfig) -> parameters.Params:
+    """What is trained, newly drawn; the other parts are not computed."""
+    chosen = parameters.trainable_paths(parameters.structure(config).shapes, TRAINED)
+    return jax.jit(lambda: {p: x for p, x in parameters.initialize(config, 0).items() if p in chosen})()
+
+
+def _read_checkpoint(path: pathlib.Path) -> tuple[tensors.Tensors, dict[str, Any]]:
+    """The `model` of a SALMONN `.pth`, and the `model` section of its configuration, if it holds one."""
+    loaded = tensors.load_torch(path)
+    if not isinstance(loaded, Mapping) or not isinstance(loaded.get("model"), Mapping):
+        raise UserError(f"{path} is not a SALMONN checkpoint: it has no `model`")
+    config = loaded.get("config")
+    told = config.get("model", {}) if isinstance(config, Mapping) else {}
+    return tensors.tensors_of(loaded["model"], path), dict(told)
+
+
+def _qformer(trained: tensors.Tensors, chosen: dict[str, tuple[Any, str]], path) -> QFormerConfig:
+    """The Q-Former whose sizes the tensors show; the original's if there are none."""
+    heads, window, stride = (chosen[name][0] for name in ("heads", "window_seconds", "stride_seconds"))
+    sizes = {"heads": heads, "window_seconds": float(window), "stride_seconds": float(stride)}
+    if not trained:
+        return QFormerConfig(**sizes)
+    ffn, width = _shape(trained, "speech_Qformer.bert.encoder.layer.0.intermediate_query.dense.weight", path)
+    layer = "speech_Qformer.bert.encoder.layer."
+    layers = {int(name.removeprefix(layer).split(".")[0]) for name in trained if name.startswith(layer)}
+    if width % heads:
+        raise UserError(f"the Q-Former of {path} is {width} wide, which {heads} heads do not divide: --qformer-heads")
+    queries = _shape(trained, "speech_query_tokens", path)[1]
+    return QFormerConfig(**sizes, width=width, ffn=ffn, layers=len(layers), queries=queries)
+
+
+def _lora(trained: tensors.Tensors, alpha: float, told: dict[str, Any]) -> LoraConfig:
+    """The adapters the tensors show; the original's if there are none."""
+    found = {name.split(".")[-4]: tensor.shape[0] for name, tensor in trained.items() if ".lora_A." in name}
+    if not found:
+        return LoraConfig(alpha=alpha)
+    dropout = float(told.get("lora_dropout", LoraConfig.dropout))
+    return LoraConfig(rank=max(found.values()), alpha=alpha, dropout=dropout, targets=tuple(sorted(found)))
+
+
+def _shape(trained: tensors.Tensors, name: str, path: pathlib.Path) -> tuple[int, ...]:
+    if name not in trained:
+        raise UserError(f"{path} is not a SALMONN checkpoint: it has no {name}")
+    return trained[name].shape

@@ -1,0 +1,169 @@
+"""Parameters on disk: Orbax checkpoints, written whole or as a stream, and the fingerprint that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from flax import traverse_util
+
+from salmonn_jax.models.parameters import Params
+
+_CHUNK_BYTES = 32 << 20  # on disk: what a device that holds a part of a tensor reads at a time
+
+
+class Streamed(Protocol):
+    """A parameter that is made while it is written.
+
+    `pieces` yields (layer, array) for each place on the leading axis, in order, where it is `stacked`, else
+    (None, array) once for all of it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stacked: bool
+
+    def pieces(self) -> Iterator[tuple[int | None, np.ndarray]]: ...
+
+
+def save(path: pathlib.Path, params: Params) -> str:
+    """Writes parameters, atomically: `path` appears when all is written. Returns their fingerprint."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.resolve(), nested(params), force=True)
+    return fingerprint(params)
+
+
+def save_streamed(
+    path: pathlib.Path, params: Mapping[str, Streamed], written: Callable[[int], object] = lambda count: None
+) -> str:
+    """As `save`, holding no more than one piece of one parameter at a time.
+
+    Args:
+      path: of the checkpoint.
+      params: by path.
+      written: called with the number of bytes of each piece that was handed over.
+    """
+    writer = _StreamWriter(written)
+    registry = ocp.type_handlers.create_type_handler_registry((_Leaf, writer))
+    tree = nested({name: _Leaf(name, value) for name, value in params.items()})
+    arguments = ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_save_args, tree, is_leaf=_is_leaf))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+        checkpointer.save(path.resolve(), args=arguments, force=True)
+    return _combined(writer.digests)
+
+
+def load(path: pathlib.Path, place: Callable[[str, jax.ShapeDtypeStruct], Any] | None = None) -> Params:
+    """Reads parameters that `save`, `save_streamed` or a checkpoint wrote.
+
+    Args:
+      path: of the checkpoint.
+      place: the sharding of a parameter, given its path and shape; each device reads its own part. By default all
+        is on the first device of this host.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = flat(dict(checkpointer.metadata(path.resolve()).item_metadata))
+        target = {}
+        for name, leaf in saved.items():
+            shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            sharding = here if place is None else place(name, shape)
+            target[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return flat(checkpointer.restore(path.resolve(), nested(target)))
+
+
+def nested(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as a tree, the form in which Orbax stores them."""
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """The reverse of `nested`."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def fingerprint(params: Params) -> str:
+    """A hash of names, shapes, dtypes and bytes, whatever the order or sharding."""
+    digests = {}
+    for path, value in params.items():
+        value = np.asarray(value)
+        digest = _header(path, value.shape, value.dtype)
+        digest.update(_bytes(value))
+        digests[path] = digest.hexdigest()
+    return _combined(digests)
+
+
+def _combined(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256(" ".join(digests[path] for path in sorted(digests)).encode()).hexdigest()
+
+
+def _header(path: str, shape: Sequence[int], dtype: Any) -> Any:
+    return hashlib.sha256(f"{path} {np.dtype(dtype)} {tuple(shape)}".encode())
+
+
+def _bytes(value: np.ndarray) -> memoryview | bytes:
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b""
+
+
+class _Leaf:
+    """What stands in the tree that is saved: Orbax finds the handler of a leaf by its type."""
+
+    def __init__(self, path: str, value: Streamed):
+        self.path, self.value = path, value
+
+
+def _is_leaf(x: Any) -> bool:
+    return isinstance(x, _Leaf)
+
+
+def _save_args(leaf: _Leaf) -> ocp.SaveArgs:
+    """Chunks of one layer at most, so that a piece fills whole chunks."""
+    if not leaf.value.stacked:
+        return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
+    layer = math.prod(leaf.value.shape[1:]) * leaf.value.dtype.itemsize
+    return ocp.SaveArgs(chunk_byte_size=max(1, min(layer, _CHUNK_BYTES)), shard_axes=(0,))
+
+
+class _StreamWriter(ocp.type_handlers.TypeHandler):
+    """Writes `_Leaf`s piece by piece, in the layout of Orbax's own arrays; those are read back as usual."""
+
+    def __init__(self, written: Callable[[int], object]):
+        self.digests: dict[str, str] = {}
+        self._written = written
+
+    def typestr(self) -> str:
+        return "jax.Array"
+
+    async def serialize(self, values, infos, args=None):
+        for leaf, info, arg in zip(values, infos, args, strict=True):
+            await info.await_path_creation()
+            value = leaf.value
+            spec = ocp.type_handlers.get_json_tspec_write(
+                info,
+                use_ocdbt=info.is_ocdbt_checkpoint,
+                global_shape=value.shape,
+                local_shape=value.shape,
+                dtype=value.dtype,
+                process_index=jax.process_index(),
+                arg=arg,
+            )
+            store = await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=info.ts_context)
+            digest = _header(leaf.path, value.shape, value.dtype)
+            for layer, piece in value.pieces():
+                digest.update(_bytes(piece))
+                await (store if layer is None else store[layer]).write(piece)
+                self._written(piece.nbytes)
+            self.digests[leaf.path] = digest.hexdigest()
+        return []
+
+    async def metadata(self, infos):
+        raise NotImplementedError("what was streamed is read by Orbax's own handlers")
+
+    async def deserialize(self, infos, args=None):
+        raise NotImplementedError("what was streamed is read by Orbax's own handlers")

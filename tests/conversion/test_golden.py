@@ -1,0 +1,130 @@
+"""The golden set, converted by the command and loaded as a user would: the numbers are the original's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import salmonn_jax
+from launch import convert
+from salmonn_jax import model_directory, weights
+from salmonn_jax.errors import UserError
+from tests import golden
+
+CLIPS = range(3)
+
+
+def arguments(output, **changes) -> list[str]:
+    """The command line that converts the golden set to `output`."""
+    parts = {
+        "--whisper": golden.FOLDER / "whisper",
+        "--beats": golden.FOLDER / "beats.pt",
+        "--llm": golden.FOLDER / "vicuna",
+        "--checkpoint": golden.FOLDER / "salmonn.pth",
+        "--qformer-heads": 4,
+        "--output": output,
+    } | changes
+    return ["to-jax", "salmonn", *(str(word) for pair in parts.items() if pair[1] is not None for word in pair)]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    golden.require()
+    output = tmp_path_factory.mktemp("converted") / "model"
+    convert.main(arguments(output))
+    return output
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    return salmonn_jax.load(directory)
+
+
+def clip(i: int) -> np.ndarray:
+    pcm, length = golden.clips()
+    return pcm[i, : length[i]]
+
+
+def question(i: int) -> str:
+    return golden.texts()["prompts"][i].removeprefix("USER: ").removesuffix("\nASSISTANT:")
+
+
+@pytest.mark.parametrize("i", CLIPS)
+def test_audio_tokens(model, i):
+    expected = golden.expected()[f"audio_tokens_single_{i}"].reshape(88, -1)
+    error = np.linalg.norm(model.encode_audio([clip(i)])[0] - expected) / np.linalg.norm(expected)
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize("i", CLIPS)
+def test_score_of_the_answer_is_the_loss(model, i):
+    scores = model.score([clip(i)], question(i), [golden.texts()["texts"][i]])[0]
+    assert -scores.mean() == pytest.approx(golden.expected()["loss"][i], rel=1e-5)
+
+
+def test_greedy_ids(model):
+    expected = [entry["ids"][1:] for entry in golden.texts()["generate_greedy"]]  # without the <s> they begin with
+    answers = model.generate([clip(i) for i in CLIPS], [question(i) for i in CLIPS], max_new_tokens=len(expected[0]))
+    assert [answer.token_ids for answer in answers] == expected
+
+
+def test_what_the_checkpoint_tells_and_what_is_left_out_is_printed(tmp_path, capsys):
+    golden.require()
+    convert.main(arguments(tmp_path / "model", **{"--lora-alpha": 16}))
+    told = capsys.readouterr().err
+    assert "heads: 4 (from the command line)" in told
+    assert "window_seconds: 0.333333 (from the checkpoint)" in told
+    assert "lora_alpha: 16.0 (from the command line)" in told
+    assert "not needed: speech_Qformer.bert.embeddings.position_ids (a counter, not a weight)" in told
+    config = json.loads((tmp_path / "model" / "config.json").read_text())["model"]
+    assert config["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
+
+
+def test_weights_keep_their_dtype_and_the_fingerprint_is_theirs(directory):
+    base = weights.load(directory / "base")
+    assert base["llama/layers/q_proj/kernel"].dtype == np.float16
+    assert base["whisper/conv1/kernel"].dtype == np.float32
+    description = model_directory.read_description(directory)
+    assert description["base"]["fingerprint"] == weights.fingerprint(base)
+
+
+def test_another_base_is_refused(directory, tmp_path):
+    output = tmp_path / "model"
+    convert.main(arguments(output))
+    (output / "base.fingerprint").write_text("another\n")
+    with pytest.raises(UserError, match=r"are not those .* was made with"):
+        salmonn_jax.load(output)
+
+
+def test_without_a_checkpoint_the_trained_parts_are_new(tmp_path):
+    golden.require()
+    convert.main(arguments(tmp_path / "model", **{"--checkpoint": None}))
+    delta = weights.load(tmp_path / "model" / "delta")
+    assert not np.any(delta["llama/layers/q_proj/lora_b"])
+    assert np.any(delta["qformer/layers/intermediate/kernel"])
+
+
+def test_nothing_is_written_over(directory):
+    before = (directory / "config.json").read_bytes()
+    with pytest.raises(UserError, match="holds something already"):
+        convert.main(arguments(directory))
+    assert (directory / "config.json").read_bytes() == before
+
+
+def test_an_interrupted_conversion_is_no_model(tmp_path, monkeypatch):
+    golden.require()
+    output = tmp_path / "model"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "_bytes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert.main(arguments(output))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        salmonn_jax.load(output)
+    convert.main(arguments(output))
+    salmonn_jax.load(output)

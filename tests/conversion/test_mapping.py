@@ -1,0 +1,123 @@
+"""The mapping engine: strict both ways, everything told at once, exact; every key of the released files."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
+from salmonn_jax.conversion import mapping, tables
+from salmonn_jax.conversion.mapping import CONV, FIRST, LINEAR, SAME, Rule, Table
+from salmonn_jax.conversion.tensors import Tensor
+from salmonn_jax.conversion.to_jax import TRAINED
+from salmonn_jax.errors import UserError
+from salmonn_jax.models import parameters
+from tests import golden
+
+TABLE = Table(
+    "toy",
+    (Rule("layers.{layer}.fc.weight", "x/layers/fc", LINEAR), Rule("norm", "x/norm"), Rule("other", "y/other")),
+    ((r"position_ids", "a counter"),),
+)
+SHAPES = {"x/layers/fc": (2, 3, 4), "x/norm": (5,)}
+
+
+def tensor(*shape: int, dtype: str = "float32") -> Tensor:
+    value = np.random.default_rng(len(shape)).normal(size=shape).astype(dtype)
+    return Tensor(shape, np.dtype(dtype), lambda: value, pathlib.Path("file"))
+
+
+def whole() -> dict[str, Tensor]:
+    return {"layers.0.fc.weight": tensor(4, 3), "layers.1.fc.weight": tensor(4, 3), "norm": tensor(5)}
+
+
+def test_layers_are_stacked_in_order_and_transposed():
+    tensors = whole()
+    found = mapping.match(TABLE, SHAPES, tensors)
+    assert set(found) == set(SHAPES)
+    expected = np.stack([tensors[f"layers.{i}.fc.weight"].read().T for i in range(2)])
+    np.testing.assert_array_equal(found["x/layers/fc"].whole(), expected)
+    assert [layer for layer, _ in found["x/layers/fc"].pieces()] == [0, 1]
+    assert all(piece.flags.c_contiguous for _, piece in found["x/layers/fc"].pieces())
+
+
+def test_all_that_does_not_fit_is_told_at_once():
+    tensors = whole() | {"extra": tensor(2), "norm": tensor(6), "position_ids": tensor(1)}
+    del tensors["layers.1.fc.weight"]
+    with pytest.raises(UserError) as error:
+        mapping.match(TABLE, SHAPES, tensors)
+    text = str(error.value)
+    assert "missing layers.1.fc.weight" in text
+    assert "unknown extra [2]" in text
+    assert "norm has shape [6], not [5]" in text
+    assert "position_ids" not in text
+    assert "\n" not in text
+
+
+def test_a_long_list_is_cut_and_counted():
+    with pytest.raises(UserError, match="and 8 more"):
+        mapping.match(TABLE, {"x/layers/fc": (20, 3, 4)}, {})
+
+
+def test_what_is_ignored_has_a_reason():
+    assert mapping.ignored(TABLE, whole() | {"position_ids": tensor(1)}) == {"position_ids": "a counter"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "shapes", "says"),
+    [
+        ((Rule("a", "p"), Rule("a", "q")), {"p": (1,), "q": (1,)}, "two rules for a"),
+        ((Rule("a", "p"), Rule("b", "p")), {"p": (1,)}, "not one rule each"),
+        ((Rule("a", "p"),), {"p": (1,), "q": (1,)}, "not one rule each for"),
+    ],
+)
+def test_a_faulty_table_is_a_fault_of_the_program(rules, shapes, says):
+    with pytest.raises(ValueError, match=says):
+        mapping.destinations(Table("toy", rules), shapes)
+
+
+@pytest.mark.parametrize("how", [SAME, LINEAR, CONV, FIRST, tables._patches(2), tables._GATE_SCALE, tables._MAGNITUDE])
+def test_transforms_are_their_own_way_back(how):
+    shape = {CONV: (3, 4, 5), tables._GATE_SCALE: (6,), tables._MAGNITUDE: (6,)}.get(how, (4, 7))
+    ours = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    theirs = how.to_theirs(ours)
+    assert theirs.shape == how.shape_there(shape)
+    np.testing.assert_array_equal(how.to_ours(theirs, shape), ours)
+
+
+def keys(name: str) -> dict[str, Tensor]:
+    """A manifest of the released files, as tensors that cannot be read."""
+    path = golden.SHARED / "reference" / "salmonn_keys.json"
+    if not path.exists():
+        golden.require()
+        pytest.skip(f"there is no {path}")
+    listed = json.loads(path.read_text())[name]
+    return {k: Tensor(tuple(shape), np.dtype(dtype), None, path) for k, (shape, dtype) in listed.items()}
+
+
+@pytest.mark.parametrize(("size", "model"), [("7b", MODEL_7B), ("13b", MODEL_13B)])
+def test_every_key_of_the_released_checkpoints(size, model):
+    shapes = {path: leaf.shape for path, leaf in parameters.structure(model).shapes.items()}
+    trained = parameters.trainable_paths(shapes, TRAINED)
+    tensors = keys(f"salmonn_{size}_checkpoint_model")
+    found = mapping.match(tables.SALMONN, {path: shapes[path] for path in trained}, tensors)
+    parts = sum(len(parameter.parts) for parameter in found.values())
+    assert parts + len(mapping.ignored(tables.SALMONN, tensors)) == len(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "part"),
+    [
+        ("whisper_large_v2_encoder_hf", tables.whisper_hf(""), "whisper/"),
+        ("beats_iter3plus_as2m_ft_cpt2_model", tables.beats(16), "beats/"),
+    ],
+)
+def test_every_key_of_the_released_encoders(name, table, part):
+    shapes = {path: leaf.shape for path, leaf in parameters.structure(MODEL_13B).shapes.items()}
+    own = {path: shape for path, shape in shapes.items() if path.startswith(part)}
+    tensors = keys(name)
+    found = mapping.match(table, own, tensors)
+    assert sum(len(p.parts) for p in found.values()) + len(mapping.ignored(table, tensors)) == len(tensors)
