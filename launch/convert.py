@@ -33,7 +33,23 @@ def main(arguments: list[str] | None = None) -> None:
     salmonn.add_argument("--second-per-window", type=float, metavar="SECONDS")
     salmonn.add_argument("--second-stride", type=float, metavar="SECONDS")
     salmonn.add_argument("--lora-alpha", type=float, metavar="ALPHA")
-    to_jax_salmonn(parser.parse_args(arguments))
+    salmonn.add_argument(
+        "--own-checkpoint", action="store_true", help="the checkpoint is not a released one: its LLM may be any"
+    )
+    salmonn.set_defaults(run=to_jax_salmonn)
+    inspect = verbs.add_parser("inspect", help="what a file or directory holds, and what would be left out and why")
+    inspect.add_argument("path", type=pathlib.Path, metavar="FILE")
+    inspect.set_defaults(run=inspect_checkpoint)
+    options = parser.parse_args(arguments)
+    options.run(options)
+
+
+def inspect_checkpoint(arguments: argparse.Namespace) -> None:
+    """Prints what a checkpoint is."""
+    from salmonn_jax.conversion import inspection
+
+    for line in inspection.describe(arguments.path):
+        print(line)
 
 
 def to_jax_salmonn(arguments: argparse.Namespace) -> None:
@@ -48,7 +64,14 @@ def to_jax_salmonn(arguments: argparse.Namespace) -> None:
         stride_seconds=arguments.second_stride,
         lora_alpha=arguments.lora_alpha,
     )
-    plan = to_jax.plan_salmonn(arguments.whisper, arguments.beats, arguments.llm, arguments.checkpoint, options)
+    plan = to_jax.plan_salmonn(
+        arguments.whisper,
+        arguments.beats,
+        arguments.llm,
+        arguments.checkpoint,
+        options,
+        own_checkpoint=arguments.own_checkpoint,
+    )
     for name, (value, origin) in plan.chosen.items():
         print(f"{name}: {value} (from {origin})", file=sys.stderr)
     for name, why in plan.ignored.items():

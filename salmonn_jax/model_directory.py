@@ -33,7 +33,7 @@ from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
 FINGERPRINT = "base.fingerprint"
-TOKENIZER_FILES = ("tokenizer.model",)
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclasses.dataclass(frozen=True)

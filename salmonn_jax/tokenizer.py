@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -53,12 +54,74 @@ class SentencePieceTokenizer:
         return SentencePieceTokenizer, (self._model,)
 
 
+class JsonTokenizer:
+    """A Hugging Face `tokenizer.json` (byte-level BPE and others). Picklable.
+
+    Args:
+      definition: the contents of `tokenizer.json`.
+      bos, eos: the tokens that begin a text and end an answer.
+
+    Raises:
+      UserError: the package `tokenizers` is not installed, or the vocabulary lacks one of the two.
+    """
+
+    def __init__(self, definition: str, bos: str, eos: str):
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError("tokenizer.json needs the package tokenizers: pip install 'salmonn-jax[convert]'") from None
+        self._arguments = definition, bos, eos
+        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+        self.bos, self.eos = self.id_of(bos), self.id_of(eos)
+        self.vocabulary = self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def id_of(self, piece: str) -> int:
+        found = self._tokenizer.token_to_id(piece)
+        if found is None:
+            raise UserError(f"the tokenizer has no piece {piece!r}")
+        return found
+
+    def __reduce__(self):
+        return JsonTokenizer, self._arguments
+
+
 def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
     """Reads the tokenizer of a model directory or corpus cache. Raises UserError if there is none."""
-    path = pathlib.Path(directory) / "tokenizer.model"
-    if not path.is_file():
-        raise UserError(f"no tokenizer.model in {directory}")
+    directory = pathlib.Path(directory)
+    if (directory / "tokenizer.model").is_file():
+        return _sentencepiece(directory / "tokenizer.model")
+    if (directory / "tokenizer.json").is_file():
+        return _json(directory)
+    raise UserError(f"no tokenizer.model and no tokenizer.json in {directory}")
+
+
+def _sentencepiece(path: pathlib.Path) -> Tokenizer:
     try:
         return SentencePieceTokenizer(path.read_bytes())
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} is not a sentencepiece model: {error}") from None
+
+
+def _json(directory: pathlib.Path) -> Tokenizer:
+    """Which tokens are special stands beside `tokenizer.json`, in `tokenizer_config.json`."""
+    path = directory / "tokenizer_config.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))
+        bos, eos = (named.get(name) for name in ("bos_token", "eos_token"))
+        bos, eos = (token["content"] if isinstance(token, dict) else token for token in (bos, eos))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); it names the special tokens of tokenizer.json") from None
+    if not bos or not eos:
+        raise UserError(f"{path} names no {'eos_token' if bos else 'bos_token'}; add the one the model knows")
+    try:
+        return JsonTokenizer((directory / "tokenizer.json").read_text(encoding="utf-8"), bos, eos)
+    except UserError:
+        raise
+    except Exception as error:  # the only kind that the package raises
+        raise UserError(f"{directory / 'tokenizer.json'} is not a tokenizer: {error}") from None

@@ -12,7 +12,7 @@ import numpy as np
 
 from salmonn_jax import model_directory, weights
 from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, QFormerConfig, RunConfig
-from salmonn_jax.conversion import mapping, sources, tables, tensors
+from salmonn_jax.conversion import mapping, sources, tables, tensors, vicuna
 from salmonn_jax.conversion.mapping import Parameter
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
@@ -71,6 +71,8 @@ def plan_salmonn(
     llm: pathlib.Path,
     checkpoint: pathlib.Path | None,
     options: Options,
+    *,
+    own_checkpoint: bool = False,
 ) -> Plan:
     """Opens the four parts of a SALMONN and checks that they fit together.
 
@@ -78,12 +80,16 @@ def plan_salmonn(
       whisper, beats, llm: see `salmonn_jax.conversion.sources`.
       checkpoint: the original's `.pth`; None for a model that is yet to be trained.
       options: what the checkpoint may not tell.
+      own_checkpoint: it was not released by SALMONN's authors, so that its language model may be any.
 
     Raises:
       UserError: a part that cannot be read, or does not fit.
     """
     hearing, sound, text = sources.read_whisper(whisper), sources.read_beats(beats), sources.read_llama(llm)
     trained, told = ({}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
+    if checkpoint is not None:
+        width = _shape(trained, "speech_llama_proj.weight", checkpoint)[0]
+        vicuna.check(width, checkpoint, text.config, llm, own=own_checkpoint)
     chosen = {}
     for field, (name, default) in _TOLD.items():
         flag = getattr(options, field)

@@ -1,0 +1,60 @@
+"""What a checkpoint is, before anyone converts it."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping
+
+from salmonn_jax.conversion import tables, tensors
+from salmonn_jax.conversion.mapping import Table
+from salmonn_jax.conversion.tensors import Tensors
+from salmonn_jax.errors import UserError
+
+UNKNOWN = Table("state dict of an unknown model", ())
+
+
+def describe(path: pathlib.Path) -> Iterator[str]:
+    """Yields lines: the kind of checkpoint, what else the file holds, and each tensor with what becomes of it.
+
+    Raises:
+      UserError: it cannot be read, or holds no tensors.
+    """
+    table, found, beside = _recognise(pathlib.Path(path))
+    yield f"{path}: {table.kind}, {len(found)} tensors"
+    for note in beside:
+        yield f"  beside them: {note}"
+    for name, tensor in found.items():
+        why = table.reason(name)
+        yield f"  {name} {list(tensor.shape)} {tensor.dtype}" + (f"  not needed: {why}" if why else "")
+
+
+def _recognise(path: pathlib.Path) -> tuple[Table, Tensors, list[str]]:
+    if path.is_dir():
+        config, found = tensors.open_directory(path)
+        kind = config.get("model_type")
+        beside = [f"config.json of a model of type {kind!r}"]
+        if kind == "whisper":
+            return tables.whisper_hf(""), found, beside
+        if kind in ("llama", "mistral"):
+            return tables.llama(tied=bool(config.get("tie_word_embeddings"))), found, beside
+        return UNKNOWN, found, beside
+    if path.suffix == ".safetensors":
+        return UNKNOWN, tensors.open_file(path), []
+    loaded = tensors.load_torch(path)
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors")
+    for key, fellow, table in (
+        ("model", "cfg", tables.beats(16)),
+        ("model_state_dict", "dims", tables.WHISPER_OPENAI),
+        ("model", "model", tables.SALMONN),
+    ):
+        if isinstance(loaded.get(key), Mapping) and fellow in loaded:
+            beside = [_beside(name, value) for name, value in loaded.items() if name != key]
+            return table, tensors.tensors_of(loaded[key], path), beside
+    return UNKNOWN, tensors.tensors_of(loaded, path), []
+
+
+def _beside(name: str, value: object) -> str:
+    if name in ("optimizer", "scaler"):
+        return f"{name} (not needed: a conversion begins training anew)"
+    return f"{name} {value!r}" if len(repr(value)) < 800 else f"{name} (a {type(value).__name__})"

@@ -1,0 +1,175 @@
+"""What checkpoints say about themselves, and which language model goes with which."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from launch import convert
+from salmonn_jax.config import LlamaConfig, RopeScaling
+from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
+from salmonn_jax.conversion import sources, tensors, vicuna
+from salmonn_jax.errors import UserError
+from salmonn_jax.models.llama import rotary_rates
+from tests import golden
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 256,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
+
+SCALING = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_context=128)
+
+
+def read(monkeypatch, **changes) -> LlamaConfig:
+    """What is made of a configuration, whatever the tensors."""
+    monkeypatch.setattr(tensors, "open_directory", lambda path: (LLAMA | changes, {}))
+    return sources.read_llama(pathlib.Path("llm")).config
+
+
+def test_a_llama(monkeypatch):
+    expected = LlamaConfig(
+        vocabulary=320, width=64, layers=2, heads=4, kv_heads=4, ffn=96, rms_epsilon=1e-5, context=256
+    )
+    assert read(monkeypatch) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_key_value_heads": 2, "tie_word_embeddings": True}, {"kv_heads": 2, "tied_embeddings": True}),
+        ({"head_dim": 32}, {"head": 32}),
+        ({"rope_theta": 500000.0}, {"rope_theta": 500000.0}),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"rope_theta": 1e6}),
+        ({"rope_scaling": LLAMA3_ROPE}, {"rope_scaling": SCALING}),
+        ({"rope_scaling": None}, {}),
+        ({"model_type": "mistral", "sliding_window": 100}, {"context": 100}),
+        ({"model_type": "mistral", "sliding_window": None}, {}),
+    ],
+)
+def test_the_llama_family(monkeypatch, changes, expected):
+    assert read(monkeypatch, **changes) == dataclasses.replace(read(monkeypatch), **expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": "qwen2"}, "holds a model of type 'qwen2', not llama or mistral"),
+        ({"attention_bias": True}, "has biases"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope scaling 'linear'"),
+    ],
+)
+def test_what_cannot_be_converted_is_told(monkeypatch, changes, says):
+    with pytest.raises(UserError, match=says):
+        read(monkeypatch, **changes)
+
+
+def test_a_field_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(tensors, "open_directory", lambda path: ({"model_type": "llama"}, {}))
+    with pytest.raises(UserError, match="has no num_attention_heads"):
+        sources.read_llama(pathlib.Path("llm"))
+
+
+def test_llama3_rope_scaling(monkeypatch):
+    """Fast rates are kept, slow ones divided by the factor, and nothing jumps between."""
+    plain, scaled = rotary_rates(read(monkeypatch)), rotary_rates(read(monkeypatch, rope_scaling=LLAMA3_ROPE))
+    turns = 128 * plain / (2 * np.pi)
+    assert (turns > 4).any() and (turns < 1).any()
+    np.testing.assert_array_equal(scaled[turns > 4], plain[turns > 4])
+    np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
+    assert (np.diff(scaled) < 0).all()
+
+
+@pytest.mark.parametrize(("width", "model"), [(5120, MODEL_13B), (4096, MODEL_7B)])
+def test_the_right_vicuna_passes_and_the_wrong_one_is_told(width, model):
+    file, llm = pathlib.Path("x.pth"), pathlib.Path("vicuna")
+    vicuna.check(width, file, model.llama, llm, own=False)
+    other = dataclasses.replace(model.llama, rms_epsilon=1e-5 if width == 5120 else 1e-6)
+    with pytest.raises(UserError, match=r"vicuna is not Vicuna-.* rms_norm_eps is .* answers are empty"):
+        vicuna.check(width, file, other, llm, own=False)
+    vicuna.check(width, file, other, llm, own=True)
+    with pytest.raises(UserError, match=rf"goes with a language model {width} wide"):
+        vicuna.check(width, file, dataclasses.replace(other, width=1024), llm, own=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("salmonn.pth", ["SALMONN checkpoint, 73 tensors", "beside them: epoch 0", "not needed: a counter"]),
+        ("beats.pt", ["BEATs checkpoint, 52 tensors", "'num_buckets': 320", "not needed: the head of the classifier"]),
+        ("whisper", ["Whisper checkpoint", "not needed: the decoder"]),
+        ("vicuna", ["LLaMA checkpoint", "model.embed_tokens.weight [640, 64] float16"]),
+    ],
+)
+def test_inspect(name, lines, capsys):
+    golden.require()
+    convert.main(["inspect", str(golden.FOLDER / name)])
+    told = capsys.readouterr().out
+    for line in lines:
+        assert line in told
+
+
+def test_beats_of_another_kind(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch opens PyTorch's files")
+    path = tmp_path / "beats.pt"
+    torch.save({"cfg": {"deep_norm": False}, "model": {}}, path)
+    with pytest.raises(UserError, match="only BEATs with deep_norm=True"):
+        sources.read_beats(path)
+    torch.save({"model": {}}, path)
+    with pytest.raises(UserError, match="is not a BEATs checkpoint"):
+        sources.read_beats(path)
+
+
+def test_openai_whisper_gives_what_hugging_face_gives(tmp_path):
+    """The golden encoder under OpenAI's names."""
+    golden.require()
+    torch = pytest.importorskip("torch", reason="torch opens PyTorch's files")
+    from salmonn_jax.conversion import mapping
+
+    theirs = sources.read_whisper(golden.FOLDER / "whisper")
+    shapes = {p: leaf.shape for p, leaf in golden.structure().shapes.items() if p.startswith("whisper/")}
+    expected = mapping.match(theirs.table, shapes, theirs.tensors)
+    renamed = {}
+    wanted = mapping.destinations(sources.tables.WHISPER_OPENAI, shapes)
+    for name, to in wanted.items():
+        value = expected[to.path].whole() if to.layer is None else expected[to.path].whole()[to.layer]
+        renamed[name] = torch.from_numpy(np.ascontiguousarray(to.how.to_theirs(value)))
+    assert "encoder.blocks.1.mlp.2.weight" in renamed and "encoder.positional_embedding" in renamed
+    c = theirs.config
+    dims = {"n_mels": c.mels, "n_audio_ctx": 1500, "n_audio_state": 64, "n_audio_head": 4, "n_audio_layer": 2}
+    torch.save({"dims": dims, "model_state_dict": renamed}, tmp_path / "tiny.pt")
+    with pytest.raises(UserError, match="shape"):  # OpenAI's feed-forward layers are always four times as wide
+        ours = sources.read_whisper(tmp_path / "tiny.pt")
+        wide = {p: (*s[:-1], 256) if p.endswith("fc1/kernel") else s for p, s in shapes.items()}
+        mapping.match(ours.table, wide, ours.tensors)
+    ours = sources.read_whisper(tmp_path / "tiny.pt")
+    assert ours.window_seconds == 30.0 and ours.config.ffn == 256 and ours.config.heads == 4
+    found = mapping.match(ours.table, shapes, ours.tensors)
+    for path, parameter in expected.items():
+        np.testing.assert_array_equal(found[path].whole(), parameter.whole(), err_msg=path)
+
+
+def test_configuration_of_a_converted_llama_survives_json(monkeypatch):
+    from salmonn_jax import config
+
+    made = read(monkeypatch, rope_scaling=LLAMA3_ROPE, head_dim=16)
+    assert config.from_dict(LlamaConfig, json.loads(json.dumps(config.to_dict(made)))) == made
