@@ -37,11 +37,31 @@ def main(arguments: list[str] | None = None) -> None:
         "--own-checkpoint", action="store_true", help="the checkpoint is not a released one: its LLM may be any"
     )
     salmonn.set_defaults(run=to_jax_salmonn)
+    back = verbs.add_parser("to-torch", help="from a model or run directory to PyTorch").add_subparsers(
+        dest="kind", required=True
+    )
+    for kind, help in (
+        ("salmonn", "the original's .pth, with all that it trains"),
+        ("peft", "a PEFT directory, with the adapters alone"),
+    ):
+        verb = back.add_parser(kind, help=help)
+        verb.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
+        verb.add_argument("--output", required=True, type=pathlib.Path, help="file or directory to write")
+        verb.set_defaults(run=to_torch)
     inspect = verbs.add_parser("inspect", help="what a file or directory holds, and what would be left out and why")
     inspect.add_argument("path", type=pathlib.Path, metavar="FILE")
     inspect.set_defaults(run=inspect_checkpoint)
     options = parser.parse_args(arguments)
     options.run(options)
+
+
+def to_torch(arguments: argparse.Namespace) -> None:
+    """Writes what was trained in the form that was asked for."""
+    from salmonn_jax.conversion import to_torch as conversion
+
+    write = {"salmonn": conversion.write_checkpoint, "peft": conversion.write_adapter}[arguments.kind]
+    write(arguments.model, arguments.output)
+    print(f"wrote {arguments.output}")
 
 
 def inspect_checkpoint(arguments: argparse.Namespace) -> None:

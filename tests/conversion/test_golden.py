@@ -10,6 +10,7 @@ import pytest
 import salmonn_jax
 from launch import convert
 from salmonn_jax import model_directory, weights
+from salmonn_jax.conversion import mapping, tables, tensors
 from salmonn_jax.errors import UserError
 from tests import golden
 
@@ -128,3 +129,40 @@ def test_an_interrupted_conversion_is_no_model(tmp_path, monkeypatch):
         salmonn_jax.load(output)
     convert.main(arguments(output))
     salmonn_jax.load(output)
+
+
+def equal_bytes(ours: dict, theirs: dict) -> None:
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and ours[name].shape == tensor.shape, name
+        assert ours[name].read().tobytes() == tensor.read().tobytes(), name
+
+
+def test_the_checkpoint_comes_back_byte_for_byte(directory, tmp_path):
+    output = tmp_path / "back" / "salmonn.pth"
+    convert.main(["to-torch", "salmonn", "--model", str(directory), "--output", str(output)])
+    theirs = tensors.tensors_of(tensors.load_torch(golden.FOLDER / "salmonn.pth")["model"], output)
+    for name in mapping.ignored(tables.SALMONN, theirs):
+        del theirs[name]
+    equal_bytes(tensors.tensors_of(tensors.load_torch(output)["model"], output), theirs)
+    with pytest.raises(UserError, match="is there already"):
+        convert.main(["to-torch", "salmonn", "--model", str(directory), "--output", str(output)])
+    # It tells all that its tensors cannot, the heads included.
+    again = tmp_path / "again"
+    convert.main(arguments(again, **{"--checkpoint": output, "--qformer-heads": None}))
+    one, two = (model_directory.read_description(place) for place in (directory, again))
+    assert one["model"] == two["model"] and one["base"]["fingerprint"] == two["base"]["fingerprint"]
+    assert weights.fingerprint(weights.load(directory / "delta")) == weights.fingerprint(weights.load(again / "delta"))
+
+
+def test_the_adapters_come_out_as_peft_names_them(directory, tmp_path):
+    convert.main(["to-torch", "peft", "--model", str(directory), "--output", str(tmp_path / "adapter")])
+    described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (8, 32.0, ["q_proj", "v_proj"])
+    theirs = tensors.tensors_of(tensors.load_torch(golden.FOLDER / "salmonn.pth")["model"], tmp_path)
+    expected = {
+        name.replace("llama_model.", "").replace(".default", ""): tensor
+        for name, tensor in theirs.items()
+        if ".lora_" in name
+    }
+    equal_bytes(tensors.open_file(tmp_path / "adapter" / "adapter_model.safetensors"), expected)
