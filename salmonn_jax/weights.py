@@ -157,7 +157,9 @@ class _StreamWriter(ocp.type_handlers.TypeHandler):
             digest = _header(leaf.path, value.shape, value.dtype)
             for layer, piece in value.pieces():
                 digest.update(_bytes(piece))
-                await (store if layer is None else store[layer]).write(piece)
+                place = store if layer is None else store[layer]
+                # The piece is not changed afterwards, so that tensorstore need not copy it first.
+                await place.write(piece, can_reference_source_data_indefinitely=True)
                 self._written(piece.nbytes)
             self.digests[leaf.path] = digest.hexdigest()
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import pickle
@@ -153,16 +154,21 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+
+    def read(name: str) -> np.ndarray:
+        # Opened anew for each tensor: pages of a file that stays mapped count as memory until the end.
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+
+    found = {}
     try:
-        file = safetensors.safe_open(path, framework="numpy")
+        with safetensors.safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                part = file.get_slice(name)
+                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
+                if dtype is None:
+                    raise UserError(f"{path}: {name} is of dtype {part.get_dtype()}, which cannot be converted")
+                found[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(read, name), path)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is cut short or not a safetensors file ({error})") from None
-
-    def tensor(name: str) -> Tensor:
-        part = file.get_slice(name)
-        if part.get_dtype() not in _SAFETENSORS_DTYPES:
-            raise UserError(f"{path}: {name} is of dtype {part.get_dtype()}, which is not supported; convert it first")
-        dtype = _SAFETENSORS_DTYPES[part.get_dtype()]
-        return Tensor(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name), path)
-
-    return {name: tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return found

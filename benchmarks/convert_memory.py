@@ -1,0 +1,95 @@
+"""Peak memory of a conversion: python benchmarks/convert_memory.py --whisper DIR --beats FILE [--gigabytes 3]
+
+Makes a synthetic LLaMA directory of that size (bfloat16, in shards), converts it with the given encoders by
+`launch.convert` in a process of its own, and prints how far that process' memory went above its start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+WIDTH, FFN, VOCABULARY = 2048, 5632, 32_000
+# Runs in the process that is measured. (getrusage would also count its parent, of before the exec.)
+_CHILD = """
+import pathlib, re, sys
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
+
+start = peak()
+from launch import convert
+convert.main(sys.argv[1:])
+print("peak", (peak() - start) / 1e9)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--whisper", required=True)
+    parser.add_argument("--beats", required=True)
+    parser.add_argument("--gigabytes", type=float, default=3.0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        llm, output = pathlib.Path(folder) / "llm", pathlib.Path(folder) / "model"
+        size = make_llama(llm, arguments.gigabytes)
+        parts = ["--whisper", arguments.whisper, "--beats", arguments.beats, "--llm", str(llm)]
+        began = time.monotonic()
+        command = [sys.executable, "-c", _CHILD, "to-jax", "salmonn", *parts, "--output", str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
+        peak = float(done.stdout.split("peak ")[1])
+        seconds = time.monotonic() - began
+        print(f"{size:.2f} GB of LLaMA: peak {peak:.2f} GB above the interpreter's start, {seconds:.0f} s")
+
+
+def make_llama(directory: pathlib.Path, gigabytes: float) -> float:
+    """Writes a LLaMA of about that size and returns its size in GB. One shard holds two layers."""
+    import torch
+    from safetensors.torch import save_file
+
+    directory.mkdir()
+    layer = {f"self_attn.{name}_proj.weight": (WIDTH, WIDTH) for name in "qkvo"}
+    layer |= {f"mlp.{name}_proj.weight": (FFN, WIDTH) for name in ("gate", "up")}
+    layer |= {"mlp.down_proj.weight": (WIDTH, FFN)}
+    layer |= {f"{name}_layernorm.weight": (WIDTH,) for name in ("input", "post_attention")}
+    ends = {"model.embed_tokens.weight": (VOCABULARY, WIDTH), "lm_head.weight": (VOCABULARY, WIDTH)}
+    ends |= {"model.norm.weight": (WIDTH,)}
+    bytes_of_layer = 2 * sum(torch.Size(shape).numel() for shape in layer.values())
+    bytes_of_ends = 2 * sum(torch.Size(shape).numel() for shape in ends.values())
+    layers = max(1, round((gigabytes * 1e9 - bytes_of_ends) / bytes_of_layer))
+    places = {}
+    for first in range(-2, layers, 2):
+        shapes = {
+            f"model.layers.{i}.{name}": shape
+            for i in range(max(first, 0), first + 2)
+            if i < layers
+            for name, shape in layer.items()
+        }
+        shapes = ends if first < 0 else shapes
+        shard = f"model-{first // 2 + 2:05}.safetensors"
+        save_file({name: torch.randn(shape).to(torch.bfloat16) for name, shape in shapes.items()}, directory / shard)
+        places |= dict.fromkeys(shapes, shard)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    config = {
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": FFN,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 2048,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    return (layers * bytes_of_layer + bytes_of_ends) / 1e9
+
+
+if __name__ == "__main__":
+    main()
