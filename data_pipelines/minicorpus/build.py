@@ -83,7 +83,7 @@ def heard_sources(cache: pathlib.Path, split: str) -> list[str]:
 def notes(cache: pathlib.Path) -> tuple[str, ...]:
     """What the splits of a finished corpus hold out. Raises UserError where there is none."""
     check_ready(cache)
-    return NOTES[_statistics(cache)["origin"]]
+    return tuple(_statistics(cache)["notes"])
 
 
 def check_ready(cache: pathlib.Path) -> None:

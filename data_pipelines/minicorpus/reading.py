@@ -41,7 +41,7 @@ def reading(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Ite
 def imitate(words: list[str], rng: np.random.Generator) -> str:
     """Writes words as audio tokens would say them. Every word stands after a space, and is so one piece.
 
-    Some texts are dense and some sparse: copying is learned from the dense ones first.
+    Some texts are dense and some sparse, as clips are.
     """
     most_fillers, twice = rng.choice([0, 0, 1, 2, 3]), rng.choice([0.0, 0.3])
     text, last = "", None

@@ -20,7 +20,7 @@ from data_pipelines.minicorpus.tunes import Tune, read_books
 from salmonn_jax.errors import UserError
 
 CLIP_SECONDS = 4.0
-_LONGEST_TEXT = 24
+_LONGEST_TEXT = 24  # characters of a prompt: a longer one would make every row of the small model longer
 _SILENT = 0.005
 
 

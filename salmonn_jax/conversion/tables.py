@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from salmonn_jax.conversion.mapping import CONV, FIRST, LINEAR, SAME, Rule, Table, Transform, reshaped
+from salmonn_jax.conversion.mapping import CONV, FIRST, LINEAR, Rule, Table, Transform, reshaped
 
 
 def _pair(theirs: str, ours: str, *, bias: bool = True) -> tuple[Rule, ...]:
@@ -182,5 +182,3 @@ SALMONN = Table(
 
 # A PEFT adapter directory: the same adapters under PEFT's own names.
 PEFT = Table("PEFT adapter", _lora("base_model.model.", ".weight"))
-
-__all__ = ["PEFT", "SALMONN", "SAME", "WHISPER_OPENAI", "beats", "llama", "whisper_hf"]

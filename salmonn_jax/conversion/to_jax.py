@@ -109,8 +109,7 @@ def plan_salmonn(
     shapes = {path: leaf.shape for path, leaf in parameters.structure(config).shapes.items()}
     ours = parameters.trainable_paths(shapes, TRAINED)
     base, ignored = {}, {}
-    for source in (hearing, sound, text):
-        part = f"{source.config.__class__.__name__.removesuffix('Config').lower()}/"
+    for part, source in (("whisper/", hearing), ("beats/", sound), ("llama/", text)):
         own = {path: shape for path, shape in shapes.items() if path.startswith(part) and path not in ours}
         base |= mapping.match(source.table, own, source.tensors)
         ignored |= mapping.ignored(source.table, source.tensors)
