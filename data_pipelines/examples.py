@@ -6,8 +6,6 @@ import dataclasses
 
 import numpy as np
 
-SAMPLE_RATE = 16_000
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:

@@ -9,7 +9,8 @@ import pathlib
 import numpy as np
 import sentencepiece
 
-from data_pipelines.examples import SAMPLE_RATE, Example
+from data_pipelines.examples import Example
+from salmonn_jax.config import SAMPLE_RATE
 
 SOURCES = ("tones", "words")  # the second is text only
 TONES = {"low": 220.0, "middle": 660.0, "high": 1980.0}

@@ -12,7 +12,8 @@ from salmonn_jax.errors import UserError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry point. Bad input: one line, exit code 2. Interrupted by the user: exit code 130."""
+    """Runs an entry point. Bad input: one line, exit code 2. A disk or network that fails: one line, exit code 1.
+    Interrupted by the user: exit code 130."""
     # Libraries log what concerns their own developers; what concerns the user is raised.
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
@@ -22,6 +23,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
     except BrokenPipeError:  # whoever reads the output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -9,8 +9,15 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+from typing import Any
 
 from launch import cli
+
+_SOURCES = {
+    "whisper": "Hugging Face directory or OpenAI .pt file",
+    "beats": "BEATs .pt file",
+    "llama": "Hugging Face directory of the LLaMA family",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -18,17 +25,27 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m launch.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    kinds = verbs.add_parser("to-jax", help="from PyTorch to a model directory").add_subparsers(
-        dest="kind", required=True
-    )
+    _add_to_jax(verbs.add_parser("to-jax", help="from PyTorch to a model directory"))
+    _add_to_torch(verbs.add_parser("to-torch", help="from a model or run directory to PyTorch"))
+    inspect = verbs.add_parser("inspect", help="what a file or directory holds, and what would be left out and why")
+    inspect.add_argument("path", type=pathlib.Path, metavar="FILE")
+    inspect.set_defaults(run=inspect_checkpoint)
+    options = parser.parse_args(arguments)
+    options.run(options)
+
+
+def _add_to_jax(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True)
     salmonn = kinds.add_parser("salmonn", help="a whole SALMONN from its parts")
+    salmonn.add_argument("--whisper", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCES["whisper"])
     salmonn.add_argument(
-        "--whisper", required=True, type=pathlib.Path, help="Hugging Face directory or OpenAI .pt file"
+        "--beats",
+        type=pathlib.Path,
+        metavar="FILE",
+        help=f"{_SOURCES['beats']}; without, it hears through Whisper alone",
     )
-    salmonn.add_argument("--beats", required=True, type=pathlib.Path, metavar="FILE", help="BEATs .pt file")
-    salmonn.add_argument("--llm", required=True, type=pathlib.Path, metavar="DIR", help="Hugging Face directory")
+    salmonn.add_argument("--llm", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCES["llama"])
     salmonn.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="SALMONN .pth file")
-    salmonn.add_argument("--output", required=True, type=pathlib.Path, metavar="MODEL", help="directory to write")
     salmonn.add_argument("--qformer-heads", type=int, metavar="N")
     salmonn.add_argument("--second-per-window", type=float, metavar="SECONDS")
     salmonn.add_argument("--second-stride", type=float, metavar="SECONDS")
@@ -37,22 +54,25 @@ def main(arguments: list[str] | None = None) -> None:
         "--own-checkpoint", action="store_true", help="the checkpoint is not a released one: its LLM may be any"
     )
     salmonn.set_defaults(run=to_jax_salmonn)
-    back = verbs.add_parser("to-torch", help="from a model or run directory to PyTorch").add_subparsers(
-        dest="kind", required=True
-    )
-    for kind, help in (
-        ("salmonn", "the original's .pth, with all that it trains"),
-        ("peft", "a PEFT directory, with the adapters alone"),
+    for kind, flag in (("whisper", "--whisper"), ("beats", "--beats"), ("llama", "--llm")):
+        part = kinds.add_parser(kind, help=f"this part alone, from a {_SOURCES[kind]}")
+        part.add_argument(flag, required=True, type=pathlib.Path, dest="path", help=_SOURCES[kind])
+        part.set_defaults(run=to_jax_part)
+    for kind in kinds.choices.values():
+        kind.add_argument("--output", required=True, type=pathlib.Path, metavar="MODEL", help="directory to write")
+
+
+def _add_to_torch(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind, run, help in (
+        ("salmonn", to_torch, "the original's .pth, with all that it trains"),
+        ("peft", to_torch, "a PEFT directory, with the adapters alone"),
+        ("llama", to_torch_llama, "a Hugging Face directory of the language model, its adapters merged into it"),
     ):
-        verb = back.add_parser(kind, help=help)
+        verb = kinds.add_parser(kind, help=help)
         verb.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
         verb.add_argument("--output", required=True, type=pathlib.Path, help="file or directory to write")
-        verb.set_defaults(run=to_torch)
-    inspect = verbs.add_parser("inspect", help="what a file or directory holds, and what would be left out and why")
-    inspect.add_argument("path", type=pathlib.Path, metavar="FILE")
-    inspect.set_defaults(run=inspect_checkpoint)
-    options = parser.parse_args(arguments)
-    options.run(options)
+        verb.set_defaults(run=run)
 
 
 def to_torch(arguments: argparse.Namespace) -> None:
@@ -64,6 +84,15 @@ def to_torch(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}")
 
 
+def to_torch_llama(arguments: argparse.Namespace) -> None:
+    """Writes the language model, with a bar: it may be large."""
+    from salmonn_jax.conversion import to_torch as conversion
+
+    with _bar(conversion.llama_bytes(arguments.model), arguments.output) as bar:
+        conversion.write_llama(arguments.model, arguments.output, bar.update)
+    print(f"wrote {arguments.output}")
+
+
 def inspect_checkpoint(arguments: argparse.Namespace) -> None:
     """Prints what a checkpoint is."""
     from salmonn_jax.conversion import inspection
@@ -72,10 +101,15 @@ def inspect_checkpoint(arguments: argparse.Namespace) -> None:
         print(line)
 
 
-def to_jax_salmonn(arguments: argparse.Namespace) -> None:
-    """Plans, tells what was chosen and what is left out, and writes."""
-    from tqdm import tqdm
+def to_jax_part(arguments: argparse.Namespace) -> None:
+    """Converts one part."""
+    from salmonn_jax.conversion import to_jax
 
+    _carry_out(to_jax.plan_part(arguments.kind, arguments.path), arguments.output)
+
+
+def to_jax_salmonn(arguments: argparse.Namespace) -> None:
+    """Converts a whole SALMONN."""
     from salmonn_jax.conversion import to_jax
 
     options = to_jax.Options(
@@ -92,13 +126,29 @@ def to_jax_salmonn(arguments: argparse.Namespace) -> None:
         options,
         own_checkpoint=arguments.own_checkpoint,
     )
+    _carry_out(plan, arguments.output)
+
+
+def _carry_out(plan: Any, output: pathlib.Path) -> None:
+    """Tells what was chosen and what is left out, and writes."""
+    from salmonn_jax.conversion import to_jax
+    from salmonn_jax.model_directory import TOKENIZER_FILES
+
     for name, (value, origin) in plan.chosen.items():
         print(f"{name}: {value} (from {origin})", file=sys.stderr)
     for name, why in plan.ignored.items():
         print(f"not needed: {name} ({why})", file=sys.stderr)
-    with tqdm(total=plan.bytes, unit="B", unit_scale=True, desc=str(arguments.output)) as bar:
-        to_jax.write(plan, arguments.output, bar.update)
-    print(f"wrote {arguments.output}")
+    if plan.tokenizer and not any((plan.tokenizer / name).is_file() for name in TOKENIZER_FILES):
+        print(f"{plan.tokenizer} has no tokenizer: put its files into {output} before you use it", file=sys.stderr)
+    with _bar(plan.bytes, output) as bar:
+        to_jax.write(plan, output, bar.update)
+    print(f"wrote {output}")
+
+
+def _bar(total: int, output: pathlib.Path) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="B", unit_scale=True, desc=str(output))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import salmonn_jax
-    from data_pipelines.audio_files import load_audio
+    from salmonn_jax.audio_files import load_audio
+    from salmonn_jax.config import SAMPLE_RATE
 
-    clips = [load_audio(path) for path in arguments.files]  # before the model: a wrong file is told at once
+    clips = [
+        (load_audio(path), SAMPLE_RATE) for path in arguments.files
+    ]  # before the model: a wrong file is told at once
     answers = salmonn_jax.load(arguments.model).generate(
         clips, arguments.prompt, max_new_tokens=arguments.max_new_tokens
     )

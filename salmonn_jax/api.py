@@ -10,19 +10,22 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from salmonn_jax import model_directory
+from salmonn_jax.audio_files import Source, load_audio
 from salmonn_jax.batch import Batch, Row, collate
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
 from salmonn_jax.prompts import PLACEHOLDER, TEXT, encode_answer, encode_prompt
+from salmonn_jax.sharding import Placement
 
 PREFIX = f"<Speech>{PLACEHOLDER}</Speech> "
 BUCKET = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
 
-Clip = np.ndarray | None  # int16[samples] at 16 kHz; None for a question without a clip
+Audio = Source | None  # see `salmonn_jax.audio_files.load_audio`; None for a question without a clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,34 +39,39 @@ class Generation:
 
 
 class Model:
-    """A loaded model. Clips are int16[samples] arrays at 16 kHz; `data_pipelines.audio_files` reads files."""
+    """A loaded model. `module` is the Flax module, for what the methods do not cover.
+
+    Audio is a path, the bytes of a file, or (samples, rate in Hz); or a list of those. Clips are heard as the original
+    hears them: the first channel, at 16 kHz, up to the model's window (30 s).
+    """
 
     def __init__(self, loaded: model_directory.LoadedModel):
         self.config, self.tokenizer, self.fingerprint = loaded.config, loaded.tokenizer, loaded.fingerprint
-        frozen = {path: x for path, x in loaded.params.items() if path not in loaded.delta_paths}
-        frozen = {path: x.astype(loaded.config.frozen_dtype) for path, x in frozen.items()}
-        self._model: Salmonn = loaded.structure.merge(loaded.params | frozen)
+        self.module: Salmonn = loaded.structure.merge(loaded.params)
 
     def generate(
-        self, clips: Sequence[Clip], prompts: str | Sequence[str], *, max_new_tokens: int = 200
+        self, audio: Audio | list[Audio], prompt: str | Sequence[str], *, num_beams: int = 1, max_new_tokens: int = 200
     ) -> list[Generation]:
-        """Answers each question greedily.
+        """Answers each question.
 
         Args:
-          clips: a clip (or None) per question.
-          prompts: one for all clips, or one each; `<Speech><SpeechHere></Speech> ` is put in front of a prompt for a
+          audio: a clip (or None) for each question.
+          prompt: one for all clips, or one each; `<Speech><SpeechHere></Speech> ` is put in front of a prompt for a
             clip that does not say where the clip stands.
+          num_beams: 1, which decodes greedily; there is no beam search yet.
           max_new_tokens: at most so many tokens an answer.
 
         Raises:
-          UserError: not as many prompts as clips.
+          UserError: audio that cannot be read, not as many prompts as clips, or a model without what is asked of it.
         """
-        rows = self._rows(clips, prompts)
+        if num_beams != 1:
+            raise UserError(f"num_beams={num_beams}: there is no beam search yet, only num_beams=1")
+        rows = self._rows(audio, prompt)
         width = -(-max(len(row.tokens) for row in rows) // BUCKET) * BUCKET
         batch = self._collate(rows, width)
         length = np.array([row.prompt for row in rows], np.int32)
         ready = greedy.Prompts(batch.pcm, batch.pcm_length, batch.tokens, batch.audio_slot, length)
-        decoded = jax.device_get(self._generate(self._model, ready, max_new_tokens))
+        decoded = jax.device_get(self._generate(self.module, ready, max_new_tokens))
         return [
             Generation(
                 text=self.tokenizer.decode(ids := decoded.tokens[i, : decoded.length[i]].tolist()),
@@ -74,39 +82,64 @@ class Model:
             for i in range(len(rows))
         ]
 
-    def encode_audio(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+    def encode_audio(self, audio: Source | list[Source]) -> np.ndarray:
         """The audio tokens of clips: float32[clips, audio tokens, D]."""
-        batch = self._collate([Row([], [], 0, clip) for clip in clips], 0)
-        return np.asarray(self._encode(self._model, batch.pcm, batch.pcm_length).astype(jnp.float32))
+        self._need_ears()
+        batch = self._collate([Row([], [], 0, load_audio(clip)) for clip in _listed(audio)], 0)
+        return np.asarray(self._encode(self.module, batch.pcm, batch.pcm_length).astype(jnp.float32))
 
-    def score(self, clips: Sequence[Clip], prompts: str | Sequence[str], answers: Sequence[str]) -> list[np.ndarray]:
-        """Log-probabilities float32[answer tokens] of given answers, teacher forced, `</s>` included."""
-        rows = []
-        for row, answer in zip(self._rows(clips, prompts), answers, strict=True):
-            ids = encode_answer(self.tokenizer, answer, limit=self.config.llama.context)
+    def score(
+        self, audio: Audio | list[Audio], prompt: str | Sequence[str], answer: str | Sequence[str]
+    ) -> np.ndarray | list[np.ndarray]:
+        """Log-probabilities of given answers, teacher forced.
+
+        Args:
+          audio, prompt: as for `generate`.
+          answer: one for a single clip, or one each.
+
+        Returns:
+          float32[answer tokens], `</s>` included; a list of them for a list of clips.
+        """
+        rows, answers = [], [answer] if isinstance(answer, str) else answer
+        questions = self._rows(audio, prompt)
+        if len(answers) != len(questions):
+            raise UserError(f"{len(answers)} answers for {len(questions)} clips; give one each")
+        for row, text in zip(questions, answers, strict=True):
+            ids = encode_answer(self.tokenizer, text, limit=self.config.llama.context)
             rows.append(row._replace(tokens=row.tokens + ids, slots=row.slots + [TEXT] * len(ids)))
         width = max(len(row.tokens) for row in rows)
-        losses = np.asarray(self._losses(self._model, self._collate(rows, width)))
-        return [-losses[i, row.prompt - 1 : len(row.tokens) - 1] for i, row in enumerate(rows)]
+        losses = np.asarray(self._losses(self.module, self._collate(rows, width)))
+        scores = [-losses[i, row.prompt - 1 : len(row.tokens) - 1] for i, row in enumerate(rows)]
+        return scores if isinstance(audio, list) else scores[0]
 
-    def _rows(self, clips: Sequence[Clip], prompts: str | Sequence[str]) -> list[Row]:
+    def _rows(self, audio: Audio | list[Audio], prompt: str | Sequence[str]) -> list[Row]:
         """Questions as rows, up to where their answers begin."""
-        prompts = [prompts] * len(clips) if isinstance(prompts, str) else prompts
+        if self.config.llama is None:
+            raise UserError("this model directory holds no language model: there is nothing to answer with")
+        clips = _listed(audio)
+        prompts = [prompt] * len(clips) if isinstance(prompt, str) else prompt
         if len(prompts) != len(clips):
             raise UserError(f"{len(prompts)} prompts for {len(clips)} clips; give one for all, or one each")
+        if not clips:
+            raise UserError("no clips and no questions")
         rows = []
-        for clip, prompt in zip(clips, prompts, strict=True):
-            if clip is not None and PLACEHOLDER not in prompt:
-                prompt = PREFIX + prompt
+        for clip, text in zip(clips, prompts, strict=True):
+            if clip is not None:
+                self._need_ears()
+                text = text if PLACEHOLDER in text else PREFIX + text
             laid = encode_prompt(
                 self.tokenizer,
                 self.config.prompt_template,
-                prompt,
+                text,
                 clips=int(clip is not None),
                 audio_tokens=self.config.audio_tokens,
             )
-            rows.append(Row(laid.tokens, laid.slots, len(laid.tokens), clip))
+            rows.append(Row(laid.tokens, laid.slots, len(laid.tokens), None if clip is None else load_audio(clip)))
         return rows
+
+    def _need_ears(self) -> None:
+        if self.config.qformer is None:
+            raise UserError("this model directory holds one part of a model: nothing turns audio into audio tokens")
 
     def _collate(self, rows: Sequence[Row], width: int) -> Batch:
         window, audio_tokens = self.config.audio.window_samples, self.config.audio_tokens
@@ -130,20 +163,28 @@ class Model:
         return jax.jit(lambda model, batch: answer_losses(model(batch, lora_scale=scale)[0], batch, pad)[0])
 
 
-def load(directory: str | pathlib.Path, *, dtype: str | None = None) -> Model:
+def _listed(audio: Audio | list[Audio]) -> list[Audio]:
+    return audio if isinstance(audio, list) else [audio]
+
+
+def load(directory: str | pathlib.Path, *, mesh: Mesh | None = None, dtype: str | None = None) -> Model:
     """Loads a model directory, or the latest checkpoint of a run directory.
 
     Args:
       directory: of the model or run.
+      mesh: see `salmonn_jax.sharding.make_mesh`; each device reads its part of the weights and no host holds them
+        all. By default all is on the first device.
       dtype: of activations and frozen weights, such as "bfloat16". By default what the model's configuration says on
         accelerators, and "float32" on CPUs, which have no faster one.
 
     Raises:
       UserError: it is neither a model nor a run directory.
     """
-    loaded = model_directory.load_model(pathlib.Path(directory))
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
+    description = model_directory.read_description(pathlib.Path(directory))
+    kept = dtype or description["model"]["frozen_dtype"]
+    loaded = model_directory.load_model(pathlib.Path(directory), Placement(mesh, kept))
     if dtype is None:
         return Model(loaded)
     config = dataclasses.replace(loaded.config, activation_dtype=dtype, frozen_dtype=dtype)

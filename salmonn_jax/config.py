@@ -123,7 +123,7 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters on the attention projections named in `targets`."""
+    """Low-rank adapters on the projections named in `targets`: any of a layer's seven; none without adapters."""
 
     rank: int = 8
     alpha: float = 32.0
@@ -137,13 +137,17 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """SALMONN (Tang et al. 2024, figure 1): two encoders, the Q-Former, and the language model."""
+    """SALMONN (Tang et al. 2024, figure 1): two encoders, the Q-Former, and the language model.
+
+    None leaves a part out: `beats` for a SALMONN that hears through Whisper alone, as the original may be configured,
+    or all others for a part on its own. A Q-Former needs Whisper and the language model.
+    """
 
     audio: AudioConfig = AudioConfig()
-    whisper: WhisperConfig = WhisperConfig()
-    beats: BeatsConfig = BeatsConfig()
-    qformer: QFormerConfig = QFormerConfig()
-    llama: LlamaConfig = LlamaConfig()
+    whisper: WhisperConfig | None = WhisperConfig()
+    beats: BeatsConfig | None = BeatsConfig()
+    qformer: QFormerConfig | None = QFormerConfig()
+    llama: LlamaConfig | None = LlamaConfig()
     lora: LoraConfig = LoraConfig()
     activation_dtype: str = "bfloat16"
     frozen_dtype: str = "bfloat16"  # what is trained is stored in float32
@@ -161,7 +165,7 @@ class ModelConfig:
     @property
     def audio_tokens(self) -> int:
         """What one clip costs in the language model's sequence: 88 for the released models."""
-        return self.windows * self.qformer.queries
+        return self.windows * self.qformer.queries if self.qformer else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

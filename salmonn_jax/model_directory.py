@@ -28,6 +28,7 @@ from salmonn_jax.config import ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import Params, Structure
+from salmonn_jax.sharding import HERE, Placement
 from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
@@ -51,22 +52,23 @@ class LoadedModel:
     config: ModelConfig
     structure: Structure
     params: Params
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None where there is no language model
     base: Base
     delta_paths: frozenset[str]  # which parameters came from the delta
     fingerprint: str  # of base and delta together, for prediction records
 
 
-def load_model(directory: pathlib.Path) -> LoadedModel:
-    """Reads a model or run directory into host-local arrays. Raises UserError if it is not one, or not whole."""
+def load_model(directory: pathlib.Path, placement: Placement = HERE) -> LoadedModel:
+    """Reads a model or run directory. Raises UserError if it is not one, or not whole."""
     directory = pathlib.Path(directory)
     description = read_description(directory)
     config = configuration.from_dict(ModelConfig, description["model"])
     base = base_of(directory, description)
     structure = parameters.structure(config)
-    params = weights.load(base.path)
+    tokenizer = None if config.llama is None else load_tokenizer(directory)
+    params = weights.load(base.path, placement.frozen)
     delta_path = latest_delta(directory)
-    delta = {} if delta_path is None else weights.load(delta_path)
+    delta = {} if delta_path is None else weights.load(delta_path, placement.trained)
     shapes = structure.shapes
     found = {path: value.shape for path, value in (params | delta).items()}
     wrong = sorted(set(shapes) ^ set(found)) or [p for p in found if shapes[p].shape != found[p]]
@@ -75,9 +77,7 @@ def load_model(directory: pathlib.Path) -> LoadedModel:
             f"{directory} does not hold the model its config.json describes: {wrong[0]} and {len(wrong) - 1} more"
         )
     fingerprint = base.fingerprint if delta_path is None else _combine(base.fingerprint, weights.fingerprint(delta))
-    return LoadedModel(
-        config, structure, params | delta, load_tokenizer(directory), base, frozenset(delta), fingerprint
-    )
+    return LoadedModel(config, structure, params | delta, tokenizer, base, frozenset(delta), fingerprint)
 
 
 def read_description(directory: pathlib.Path) -> dict[str, Any]:
@@ -115,14 +115,30 @@ def latest_delta(directory: pathlib.Path) -> pathlib.Path | None:
     return directory / CHECKPOINTS / str(steps[-1]) / "delta" if steps else None
 
 
+def may_be_written(directory: pathlib.Path) -> bool:
+    """Whether a directory is absent, empty, or holds only what an interrupted writer of this module left."""
+    if not directory.exists():
+        return True
+    ours = (*TOKENIZER_FILES, "config.json.tmp")
+    return directory.is_dir() and all(
+        p.name in ours or p.name.split(".")[0] in ("base", "delta") for p in directory.iterdir()
+    )
+
+
+def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> None:
+    """Copies the tokenizer files there are."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
 def write_description(
-    directory: pathlib.Path, model: ModelConfig, base: Base, tokenizer: pathlib.Path, **more: Any
+    directory: pathlib.Path, model: ModelConfig, base: Base, tokenizer: pathlib.Path | None, **more: Any
 ) -> None:
     """Writes `config.json` (last, so that a directory without one is unfinished) and copies the tokenizer files."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, directory / name)
+    if tokenizer is not None:
+        copy_tokenizer(tokenizer, directory)
     inside = base.path.resolve().is_relative_to(directory.resolve())
     path = base.path.resolve().relative_to(directory.resolve()) if inside else base.path.resolve()
     description = {

@@ -1,12 +1,15 @@
-"""Where arrays live: one mesh, batches split over its data axes, parameters replicated.
+"""Where arrays live: one mesh, batches split over its data axes, one rule for every frozen weight.
 
 The mesh has the axes `data` (replicas; across slices), `fsdp` and `tensor` (parts of big frozen weights). Batches are
-split over `data` and `fsdp`. pjit today is `jax.jit` with these NamedShardings.
+split over `data` and `fsdp`. What is trained is small, and the same everywhere. pjit today is `jax.jit` with these
+NamedShardings.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import jax
@@ -17,6 +20,26 @@ from salmonn_jax.errors import UserError, unknown_name
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
+
+P = PartitionSpec
+# One rule a frozen weight: which axis of the mesh each of its dimensions lies over. `fsdp` cuts the dimension that is
+# gathered layer by layer; `tensor` cuts heads, feed-forward width and vocabulary, so that a layer's two products need
+# one sum. The encoders are too small to be worth a sum in every layer, and what SALMONN adds too small to be cut.
+# Axes of size 1 do nothing: the sizes of the mesh alone choose between replicas, fsdp and tensor.
+FROZEN_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"llama/embedding", P("tensor", "fsdp")),
+    (r"llama/layers/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
+    (r"llama/layers/(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"llama/lm_head/kernel", P("fsdp", "tensor")),
+    (r"llama/(layers/(attention|ffn)_)?norm/scale", P()),
+    (r"(whisper|beats)/layers/\w+/kernel", P(None, "fsdp", None)),
+    (r"(whisper|beats)/layers/(\w+/(bias|scale)|gate_scale)", P()),
+    (r"(whisper/conv[12]|beats/patch_proj)/kernel", P()),
+    (r"(whisper/conv[12]|beats/(patch_proj|positional_conv))/bias", P()),
+    (r"whisper/positions|beats/(patch_kernel|relative_bias|positional_conv/(direction|magnitude))", P()),
+    (r"(whisper/norm|beats/(patch_)?norm)/(scale|bias)", P()),
+    (r"query_tokens|(qformer|ln_speech|ln_audio|projection)/.*|.*/lora_[ab]", P()),
+)
 
 
 def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -34,6 +57,53 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
         )
     # Axis types are passed explicitly: the default differs between jax.make_mesh and Mesh, and between versions.
     return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def frozen_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """The rule of the frozen weight `path`; dimensions that an axis of this mesh does not divide stay whole.
+
+    Raises:
+      ValueError: not exactly one rule, or one that lays two dimensions over one axis: a fault of the table.
+    """
+    found = [spec for pattern, spec in FROZEN_RULES if re.fullmatch(pattern, path)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} sharding rules for {path}, not one")
+    axes = [axis for axis in found[0] if axis is not None]
+    if len(axes) != len(set(axes)) or len(found[0]) not in (0, len(shape)):
+        raise ValueError(f"the sharding rule {found[0]} of {path} does not fit its shape {tuple(shape)}")
+    divides = (a if a and n % mesh.shape[a] == 0 else None for a, n in zip(found[0], shape, strict=False))
+    return PartitionSpec(*divides)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where parameters go as they are read, and how the frozen ones are kept there.
+
+    Attributes:
+      mesh: each device gets its part; None: all is on the first device of this host.
+      frozen_dtype: of frozen weights; None keeps the one they have.
+    """
+
+    mesh: Mesh | None = None
+    frozen_dtype: str | None = None
+
+    def frozen(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """Shape, dtype and sharding of a frozen weight."""
+        spec = None if self.mesh is None else frozen_spec(path, leaf.shape, self.mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, self.frozen_dtype or leaf.dtype, sharding=self._on(spec))
+
+    def trained(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """Shape, dtype and sharding of a trained one: as it is, the same everywhere."""
+        del path
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._on(PartitionSpec()))
+
+    def _on(self, spec: PartitionSpec | None) -> jax.sharding.Sharding:
+        if self.mesh is None:
+            return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return NamedSharding(self.mesh, spec)
+
+
+HERE = Placement()  # all on the first device of this host, as it is on disk
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -15,8 +15,21 @@ import tensorstore
 from flax import traverse_util
 
 from salmonn_jax.models.parameters import Params
+from salmonn_jax.sharding import HERE
 
 _CHUNK_BYTES = 32 << 20  # on disk: what a device that holds a part of a tensor reads at a time
+
+
+class Stored:
+    """A parameter on disk, of which single layers can be read."""
+
+    def __init__(self, store: tensorstore.TensorStore):
+        self._store = store
+        self.shape, self.dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
+
+    def read(self, layer: int | None = None) -> np.ndarray:
+        """One place on the leading axis, or all of it."""
+        return (self._store if layer is None else self._store[layer]).read().result()
 
 
 class Streamed(Protocol):
@@ -59,23 +72,28 @@ def save_streamed(
     return _combined(writer.digests)
 
 
-def load(path: pathlib.Path, place: Callable[[str, jax.ShapeDtypeStruct], Any] | None = None) -> Params:
+def load(
+    path: pathlib.Path, place: Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct] = HERE.frozen
+) -> Params:
     """Reads parameters that `save`, `save_streamed` or a checkpoint wrote.
 
     Args:
       path: of the checkpoint.
-      place: the sharding of a parameter, given its path and shape; each device reads its own part. By default all
-        is on the first device of this host.
+      place: the dtype and sharding a parameter is read into, given its path and what it is on disk; each device reads
+        its own part. By default all is read as it is, to the first device of this host.
     """
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         saved = flat(dict(checkpointer.metadata(path.resolve()).item_metadata))
-        target = {}
-        for name, leaf in saved.items():
-            shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-            sharding = here if place is None else place(name, shape)
-            target[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        target = {name: place(name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in saved.items()}
         return flat(checkpointer.restore(path.resolve(), nested(target)))
+
+
+def stored(path: pathlib.Path) -> dict[str, Stored]:
+    """Opens parameters to be read a piece at a time."""
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _StreamReader()))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with ocp.Checkpointer(handler) as checkpointer:
+        return flat(checkpointer.restore(path.resolve()))
 
 
 def nested(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,3 +187,23 @@ class _StreamWriter(ocp.type_handlers.TypeHandler):
 
     async def deserialize(self, infos, args=None):
         raise NotImplementedError("what was streamed is read by Orbax's own handlers")
+
+
+class _StreamReader(ocp.type_handlers.TypeHandler):
+    """Opens arrays instead of reading them."""
+
+    def typestr(self) -> str:
+        return "jax.Array"
+
+    async def serialize(self, values, infos, args=None):
+        raise NotImplementedError("this handler only reads")
+
+    async def metadata(self, infos):
+        raise NotImplementedError("Orbax's own handlers tell of arrays")
+
+    async def deserialize(self, infos, args=None):
+        found = []
+        for info in infos:
+            spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=info.is_ocdbt_checkpoint)
+            found.append(Stored(await tensorstore.open(tensorstore.Spec(spec), open=True, context=info.ts_context)))
+        return found

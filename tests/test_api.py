@@ -35,7 +35,7 @@ def examples(trained):
 
 
 def test_generate_answers_each_question(model, examples):
-    clips = [e.audio for e in examples]
+    clips = [(e.audio, 16_000) for e in examples]
     together = model.generate(clips, [e.prompt for e in examples], max_new_tokens=5)
     assert len(together) == 3
     for answer, clip in zip(together, clips, strict=True):
@@ -47,13 +47,13 @@ def test_generate_answers_each_question(model, examples):
 
 def test_a_question_without_a_clip(model, examples):
     """In one batch with one that has a clip."""
-    mixed = model.generate([None, examples[0].audio], "Which tone is this?", max_new_tokens=4)
+    mixed = model.generate([None, (examples[0].audio, 16_000)], "Which tone is this?", max_new_tokens=4)
     (alone,) = model.generate([None], "Which tone is this?", max_new_tokens=4)
     assert mixed[0].token_ids == alone.token_ids
 
 
 def test_score_of_a_generation_is_its_score(model, examples):
-    clip, prompt = examples[0].audio, examples[0].prompt
+    clip, prompt = (examples[0].audio, 16_000), examples[0].prompt
     scores = model.score([clip], prompt, ["low"])
     ids = [*model.tokenizer.encode("low"), model.tokenizer.eos]
     assert scores[0].shape == (len(ids),)
@@ -63,14 +63,14 @@ def test_score_of_a_generation_is_its_score(model, examples):
 
 
 def test_encode_audio(model, examples):
-    encoded = model.encode_audio([e.audio for e in examples])
+    encoded = model.encode_audio([(e.audio, 16_000) for e in examples])
     assert encoded.shape == (3, model.config.audio_tokens, model.config.llama.width)
     assert encoded.dtype == np.float32
 
 
 def test_prompts_must_go_with_clips(model, examples):
     with pytest.raises(UserError, match="2 prompts for 1 clips"):
-        model.generate([examples[0].audio], ["a", "b"])
+        model.generate((examples[0].audio, 16_000), ["a", "b"])
 
 
 def test_a_directory_that_is_no_model(tmp_path):

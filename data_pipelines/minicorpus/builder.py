@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines.examples import SAMPLE_RATE, Example
+from data_pipelines.examples import Example
 from data_pipelines.minicorpus import clips, heard, reading, spoken
 from data_pipelines.minicorpus.clips import VERSION, Clip
 from data_pipelines.minicorpus.recordings import Recordings, load
 from data_pipelines.minicorpus.signals import to_flac
+from salmonn_jax.config import SAMPLE_RATE
 
 
 class Minicorpus(tfds.core.GeneratorBasedBuilder):

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.audio_files import to_pcm
 from data_pipelines.examples import Example
 from data_pipelines.minicorpus import signals
 from data_pipelines.minicorpus.recordings import CLIP_SECONDS
+from salmonn_jax.audio_files import to_pcm
 
 VERSION = "1.1.0"  # of the recipe; a corpus of another version is built anew
 SEED = 1

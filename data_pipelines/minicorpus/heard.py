@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines.audio_files import to_float
 from data_pipelines.minicorpus import labels, signals, tunes
 from data_pipelines.minicorpus.clips import Clip, Place, finish, own_speed, question
 from data_pipelines.minicorpus.recordings import CLIP_SECONDS, Recording, Recordings
+from salmonn_jax.audio_files import to_float
 from salmonn_jax.errors import UserError
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from data_pipelines.audio_files import load_audio, to_float, to_pcm
 from data_pipelines.minicorpus import labels, signals
 from data_pipelines.minicorpus.rcc import read_rcc
 from data_pipelines.minicorpus.tunes import Tune, read_books
+from salmonn_jax.audio_files import load_audio, to_float, to_pcm
 from salmonn_jax.errors import UserError
 
 CLIP_SECONDS = 4.0

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from data_pipelines.examples import SAMPLE_RATE
+from salmonn_jax.config import SAMPLE_RATE
 
 _FRAME = SAMPLE_RATE // 50
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.audio_files import to_float
 from data_pipelines.minicorpus import labels, signals
 from data_pipelines.minicorpus.clips import Clip, Place, finish, own_speed, question
 from data_pipelines.minicorpus.heard import split_files
 from data_pipelines.minicorpus.recordings import CLIP_SECONDS, Prompt, Recordings, Voice
+from salmonn_jax.audio_files import to_float
 
 # The chance of a string of 1, 2, ... digits. Training has its share of short ones, to begin with.
 _LENGTHS = {

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipelines.audio_files import load_audio, to_float, to_pcm
-from data_pipelines.examples import SAMPLE_RATE
 from data_pipelines.minicorpus import labels, signals
 from data_pipelines.minicorpus.recordings import Prompt, Recording, Recordings, Voice, clean_text, soundfont
 from data_pipelines.minicorpus.spoken import is_test_prompt
 from data_pipelines.minicorpus.tunes import read_books
+from salmonn_jax.audio_files import load_audio, to_float, to_pcm
+from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import UserError
 
 _LANGUAGES = {"en": "en-us", "es": "es", "fr": "fr", "it": "it", "ru": "ru"}

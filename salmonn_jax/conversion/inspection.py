@@ -50,7 +50,7 @@ def _recognise(path: pathlib.Path) -> tuple[Table, Tensors, list[str]]:
     ):
         if isinstance(loaded.get(key), Mapping) and fellow in loaded:
             beside = [_beside(name, value) for name, value in loaded.items() if name != key]
-            return table, tensors.tensors_of(loaded[key], path), beside
+            return table, tensors.tensors_of(loaded[key], path, key), beside
     return UNKNOWN, tensors.tensors_of(loaded, path), []
 
 

@@ -60,11 +60,13 @@ class Table:
       kind: what it is called in messages.
       rules: of which those whose parameter the model has are used.
       ignored: (regular expression on whole names, why such a tensor is not needed).
+      part: how the paths of its parameters begin, where it is of one part of a model.
     """
 
     kind: str
     rules: tuple[Rule, ...]
     ignored: tuple[tuple[str, str], ...] = ()
+    part: str = ""
 
     def reason(self, name: str) -> str | None:
         """Why their tensor is ignored; None if it is not."""

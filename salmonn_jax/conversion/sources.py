@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from salmonn_jax.config import BeatsConfig, LlamaConfig, RopeScaling, WhisperConfig
-from salmonn_jax.conversion import tables, tensors
-from salmonn_jax.conversion.mapping import Table
+from salmonn_jax.conversion import mapping, tables, tensors
+from salmonn_jax.conversion.mapping import Parameter, Shape, Table
 from salmonn_jax.conversion.tensors import Tensors
 from salmonn_jax.errors import UserError
 
@@ -33,6 +33,11 @@ class Source:
     table: Table
     tensors: Tensors
     path: pathlib.Path
+
+    def match(self, shapes: Mapping[str, Shape]) -> dict[str, Parameter]:
+        """Pairs it with its part of a model's parameters. Raises UserError if it does not fit."""
+        own = {path: shape for path, shape in shapes.items() if path.startswith(self.table.part)}
+        return mapping.match(self.table, own, self.tensors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +79,7 @@ def _openai_whisper(path: pathlib.Path) -> WhisperSource:
         heads=_value(path, dims, "n_audio_head"),
         ffn=4 * width,
     )
-    found = tensors.tensors_of(loaded["model_state_dict"], path)
+    found = tensors.tensors_of(loaded["model_state_dict"], path, "model_state_dict")
     return WhisperSource(config, tables.WHISPER_OPENAI, found, path, _value(path, dims, "n_audio_ctx") / 50)
 
 
@@ -100,7 +105,7 @@ def read_beats(path: pathlib.Path) -> Source:
         buckets=_value(path, cfg, "num_buckets"),
         max_distance=_value(path, cfg, "max_distance"),
     )
-    return Source(config, tables.beats(config.patch), tensors.tensors_of(loaded["model"], path), path)
+    return Source(config, tables.beats(config.patch), tensors.tensors_of(loaded["model"], path, "model"), path)
 
 
 def read_llama(path: pathlib.Path) -> Source:

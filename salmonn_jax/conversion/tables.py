@@ -30,7 +30,7 @@ def _whisper(kind: str, root: str, layer: str, names: dict[str, str], ignored) -
         rules += _norm(root + layer + names[ours], f"whisper/layers/{ours}")
     for ours in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"):
         rules += _pair(root + layer + names[ours], f"whisper/layers/{ours}", bias=ours != "k_proj")
-    return Table(kind, tuple(rules), ignored)
+    return Table(kind, tuple(rules), ignored, "whisper/")
 
 
 _NO_DECODER = "the decoder: only the encoder hears"
@@ -115,10 +115,15 @@ def beats(patch: int) -> Table:
                 "a copy: all layers share the bias of the first",
             ),
         ),
+        "beats/",
     )
 
 
 _TIMES = "computed, not learned: rotary frequencies"
+
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def llama(*, tied: bool) -> Table:
@@ -131,11 +136,14 @@ def llama(*, tied: bool) -> Table:
         Rule(f"{layer}input_layernorm.weight", "llama/layers/attention_norm/scale"),
         Rule(f"{layer}post_attention_layernorm.weight", "llama/layers/ffn_norm/scale"),
     ]
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+    for name in _ATTENTION:
         rules += _pair(f"{layer}self_attn.{name}", f"llama/layers/{name}", bias=False)
-    for name in ("gate_proj", "up_proj", "down_proj"):
+    for name in _MLP:
         rules += _pair(f"{layer}mlp.{name}", f"llama/layers/{name}", bias=False)
-    return Table("LLaMA checkpoint", tuple(rules), ((r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", _TIMES),))
+    ignored = [(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", _TIMES)]
+    if tied:
+        ignored.append((r"lm_head\.weight", "a copy: the output projection is the embedding table"))
+    return Table("LLaMA checkpoint", tuple(rules), tuple(ignored), "llama/")
 
 
 def _qformer() -> tuple[Rule, ...]:
@@ -154,10 +162,11 @@ def _qformer() -> tuple[Rule, ...]:
 
 
 def _lora(prefix: str, suffix: str) -> tuple[Rule, ...]:
-    layer = prefix + "model.layers.{layer}.self_attn."
+    layer = prefix + "model.layers.{layer}."
     return tuple(
-        Rule(f"{layer}{name}.lora_{letter}{suffix}", f"llama/layers/{name}/lora_{letter.lower()}", LINEAR)
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        Rule(f"{layer}{block}.{name}.lora_{letter}{suffix}", f"llama/layers/{name}/lora_{letter.lower()}", LINEAR)
+        for block, names in (("self_attn", _ATTENTION), ("mlp", _MLP))
+        for name in names
         for letter in "AB"
     )
 

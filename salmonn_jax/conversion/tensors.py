@@ -8,6 +8,7 @@ import json
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,11 @@ _SAFETENSORS_DTYPES = {
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
+}
+_TORCH_DTYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    **{name: np.dtype(name) for name in ("float16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8")},
+    "bool": np.dtype(np.bool_),
 }
 
 
@@ -84,13 +90,26 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
     return tensors_of(load_torch(path), path)
 
 
-def tensors_of(tensors: Any, path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of a loaded torch state dict. Raises UserError if it is none."""
+def tensors_of(tensors: Any, path: pathlib.Path, *inside: str) -> dict[str, Tensor]:
+    """The tensors of a loaded torch state dict, which lies in the file `path` under the keys `inside`.
+
+    Raises:
+      UserError: it is no state dict, or holds tensors of a dtype that cannot be converted.
+    """
     import torch
 
     if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors; `inspect` tells what it is")
-    return {name: _of_torch(value, path) for name, value in tensors.items()}
+    mapped = zipfile.is_zipfile(path)
+    found = {}
+    for name, value in tensors.items():
+        kind = str(value.dtype).removeprefix("torch.")
+        if kind not in _TORCH_DTYPES:
+            raise UserError(f"{path}: {name} is of dtype {kind}, which cannot be converted")
+        # Opened anew for each tensor: pages of a file that stays mapped count as memory until the end.
+        read = functools.partial(_reopen, path, (*inside, name)) if mapped else functools.partial(_to_numpy, value)
+        found[name] = Tensor(tuple(value.shape), _TORCH_DTYPES[kind], read, path)
+    return found
 
 
 def load_torch(path: pathlib.Path) -> Any:
@@ -136,17 +155,19 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _of_torch(tensor: Any, path: pathlib.Path) -> Tensor:
+def _reopen(path: pathlib.Path, place: tuple[str, ...]) -> np.ndarray:
+    found = load_torch(path)
+    for key in place:
+        found = found[key]
+    return _to_numpy(found)
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
     import torch
 
-    def read() -> np.ndarray:
-        if tensor.dtype == torch.bfloat16:  # which numpy does not know
-            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
-
-    name = str(tensor.dtype).removeprefix("torch.")
-    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
-    return Tensor(tuple(tensor.shape), dtype, read, path)
+    if tensor.dtype == torch.bfloat16:  # which numpy does not know
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from salmonn_jax import model_directory, weights
 from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, QFormerConfig, RunConfig
@@ -46,28 +48,29 @@ _TOLD = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """A conversion that fits and has not begun: nothing is read, nothing written."""
 
     config: ModelConfig
     base: dict[str, Parameter]
-    delta: dict[str, Parameter] | None  # None: newly initialised
-    tokenizer: pathlib.Path
-    chosen: dict[str, tuple[Any, str]]  # field of `Options` -> value, and where it is from
+    delta: dict[str, Parameter] = dataclasses.field(default_factory=dict)
+    drawn: frozenset[str] = frozenset()  # what is to be trained yet, and is newly drawn
+    tokenizer: pathlib.Path | None  # where its files lie
+    chosen: dict[str, tuple[Any, str]] = dataclasses.field(
+        default_factory=dict
+    )  # of `Options`: value, where it is from
     ignored: dict[str, str]  # name of a tensor -> why it is not needed
 
     @property
     def bytes(self) -> int:
-        """How much is to be written."""
-        return sum(
-            int(np.prod(p.shape)) * p.dtype.itemsize for part in (self.base, self.delta or {}) for p in part.values()
-        )
+        """How much is to be written of what is read."""
+        return sum(math.prod(p.shape) * p.dtype.itemsize for part in (self.base, self.delta) for p in part.values())
 
 
 def plan_salmonn(
     whisper: pathlib.Path,
-    beats: pathlib.Path,
+    beats: pathlib.Path | None,
     llm: pathlib.Path,
     checkpoint: pathlib.Path | None,
     options: Options,
@@ -77,7 +80,7 @@ def plan_salmonn(
     """Opens the four parts of a SALMONN and checks that they fit together.
 
     Args:
-      whisper, beats, llm: see `salmonn_jax.conversion.sources`.
+      whisper, beats, llm: see `salmonn_jax.conversion.sources`; `beats` None: it hears through Whisper alone.
       checkpoint: the original's `.pth`; None for a model that is yet to be trained.
       options: what the checkpoint may not tell.
       own_checkpoint: it was not released by SALMONN's authors, so that its language model may be any.
@@ -85,39 +88,61 @@ def plan_salmonn(
     Raises:
       UserError: a part that cannot be read, or does not fit.
     """
-    hearing, sound, text = sources.read_whisper(whisper), sources.read_beats(beats), sources.read_llama(llm)
+    hearing, text = sources.read_whisper(whisper), sources.read_llama(llm)
+    sound = None if beats is None else sources.read_beats(beats)
     trained, told = ({}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
     if checkpoint is not None:
         width = _shape(trained, "speech_llama_proj.weight", checkpoint)[0]
         vicuna.check(width, checkpoint, text.config, llm, own=own_checkpoint)
-    chosen = {}
-    for field, (name, default) in _TOLD.items():
-        flag = getattr(options, field)
-        if flag is not None:
-            chosen[field] = (flag, "the command line")
-        else:
-            chosen[field] = (told[name], "the checkpoint") if name in told else (default, "the original's default")
+        if sound is None and "ln_audio.weight" in trained:
+            raise UserError(f"{checkpoint} was trained with BEATs; name its file with --beats")
+    chosen = _choose(options, told)
     config = ModelConfig(
         audio=AudioConfig(window_seconds=hearing.window_seconds),
         whisper=hearing.config,
-        beats=sound.config,
+        beats=sound and sound.config,
         qformer=_qformer(trained, chosen, checkpoint),
         llama=text.config,
         lora=_lora(trained, float(chosen["lora_alpha"][0]), told),
         pad_classes=1,
     )
-    shapes = {path: leaf.shape for path, leaf in parameters.structure(config).shapes.items()}
-    ours = parameters.trainable_paths(shapes, TRAINED)
+    shapes = _shapes(config)
+    ours = trained_paths(shapes)
     base, ignored = {}, {}
-    for part, source in (("whisper/", hearing), ("beats/", sound), ("llama/", text)):
-        own = {path: shape for path, shape in shapes.items() if path.startswith(part) and path not in ours}
-        base |= mapping.match(source.table, own, source.tensors)
-        ignored |= mapping.ignored(source.table, source.tensors)
-    delta = None
-    if checkpoint is not None:
-        delta = mapping.match(tables.SALMONN, {path: shapes[path] for path in ours}, trained)
-        ignored |= mapping.ignored(tables.SALMONN, trained)
-    return Plan(config, base, delta, pathlib.Path(llm), chosen, ignored)
+    for source in (hearing, sound, text):
+        if source is not None:
+            base |= source.match({path: shape for path, shape in shapes.items() if path not in ours})
+            ignored |= mapping.ignored(source.table, source.tensors)
+    plan = Plan(config=config, base=base, tokenizer=pathlib.Path(llm), chosen=chosen, ignored=ignored)
+    if checkpoint is None:
+        return dataclasses.replace(plan, drawn=frozenset(ours))
+    delta = mapping.match(tables.SALMONN, {path: shapes[path] for path in ours}, trained)
+    ignored |= mapping.ignored(tables.SALMONN, trained)
+    return dataclasses.replace(plan, delta=delta)
+
+
+def plan_part(kind: str, path: pathlib.Path) -> Plan:
+    """Opens one part to be converted on its own.
+
+    Args:
+      kind: "whisper", "beats" or "llama".
+      path: see `salmonn_jax.conversion.sources`.
+
+    Raises:
+      UserError: it cannot be read, or is not what its configuration says.
+    """
+    source = {"whisper": sources.read_whisper, "beats": sources.read_beats, "llama": sources.read_llama}[kind](path)
+    absent = dict.fromkeys({"whisper", "beats", "qformer", "llama"} - {kind})
+    # A language model on its own is asked just what it is asked: no template, no adapters.
+    config = ModelConfig(**absent, **{kind: source.config}, lora=LoraConfig(targets=()), prompt_template="{}")
+    if kind == "whisper":
+        config = dataclasses.replace(config, audio=AudioConfig(window_seconds=source.window_seconds))
+    return Plan(
+        config=config,
+        base=source.match(_shapes(config)),
+        tokenizer=pathlib.Path(path) if kind == "llama" else None,
+        ignored=mapping.ignored(source.table, source.tensors),
+    )
 
 
 def write(plan: Plan, output: pathlib.Path, written: Callable[[int], object] = lambda count: None) -> None:
@@ -130,23 +155,53 @@ def write(plan: Plan, output: pathlib.Path, written: Callable[[int], object] = l
 
     Raises:
       UserError: `output` holds something else.
+      OSError: the disk is full, or fails. What was written is removed.
     """
-    if output.exists() and any(p.name.split(".")[0] not in ("base", "delta") for p in output.iterdir()):
+    if not model_directory.may_be_written(output):
         raise UserError(f"{output} holds something already; name a new directory with --output")
+    there = output.exists()
     output.mkdir(parents=True, exist_ok=True)
-    path = (output / "base").resolve()
-    base = model_directory.finish_base(path, weights.save_streamed(path, plan.base, written))
-    if plan.delta is None:
-        weights.save(output / "delta", _initial(plan.config))
-    else:
-        weights.save_streamed(output / "delta", plan.delta, written)
-    model_directory.write_description(output, plan.config, base, plan.tokenizer)
+    try:
+        # The delta first: what drawing it takes of memory is given back before the long part.
+        if plan.drawn:
+            weights.save(output / "delta", _draw(plan.config, plan.drawn))
+        elif plan.delta:
+            weights.save_streamed(output / "delta", plan.delta, written)
+        path = (output / "base").resolve()
+        base = model_directory.finish_base(path, weights.save_streamed(path, plan.base, written))
+        model_directory.write_description(output, plan.config, base, plan.tokenizer)
+    except BaseException:
+        for left in output.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if not there:
+            output.rmdir()
+        raise
 
 
-def _initial(config: ModelConfig) -> parameters.Params:
-    """What is trained, newly drawn; the other parts are not computed."""
-    chosen = parameters.trainable_paths(parameters.structure(config).shapes, TRAINED)
-    return jax.jit(lambda: {p: x for p, x in parameters.initialize(config, 0).items() if p in chosen})()
+def trained_paths(paths: Iterable[str]) -> set[str]:
+    """Which parameters the original trains, of those a model has."""
+    return {path for path in paths if any(re.fullmatch(pattern, path) for pattern in TRAINED)}
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in parameters.structure(config).shapes.items()}
+
+
+def _draw(config: ModelConfig, paths: frozenset[str]) -> parameters.Params:
+    """Newly drawn parameters; the others are not computed."""
+    return jax.jit(lambda: {p: x for p, x in parameters.initialize(config, 0).items() if p in paths})()
+
+
+def _choose(options: Options, told: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Each of the options with where its value is from; `told` is the checkpoint's own configuration."""
+    chosen = {}
+    for field, (name, default) in _TOLD.items():
+        flag = getattr(options, field)
+        if flag is not None:
+            chosen[field] = (flag, "the command line")
+        else:
+            chosen[field] = (told[name], "the checkpoint") if name in told else (default, "the original's default")
+    return chosen
 
 
 def _read_checkpoint(path: pathlib.Path) -> tuple[tensors.Tensors, dict[str, Any]]:
@@ -156,7 +211,7 @@ def _read_checkpoint(path: pathlib.Path) -> tuple[tensors.Tensors, dict[str, Any
         raise UserError(f"{path} is not a SALMONN checkpoint: it has no `model`")
     config = loaded.get("config")
     told = config.get("model", {}) if isinstance(config, Mapping) else {}
-    return tensors.tensors_of(loaded["model"], path), dict(told)
+    return tensors.tensors_of(loaded["model"], path, "model"), dict(told)
 
 
 def _qformer(trained: tensors.Tensors, chosen: dict[str, tuple[Any, str]], path) -> QFormerConfig:
@@ -176,9 +231,11 @@ def _qformer(trained: tensors.Tensors, chosen: dict[str, tuple[Any, str]], path)
 
 def _lora(trained: tensors.Tensors, alpha: float, told: dict[str, Any]) -> LoraConfig:
     """The adapters the tensors show; the original's if there are none."""
-    found = {name.split(".")[-4]: tensor.shape[0] for name, tensor in trained.items() if ".lora_A." in name}
-    if not found:
+    if not trained:
         return LoraConfig(alpha=alpha)
+    found = {name.split(".")[-4]: tensor.shape[0] for name, tensor in trained.items() if ".lora_A." in name}
+    if not found:  # the original's `lora: False`
+        return LoraConfig(alpha=alpha, targets=())
     dropout = float(told.get("lora_dropout", LoraConfig.dropout))
     return LoraConfig(rank=max(found.values()), alpha=alpha, dropout=dropout, targets=tuple(sorted(found)))
 

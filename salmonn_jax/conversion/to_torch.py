@@ -1,24 +1,29 @@
-"""From a model or run directory back to what PyTorch programs read."""
+"""From a model or run directory back to what PyTorch programs read, one tensor at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from salmonn_jax import config as configuration
 from salmonn_jax import model_directory, weights
-from salmonn_jax.config import ModelConfig
+from salmonn_jax.config import LlamaConfig, ModelConfig
 from salmonn_jax.conversion import mapping, tables
-from salmonn_jax.conversion.mapping import Table
-from salmonn_jax.conversion.to_jax import TRAINED
+from salmonn_jax.conversion.mapping import Destination
+from salmonn_jax.conversion.to_jax import trained_paths
 from salmonn_jax.errors import UserError
-from salmonn_jax.models import parameters
-from salmonn_jax.models.parameters import Params
+from salmonn_jax.tokenizer import load_tokenizer
+from salmonn_jax.weights import Stored
+
+SHARD_BYTES = 1 << 30  # of a merged LLaMA: what is in memory at a time
 
 
 def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
@@ -29,26 +34,29 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
       output: the file, not there yet.
 
     Raises:
-      UserError: `directory` is not a model, or `output` exists.
+      UserError: `directory` is not a SALMONN, or `output` exists.
+      OSError: the disk is full, or fails. Nothing is left.
     """
     import torch
 
-    config, trained = _trained(directory)
-    _refuse_existing(output)
-    model = {name: _to_torch(value) for name, value in _theirs(tables.SALMONN, trained).items()}
+    config, params = _open(directory)
+    if config.qformer is None:
+        raise UserError(f"{directory} holds one part of a model: it has nothing that SALMONN trains")
+    trained = {path: params[path] for path in trained_paths(params)}
+    wanted = mapping.destinations(tables.SALMONN, {path: value.shape for path, value in trained.items()})
+    model = {name: _to_torch(_theirs(trained, to)) for name, to in wanted.items()}
     told = {
         "num_speech_query_token": config.qformer.queries,
         "second_per_window": config.qformer.window_seconds,
         "second_stride": config.qformer.stride_seconds,
         "num_attention_heads": config.qformer.heads,
+        "lora": bool(config.lora.targets),
         "lora_rank": config.lora.rank,
         "lora_alpha": config.lora.alpha,
         "lora_dropout": config.lora.dropout,
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".unfinished")
-    torch.save({"model": model, "config": {"model": told}}, unfinished)
-    os.replace(unfinished, output)
+    with _finished(output) as unfinished:
+        torch.save({"model": model, "config": {"model": told}}, unfinished)
 
 
 def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
@@ -59,13 +67,14 @@ def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
       output: the directory, not there yet.
 
     Raises:
-      UserError: `directory` is not a model, or `output` exists.
+      UserError: `directory` is not a model with adapters, or `output` exists.
+      OSError: the disk is full, or fails. Nothing is left.
     """
-    import safetensors.torch
-
-    config, trained = _trained(directory)
-    _refuse_existing(output)
-    adapters = {path: value for path, value in trained.items() if "/lora_" in path}
+    config, params = _open(directory)
+    adapters = {path: value for path, value in params.items() if "/lora_" in path}
+    if not adapters:
+        raise UserError(f"{directory} has no adapters")
+    wanted = mapping.destinations(tables.PEFT, {path: value.shape for path, value in adapters.items()})
     described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -78,47 +87,182 @@ def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
         "inference_mode": True,
         "base_model_name_or_path": None,
     }
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    tensors = {name: _to_torch(value) for name, value in _theirs(tables.PEFT, adapters).items()}
-    safetensors.torch.save_file(tensors, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
-    (unfinished / "adapter_config.json").write_text(json.dumps(described, indent=1) + "\n")
-    os.replace(unfinished, output)
+    with _finished(output) as unfinished:
+        unfinished.mkdir()
+        _save(unfinished / "adapter_model.safetensors", {name: _theirs(adapters, to) for name, to in wanted.items()})
+        _write_json(unfinished / "adapter_config.json", described)
 
 
-def _trained(directory: pathlib.Path) -> tuple[ModelConfig, Params]:
-    """The configuration, and what the original trains, from the delta where that has it all."""
+def write_llama(
+    directory: pathlib.Path, output: pathlib.Path, written: Callable[[int], object] = lambda count: None
+) -> None:
+    """Writes the language model as a Hugging Face directory, its adapters merged into it.
+
+    Adapters are added in float32 and the sum is rounded to the dtype of the weights; without adapters, or where they
+    are zero, the weights are those that were converted, byte for byte.
+
+    Args:
+      directory: model or run directory.
+      output: the directory, not there yet.
+      written: called with the number of bytes of each tensor.
+
+    Raises:
+      UserError: `directory` holds no language model, or `output` exists.
+      OSError: the disk is full, or fails. Nothing is left.
+    """
+    config, params = _open(directory)
+    if config.llama is None:
+        raise UserError(f"{directory} holds no language model")
+    shapes = {p: x.shape for p, x in params.items() if p.startswith("llama/") and "/lora_" not in p}
+    wanted = mapping.destinations(tables.llama(tied=config.llama.tied_embeddings), shapes)
+    sizes = {name: _bytes(params[to.path], to) for name, to in wanted.items()}
+    shards = _shards(sizes)
+    tokenizer = _special_tokens(directory)
+    with _finished(output) as unfinished:
+        unfinished.mkdir()
+        places = {}
+        for i, names in enumerate(shards):
+            shard = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+            tensors = {}
+            for name in names:
+                tensors[name] = _merged(params, wanted[name], config)
+                written(tensors[name].nbytes)
+            _save(unfinished / shard, tensors)
+            places |= dict.fromkeys(names, shard)
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        _write_json(unfinished / "model.safetensors.index.json", index)
+        model_directory.copy_tokenizer(pathlib.Path(directory), unfinished)
+        dtype = str(params["llama/embedding"].dtype)
+        _write_json(unfinished / "config.json", _llama_json(config.llama) | {"torch_dtype": dtype} | tokenizer)
+
+
+def llama_bytes(directory: pathlib.Path) -> int:
+    """How much `write_llama` will write."""
+    _, params = _open(directory)
+    return sum(_size(x) for path, x in params.items() if path.startswith("llama/") and "/lora_" not in path)
+
+
+def _open(directory: pathlib.Path) -> tuple[ModelConfig, dict[str, Stored]]:
+    """The configuration and the parameters on disk, what was trained in the place of what it was trained from."""
     directory = pathlib.Path(directory)
     description = model_directory.read_description(directory)
     config = configuration.from_dict(ModelConfig, description["model"])
-    wanted = parameters.trainable_paths(parameters.structure(config).shapes, TRAINED)
+    params = weights.stored(model_directory.base_of(directory, description).path)
     delta = model_directory.latest_delta(directory)
-    params = {} if delta is None else weights.load(delta)
-    if not wanted <= set(params):
-        params = weights.load(model_directory.base_of(directory, description).path) | params
-    return config, {path: params[path] for path in wanted}
+    return config, params if delta is None else params | weights.stored(delta)
 
 
-def _theirs(table: Table, params: Params) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint of this kind, by their names."""
-    values = {path: np.asarray(value) for path, value in params.items()}
-    wanted = mapping.destinations(table, {path: value.shape for path, value in values.items()})
+def _theirs(params: dict[str, Stored], to: Destination) -> np.ndarray:
+    """The tensor of theirs that goes to `to`."""
+    return np.ascontiguousarray(to.how.to_theirs(params[to.path].read(to.layer)))
+
+
+def _merged(params: dict[str, Stored], to: Destination, config: ModelConfig) -> np.ndarray:
+    """As `_theirs`, with the adapter of the parameter, if it has one, added."""
+    adapter = to.path.removesuffix("kernel") + "lora_"
+    if adapter + "a" not in params:
+        return _theirs(params, to)
+    kernel = params[to.path].read(to.layer)
+    low, high = (params[adapter + letter].read(to.layer).astype(np.float32) for letter in "ab")
+    merged = kernel.astype(np.float32) + np.float32(config.lora.scale) * (low @ high)
+    return np.ascontiguousarray(to.how.to_theirs(merged.astype(kernel.dtype)))
+
+
+def _size(value: Stored) -> int:
+    return int(np.prod(value.shape)) * value.dtype.itemsize
+
+
+def _bytes(value: Stored, to: Destination) -> int:
+    return _size(value) // (1 if to.layer is None else value.shape[0])
+
+
+def _shards(sizes: dict[str, int]) -> list[list[str]]:
+    """Names in the order of layers, as many together as fit into a shard."""
+    shards, filled = [[]], 0
+    for name in sorted(sizes, key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")]):
+        if shards[-1] and filled + sizes[name] > SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += sizes[name]
+    return shards
+
+
+def _llama_json(config: LlamaConfig) -> dict[str, Any]:
+    """What `salmonn_jax.conversion.sources.read_llama` reads."""
+    scaling = config.rope_scaling
     return {
-        # A copy: torch shares the memory of numpy's arrays, and JAX's must not be written to.
-        name: np.array(to.how.to_theirs(values[to.path] if to.layer is None else values[to.path][to.layer]), order="C")
-        for name, to in wanted.items()
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "intermediate_size": config.ffn,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_epsilon,
+        "max_position_embeddings": config.context,
+        "tie_word_embeddings": config.tied_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling
+        and {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_frequency_factor,
+            "high_freq_factor": scaling.high_frequency_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        },
     }
+
+
+def _special_tokens(directory: pathlib.Path) -> dict[str, int]:
+    try:
+        tokenizer = load_tokenizer(directory)
+    except UserError:  # a language model may have been converted without one
+        return {}
+    return {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+
+
+def _save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    import safetensors.torch
+
+    found = {name: _to_torch(value) for name, value in tensors.items()}
+    safetensors.torch.save_file(found, path, metadata={"format": "pt"})
 
 
 def _to_torch(value: np.ndarray):
     import torch
 
+    value = value if value.flags.writeable else value.copy()  # torch shares the memory of numpy's arrays
     if value.dtype == ml_dtypes.bfloat16:  # which torch does not take from numpy
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(value)
 
 
-def _refuse_existing(output: pathlib.Path) -> None:
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _finished(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A place to write to that becomes `output` when all went well, and is removed when not."""
     if output.exists():
         raise UserError(f"{output} is there already; name a new one with --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(output.name + ".unfinished")
+    _remove(unfinished)
+    try:
+        yield unfinished
+        os.replace(unfinished, output)
+    except BaseException:
+        _remove(unfinished)
+        raise
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

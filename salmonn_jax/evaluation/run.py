@@ -77,10 +77,10 @@ def predict(
     return keys
 
 
-def _clip(example: Question, hearing: str) -> np.ndarray | None:
-    if example.audio is None or hearing == "audio":
-        return example.audio
-    return np.zeros_like(example.audio)
+def _clip(example: Question, hearing: str) -> tuple[np.ndarray, int] | None:
+    if example.audio is None:
+        return None
+    return example.audio if hearing == "audio" else np.zeros_like(example.audio), SAMPLE_RATE
 
 
 def _batches(items: Sequence, size: int) -> Iterator[Sequence]:

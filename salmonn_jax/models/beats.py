@@ -117,7 +117,7 @@ class Beats(nnx.Module):
         x = jnp.where(valid[..., None], x, 0)
         x = self.norm(x + self.positional_conv(x))
         bias = self._position_bias(x.shape[1])
-        x, _ = scan_layers(lambda x, layer: (layer(x, bias, valid), None), x, self.layers)
+        x, _ = scan_layers("beats", lambda x, layer: (layer(x, bias, valid), None), x, self.layers)
         return x
 
     def _patches(self, fbank: Array) -> Array:

@@ -11,7 +11,9 @@ Axis letters, used in every docstring of `models/`:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +103,36 @@ def stack_layers(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.
     return nnx.vmap(build)(rngs.fork(split=count))
 
 
-def scan_layers(body: Callable, carry: Array, layers: nnx.Module, *xs) -> tuple:
-    """Runs `carry, y = body(carry, layer, *x)` through stacked layers, compiled once for all of them."""
-    return jax.lax.scan(lambda carry, inputs: body(carry, *inputs), carry, (layers, *xs))
+_recording: contextvars.ContextVar[dict[str, Array] | None] = contextvars.ContextVar("recording", default=None)
+
+
+@contextlib.contextmanager
+def record_layers() -> Iterator[dict[str, Array]]:
+    """While it lasts, `scan_layers` keeps what enters its layers and what leaves each: float[L+1,...] by name.
+
+    For comparisons with other implementations. To be entered within a traced function, which returns the dictionary.
+    """
+    record: dict[str, Array] = {}
+    token = _recording.set(record)
+    try:
+        yield record
+    finally:
+        _recording.reset(token)
+
+
+def scan_layers(name: str, body: Callable, carry: Array, layers: nnx.Module, *xs) -> tuple:
+    """Runs `carry, y = body(carry, layer, *x)` through stacked layers, compiled once for all of them.
+
+    `name` stands in profiles and in what `record_layers` keeps.
+    """
+    record = _recording.get()
+
+    def step(carry, inputs):
+        after, y = body(carry, *inputs)
+        return after, (y, None if record is None else after)
+
+    with jax.named_scope(name):
+        last, (ys, outputs) = jax.lax.scan(step, carry, (layers, *xs))
+    if record is not None:
+        record[name] = jnp.concatenate([carry[None], outputs])
+    return last, ys

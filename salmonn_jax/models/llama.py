@@ -62,14 +62,14 @@ class LlamaLayer(nnx.Module):
         self.v_proj = projection("v_proj", width, config.kv_heads * head, lora, rngs)
         self.o_proj = projection("o_proj", config.heads * head, width, lora, rngs)
         self.ffn_norm = RMSNorm(width, epsilon=config.rms_epsilon)
-        self.gate_proj = Linear(width, config.ffn, use_bias=False, rngs=rngs)
-        self.up_proj = Linear(width, config.ffn, use_bias=False, rngs=rngs)
-        self.down_proj = Linear(config.ffn, width, use_bias=False, rngs=rngs)
+        self.gate_proj = projection("gate_proj", width, config.ffn, lora, rngs)
+        self.up_proj = projection("up_proj", width, config.ffn, lora, rngs)
+        self.down_proj = projection("down_proj", config.ffn, width, lora, rngs)
         self.heads, self.kv_heads = config.heads, config.kv_heads
 
     def __call__(self, x, rotation, mask, scale, past, start, key):
         """float[R,S,D] -> (float[R,S,D], (keys, values) float[R,C,H,K]); `past` None attends to this call's tokens."""
-        on_q, on_k, on_v, on_o = split_key(key, 4)
+        on_q, on_k, on_v, on_o, on_gate, on_up, on_down = split_key(key, 7)
         y = self.attention_norm(x)
         q = rotate(split_heads(self.q_proj(y, scale, on_q), self.heads), *rotation)
         k = rotate(split_heads(self.k_proj(y, scale, on_k), self.kv_heads), *rotation)
@@ -82,7 +82,8 @@ class LlamaLayer(nnx.Module):
         mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
         x = x + self.o_proj(merge_heads(mixed), scale, on_o)
         y = self.ffn_norm(x)
-        return x + self.down_proj(jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)), (k, v)
+        y = jax.nn.silu(self.gate_proj(y, scale, on_gate)) * self.up_proj(y, scale, on_up)
+        return x + self.down_proj(y, scale, on_down), (k, v)
 
 
 class Llama(nnx.Module):
@@ -134,7 +135,7 @@ class Llama(nnx.Module):
             x, written = layer(x, rotation, mask, lora_scale, past, start, key)
             return x, None if past is None else written
 
-        x, written = scan_layers(body, x, self.layers, past, keys)
+        x, written = scan_layers("llama", body, x, self.layers, past, keys)
         cache = None if cache is None else KVCache(*written, cache.length + x.shape[1])
         return self.norm(x), cache
 

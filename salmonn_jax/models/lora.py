@@ -49,7 +49,7 @@ class PlainLinear(Linear):
 
 
 def projection(name: str, inputs: int, outputs: int, lora: LoraConfig, rngs: nnx.Rngs) -> LoraLinear | PlainLinear:
-    """The attention projection `name`, with an adapter if the configuration targets it."""
+    """The projection `name` of a layer, with an adapter if the configuration targets it."""
     if name in lora.targets:
         return LoraLinear(inputs, outputs, lora=lora, rngs=rngs)
     return PlainLinear(inputs, outputs, rngs=rngs)

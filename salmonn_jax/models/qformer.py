@@ -89,7 +89,7 @@ class QFormer(nnx.Module):
         x = dropout(self.norm(queries.astype(frames.dtype)), self.config.dropout, on_input)
         x = jnp.broadcast_to(x, (clips, windows, *x.shape))
         keys = None if on_layers is None else jax.random.split(on_layers, self.config.layers)
-        x, _ = scan_layers(lambda x, layer, key: (layer(x, frames, key), None), x, self.layers, keys)
+        x, _ = scan_layers("qformer", lambda x, layer, key: (layer(x, frames, key), None), x, self.layers, keys)
         return x.reshape(clips, windows * x.shape[2], -1)
 
 

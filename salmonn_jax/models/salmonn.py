@@ -23,25 +23,28 @@ from salmonn_jax.models.whisper import WhisperEncoder
 
 
 class Frames(NamedTuple):
-    """What the frozen encoders make of clips, before anything trainable."""
+    """What the frozen encoders make of clips, before anything trainable; None for one the model has not."""
 
-    speech: Array  # float[A,T,D_whisper]
-    sound: Array  # float[A,T_beats,D_beats]
-    exists: Array  # bool[A,T_beats]; BEATs makes tokens only for the clip, Whisper for the whole window
+    speech: Array | None  # float[A,T,D_whisper]
+    sound: Array | None  # float[A,T_beats,D_beats]
+    exists: Array | None  # bool[A,T_beats]; BEATs makes tokens only for the clip, Whisper for the whole window
 
 
 class Salmonn(nnx.Module):
-    """The whole model. Methods are pure: arrays in, arrays out."""
+    """The whole model, or the parts its configuration has. Methods are pure: arrays in, arrays out."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.whisper = WhisperEncoder(config.whisper, frames=config.audio.whisper_frames, rngs=rngs)
-        self.beats = Beats(config.beats, rngs=rngs)
-        self.ln_speech = LayerNorm(config.whisper.width)
-        self.ln_audio = LayerNorm(config.beats.width)
-        self.query_tokens = nnx.Param(INIT(rngs.params(), (config.qformer.queries, config.qformer.width), jnp.float32))
-        self.qformer = QFormer(config.qformer, memory=config.whisper.width + config.beats.width, rngs=rngs)
-        self.projection = Linear(config.qformer.width, config.llama.width, rngs=rngs)
-        self.llama = Llama(config.llama, config.lora, rngs=rngs)
+        c = config
+        self.whisper = c.whisper and WhisperEncoder(c.whisper, frames=c.audio.whisper_frames, rngs=rngs)
+        self.beats = c.beats and Beats(c.beats, rngs=rngs)
+        if c.qformer:
+            self.ln_speech = LayerNorm(c.whisper.width)
+            self.ln_audio = c.beats and LayerNorm(c.beats.width)
+            self.query_tokens = nnx.Param(INIT(rngs.params(), (c.qformer.queries, c.qformer.width), jnp.float32))
+            memory = c.whisper.width + (c.beats.width if c.beats else 0)
+            self.qformer = QFormer(c.qformer, memory=memory, rngs=rngs)
+            self.projection = Linear(c.qformer.width, c.llama.width, rngs=rngs)
+        self.llama = c.llama and Llama(c.llama, c.lora, rngs=rngs)
         self.config = config
 
     @property
@@ -61,7 +64,9 @@ class Salmonn(nnx.Module):
         minimum = self.config.audio.minimum_samples
         length = jnp.maximum(length, minimum)
         padded = length if padded is None else jnp.maximum(padded, minimum)
-        speech = self.whisper(audio.log_mel(pcm, self.config.whisper.mels).astype(self.dtype))
+        speech = self.whisper and self.whisper(audio.log_mel(pcm, self.config.whisper.mels).astype(self.dtype))
+        if self.beats is None:
+            return Frames(speech, None, None)
         fbank = audio.fbank(pcm, self.config.beats.mels)
         tokens = fbank.shape[1] // self.config.beats.patch * (self.config.beats.mels // self.config.beats.patch)
         exists, valid = token_masks(length, padded, tokens, self.config.beats)
@@ -69,10 +74,11 @@ class Salmonn(nnx.Module):
 
     def audio_tokens(self, frames: Frames, key: Array | None = None) -> Array:
         """From the encoders' frames to the language model's embedding space: float[A,W*Q,D]."""
-        speech = self.ln_speech(frames.speech)
-        sound = jnp.where(frames.exists[..., None], self.ln_audio(frames.sound), 0)
-        frames = jnp.concatenate([speech, _fit(sound, speech.shape[1])], axis=-1)
-        return self.projection(self.qformer(self.query_tokens[...], frames, key))
+        heard = self.ln_speech(frames.speech)
+        if frames.sound is not None:
+            sound = jnp.where(frames.exists[..., None], self.ln_audio(frames.sound), 0)
+            heard = jnp.concatenate([heard, _fit(sound, heard.shape[1])], axis=-1)
+        return self.projection(self.qformer(self.query_tokens[...], heard, key))
 
     def encode_audio(self, pcm: Array, length: Array, padded: Array | None = None, key: Array | None = None) -> Array:
         """int16[A,N] clips of int32[A] samples -> float[A,W*Q,D] audio tokens. No clips, no work."""

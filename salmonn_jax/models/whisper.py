@@ -59,7 +59,7 @@ class WhisperEncoder(nnx.Module):
     def __call__(self, log_mel: Array) -> Array:
         x = gelu(self.conv2(gelu(self.conv1(log_mel))))
         x = x + self.positions[...].astype(x.dtype)
-        x, _ = scan_layers(lambda x, layer: (layer(x), None), x, self.layers)
+        x, _ = scan_layers("whisper", lambda x, layer: (layer(x), None), x, self.layers)
         return self.norm(x)
 
 

@@ -36,7 +36,7 @@ def open_run(config: RunConfig, output: pathlib.Path, model: pathlib.Path | None
     """
     if (output / "config.json").exists():
         return _take_up(config, output, model)
-    if output.exists() and any(not p.name.startswith("base") for p in output.iterdir()):
+    if not model_directory.may_be_written(output):
         raise UserError(f"{output} holds something that is not a run; name a new directory with --output")
     return _begin(config, output, model, tokenizer)
 

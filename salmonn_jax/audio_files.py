@@ -10,7 +10,7 @@ import librosa
 import numpy as np
 import soundfile
 
-from data_pipelines.examples import SAMPLE_RATE
+from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import UserError
 
 # What an int16 sample of full scale is worth; 2**15, so that int16 -> float -> int16 is exact.
