@@ -6,7 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # uv installs from the same registry as pip, in a tenth of the time.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
-# torch opens PyTorch checkpoints in the tests. Named as the CPU build, so that pip never takes gigabytes of CUDA along.
+# torch opens PyTorch checkpoints in the tests, and with other packages computes what ours is compared with. Named as
+# the CPU build and installed first, so that nothing takes gigabytes of CUDA along.
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -38,5 +39,6 @@ $(VENV)/.quickstart: setup.cfg | $(BIN)/uv
 $(VENV)/.test: $(VENV)/.quickstart
 	$(INSTALL) -e '.[minicorpus,dev]'
 	$(BIN)/python -m pip install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' \
-		|| echo 'no $(TORCH) here: tests that read torch files will skip'
+		&& $(INSTALL) -e '.[convert,compare]' && $(INSTALL) --no-deps openbeats \
+		|| echo 'no $(TORCH) here, or not what is compared with: tests that need them will skip'
 	touch $@

@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     inspect = verbs.add_parser("inspect", help="what a file or directory holds, and what would be left out and why")
     inspect.add_argument("path", type=pathlib.Path, metavar="FILE")
     inspect.set_defaults(run=inspect_checkpoint)
+    _add_compare(verbs.add_parser("compare", help="a converted model beside its files in PyTorch, layer by layer"))
     options = parser.parse_args(arguments)
     options.run(options)
 
@@ -75,6 +76,20 @@ def _add_to_torch(parser: argparse.ArgumentParser) -> None:
         verb.set_defaults(run=run)
 
 
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, type=pathlib.Path, help="what was converted")
+    parser.add_argument("--whisper", type=pathlib.Path, metavar="DIR", help="from this Hugging Face directory")
+    parser.add_argument("--beats", type=pathlib.Path, metavar="FILE", help="and this file")
+    parser.add_argument("--llm", type=pathlib.Path, metavar="DIR", help="and this Hugging Face directory")
+    parser.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="and this SALMONN .pth")
+    parser.add_argument("--prompt", default="Describe the audio.", help="question (default: %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-3, help="relative difference that is let pass (default: %(default)s)"
+    )
+    parser.add_argument("clip", metavar="CLIP", help="audio file")
+    parser.set_defaults(run=compare)
+
+
 def to_torch(arguments: argparse.Namespace) -> None:
     """Writes what was trained in the form that was asked for."""
     from salmonn_jax.conversion import to_torch as conversion
@@ -99,6 +114,29 @@ def inspect_checkpoint(arguments: argparse.Namespace) -> None:
 
     for line in inspection.describe(arguments.path):
         print(line)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Prints how far each stage lies from PyTorch's, and names the first that parts; exit code 1 if one does."""
+    import warnings
+
+    from salmonn_jax.conversion import compare as comparing
+
+    warnings.simplefilter("ignore")  # of the packages, among themselves
+    files = comparing.Files(
+        whisper=arguments.whisper, beats=arguments.beats, llm=arguments.llm, checkpoint=arguments.checkpoint
+    )
+    first = None
+    print(f"{'stage':24} {'relative':>10} {'largest':>10}")
+    for found in comparing.compare(arguments.model, files, arguments.clip, arguments.prompt):
+        parts = not found.relative <= arguments.tolerance  # what is not a number parts too
+        print(f"{found.stage:24} {found.relative:10.1e} {found.largest:10.1e}{' <- parts' if parts else ''}")
+        first = first or (found if parts else None)
+    if first is None:
+        print(f"all stages agree within {arguments.tolerance:g}")
+        return
+    print(f"the first stage that parts is {first.stage}: {first.relative:.1e} relative, {first.largest:.1e} at most")
+    sys.exit(1)
 
 
 def to_jax_part(arguments: argparse.Namespace) -> None:

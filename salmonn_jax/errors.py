@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -16,3 +20,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else "it must be one of: " + ", ".join(known)
     return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+@contextlib.contextmanager
+def disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """Lets a disk that is full, or fails, while `path` is written be the OSError it is, whatever a library makes of it.
+
+    tensorstore and safetensors raise errors of their own, with the number of the system's in the text.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = re.search(r"os[ _]error(?:_code)?[ ='\"]+(\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

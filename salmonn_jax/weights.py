@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from flax import traverse_util
 
+from salmonn_jax.errors import disk_errors
 from salmonn_jax.models.parameters import Params
 from salmonn_jax.sharding import HERE
 
@@ -48,7 +49,7 @@ class Streamed(Protocol):
 
 def save(path: pathlib.Path, params: Params) -> str:
     """Writes parameters, atomically: `path` appears when all is written. Returns their fingerprint."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with disk_errors(path), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), nested(params), force=True)
     return fingerprint(params)
 
@@ -67,7 +68,8 @@ def save_streamed(
     registry = ocp.type_handlers.create_type_handler_registry((_Leaf, writer))
     tree = nested({name: _Leaf(name, value) for name, value in params.items()})
     arguments = ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_save_args, tree, is_leaf=_is_leaf))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with disk_errors(path), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path.resolve(), args=arguments, force=True)
     return _combined(writer.digests)
 

@@ -19,7 +19,7 @@ from salmonn_jax.config import LlamaConfig, ModelConfig
 from salmonn_jax.conversion import mapping, tables
 from salmonn_jax.conversion.mapping import Destination
 from salmonn_jax.conversion.to_jax import trained_paths
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import UserError, disk_errors
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.weights import Stored
 
@@ -56,7 +56,8 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
         "lora_dropout": config.lora.dropout,
     }
     with _finished(output) as unfinished:
-        torch.save({"model": model, "config": {"model": told}}, unfinished)
+        with unfinished.open("wb") as file:
+            torch.save({"model": model, "config": {"model": told}}, file)
 
 
 def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
@@ -254,7 +255,8 @@ def _finished(output: pathlib.Path) -> Iterator[pathlib.Path]:
     unfinished = output.with_name(output.name + ".unfinished")
     _remove(unfinished)
     try:
-        yield unfinished
+        with disk_errors(output):
+            yield unfinished
         os.replace(unfinished, output)
     except BaseException:
         _remove(unfinished)

@@ -72,13 +72,17 @@ class Salmonn(nnx.Module):
         exists, valid = token_masks(length, padded, tokens, self.config.beats)
         return Frames(speech, self.beats(fbank.astype(self.dtype), valid), exists)
 
+    def encoder_frames(self, frames: Frames) -> Array:
+        """What the Q-Former reads: both encoders' frames, normalised, of one length and side by side, float[A,T,E]."""
+        heard = self.ln_speech(frames.speech)
+        if frames.sound is None:
+            return heard
+        sound = jnp.where(frames.exists[..., None], self.ln_audio(frames.sound), 0)
+        return jnp.concatenate([heard, _fit(sound, heard.shape[1])], axis=-1)
+
     def audio_tokens(self, frames: Frames, key: Array | None = None) -> Array:
         """From the encoders' frames to the language model's embedding space: float[A,W*Q,D]."""
-        heard = self.ln_speech(frames.speech)
-        if frames.sound is not None:
-            sound = jnp.where(frames.exists[..., None], self.ln_audio(frames.sound), 0)
-            heard = jnp.concatenate([heard, _fit(sound, heard.shape[1])], axis=-1)
-        return self.projection(self.qformer(self.query_tokens[...], heard, key))
+        return self.projection(self.qformer(self.query_tokens[...], self.encoder_frames(frames), key))
 
     def encode_audio(self, pcm: Array, length: Array, padded: Array | None = None, key: Array | None = None) -> Array:
         """int16[A,N] clips of int32[A] samples -> float[A,W*Q,D] audio tokens. No clips, no work."""

@@ -1,0 +1,257 @@
+"""Converted by the command, compared stage by stage with the packages that define the formats, and written back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import salmonn_jax
+from launch import convert
+from salmonn_jax import weights
+from salmonn_jax.conversion import compare, tensors
+from salmonn_jax.conversion.compare import Files
+from salmonn_jax.errors import UserError
+from tests import golden, originals
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+DUCK = golden.SHARED / "audio" / "duck.wav"
+QUESTION = "What is heard in this clip, and how many ducks are there in it, if there are any?"
+
+
+def run(*words: object) -> None:
+    convert.main([str(word) for word in words])
+
+
+def agree(model: pathlib.Path, files: Files, *, stages: int, clip: object = DUCK) -> None:
+    """Every stage of ours is PyTorch's."""
+    found = list(compare.compare(model, files, clip, QUESTION))
+    assert len(found) >= stages
+    for difference in found:
+        assert difference.relative < 2e-5, difference
+
+
+def equal_tensors(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+    """The tensors of two Hugging Face directories, byte for byte."""
+    (_, back), (_, source) = tensors.open_directory(ours), tensors.open_directory(theirs)
+    assert set(back) == set(source)
+    for name, tensor in source.items():
+        assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape, name
+        assert back[name].read().tobytes() == tensor.read().tobytes(), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 2, "tie_word_embeddings": True},
+        {"num_key_value_heads": 1, "head_dim": 16, "rope_parameters": LLAMA3_ROPE},
+        {"kind": "mistral", "num_key_value_heads": 2, "sliding_window": None},
+    ],
+    ids=["llama 1", "SmolLM2", "llama 3", "mistral"],
+)
+def test_a_language_model(changes, tmp_path):
+    originals.require()
+    golden.require()
+    llm = originals.llama(tmp_path / "llm", **changes)
+    run("to-jax", "llama", "--llm", llm, "--output", tmp_path / "model")
+    agree(tmp_path / "model", Files(llm=llm), stages=5)
+    run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
+    equal_tensors(tmp_path / "back", llm)
+    agree(tmp_path / "model", Files(llm=tmp_path / "back"), stages=5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_language_model_of_half_precision_comes_back_byte_for_byte(dtype, tmp_path):
+    originals.require()
+    llm = originals.llama(tmp_path / "llm", dtype=dtype)
+    run("to-jax", "llama", "--llm", llm, "--output", tmp_path / "model")
+    assert {str(x.dtype) for x in weights.stored(tmp_path / "model" / "base").values()} == {dtype}
+    run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
+    equal_tensors(tmp_path / "back", llm)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_mel_bins": 128, "encoder_layers": 3}])
+def test_whisper(changes, tmp_path):
+    originals.require()
+    golden.require()
+    source = originals.whisper(tmp_path / "whisper", **changes)
+    run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
+    agree(tmp_path / "model", Files(whisper=source), stages=5)
+    with pytest.raises(UserError, match="has no part that came from --llm"):
+        next(compare.compare(tmp_path / "model", Files(llm=source), DUCK, QUESTION))
+    with pytest.raises(UserError, match="holds no language model"):
+        salmonn_jax.load(tmp_path / "model").generate(None, QUESTION)
+
+
+@pytest.mark.parametrize("changes", [{}, {"conv_pos": 15, "max_distance": 100, "encoder_layers": 2}])
+def test_beats(changes, tmp_path):
+    originals.require("openbeats")
+    golden.require()
+    source = originals.beats(tmp_path / "beats.pt", **changes)
+    run("to-jax", "beats", "--beats", source, "--output", tmp_path / "model")
+    agree(tmp_path / "model", Files(beats=source), stages=4)
+
+
+SALMONNS = {
+    "overlapping windows, two queries, adapters everywhere": {
+        "config": {
+            "num_speech_query_token": 2,
+            "second_per_window": 0.5,
+            "second_stride": 0.2,
+            "lora_rank": 4,
+            "lora_alpha": 12,
+        },
+        "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    },
+    "no BEATs, gaps between windows, three layers": {
+        "config": {
+            "num_speech_query_token": 1,
+            "second_per_window": 0.3,
+            "second_stride": 0.4,
+            "lora_rank": 16,
+            "lora_alpha": 16,
+        },
+        "targets": ("v_proj",),
+        "layers": 3,
+    },
+    "no adapters": {
+        "config": {"num_speech_query_token": 3, "second_per_window": 1.0, "second_stride": 1.0, "lora": False}
+        | {"lora_rank": 1},
+        "targets": (),
+        "heads": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=list(SALMONNS), ids=list(SALMONNS))
+def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, Files]:
+    """A SALMONN of a shape of its own, converted."""
+    originals.require("peft", "openbeats")
+    golden.require()
+    folder, shape = tmp_path_factory.mktemp("assembled"), SALMONNS[request.param]
+    sound = None if "no BEATs" in request.param else originals.beats(folder / "beats.pt")
+    llm = originals.llama(folder / "llm", num_key_value_heads=2)
+    checkpoint = originals.salmonn(folder / "x.pth", memory=32 + (32 if sound else 0), llm=llm, **shape)
+    files = Files(whisper=originals.whisper(folder / "whisper"), beats=sound, llm=llm, checkpoint=checkpoint)
+    given = ["--beats", sound] if sound else []
+    words = ["--whisper", files.whisper, *given, "--llm", llm, "--checkpoint", checkpoint]
+    run("to-jax", "salmonn", *words, "--qformer-heads", shape.get("heads", 4), "--output", folder / "model")
+    return folder / "model", files
+
+
+def test_a_salmonn_of_another_shape(assembled):
+    model, files = assembled
+    agree(model, files, stages=15)
+    for clip in ("gunshots.wav", "music.wav"):  # of other lengths
+        agree(model, files, stages=15, clip=golden.SHARED / "audio" / clip)
+
+
+def test_its_checkpoint_comes_back_byte_for_byte(assembled, tmp_path):
+    model, files = assembled
+    run("to-torch", "salmonn", "--model", model, "--output", tmp_path / "back.pth")
+    back, source = (tensors.load_torch(path)["model"] for path in (tmp_path / "back.pth", files.checkpoint))
+    del source["speech_Qformer.bert.embeddings.position_ids"]
+    assert set(back) == set(source)
+    for name, value in source.items():
+        assert back[name].dtype == value.dtype and back[name].numpy().tobytes() == value.numpy().tobytes(), name
+
+
+def test_its_adapters_are_peft_s_and_merge_as_peft_merges(assembled, tmp_path):
+    import torch
+    import transformers
+
+    peft = pytest.importorskip("peft")
+    model, files = assembled
+    if "lora_A" not in "".join(tensors.load_torch(files.checkpoint)["model"]):
+        with pytest.raises(UserError, match="has no adapters"):
+            run("to-torch", "peft", "--model", model, "--output", tmp_path / "adapter")
+        return
+    run("to-torch", "peft", "--model", model, "--output", tmp_path / "adapter")
+    run("to-torch", "llama", "--model", model, "--output", tmp_path / "merged")
+    base = transformers.AutoModelForCausalLM.from_pretrained(files.llm, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().state_dict()
+    _, ours = tensors.open_directory(tmp_path / "merged")
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor.read(), theirs[name].numpy(), rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
+    """A weight of the second layer of BEATs is changed: all before it agrees, and the command says where it begins."""
+    originals.require("openbeats")
+    golden.require()
+    source = originals.beats(tmp_path / "beats.pt")
+    run("to-jax", "beats", "--beats", source, "--output", tmp_path / "model")
+    params = dict(weights.load(tmp_path / "model" / "base"))
+    params["beats/layers/fc1/kernel"] = params["beats/layers/fc1/kernel"].at[1].mul(1.1)
+    (tmp_path / "model" / "base.fingerprint").unlink()
+    fingerprint = weights.save(tmp_path / "model" / "base", params)
+    (tmp_path / "model" / "base.fingerprint").write_text(fingerprint)
+    description = json.loads((tmp_path / "model" / "config.json").read_text())
+    description["base"]["fingerprint"] = fingerprint
+    (tmp_path / "model" / "config.json").write_text(json.dumps(description))
+    with pytest.raises(SystemExit) as stopped:
+        run("compare", "--model", tmp_path / "model", "--beats", source, DUCK)
+    assert stopped.value.code == 1
+    told = capsys.readouterr().out
+    assert "the first stage that parts is beats layer 2" in told
+    assert "beats layer 1 " in told and "beats layer 1  <- parts" not in told
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> pathlib.Path:
+    """Whisper base and SmolLM2-135M as Hugging Face directories, built once from packages."""
+    originals.require("gguf", "accelerate")
+    script = golden.SHARED / "real_weights" / "build.py"
+    golden.require(script)
+    place = pathlib.Path(__file__).parents[2] / ".cache" / "real_weights"
+    if not (place / "done").exists():
+        done = subprocess.run([sys.executable, str(script), str(place)], capture_output=True, text=True, check=False)
+        if done.returncode == 3:  # what the script says when its packages are gone
+            pytest.skip(f"real weights cannot be had: {done.stderr.strip().splitlines()[-1]}")
+        assert done.returncode == 0, done.stderr
+        (place / "done").touch()
+    return place
+
+
+def test_real_whisper(real_weights, tmp_path):
+    source = real_weights / "whisper-base"
+    run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
+    for clip in ("duck.wav", "mountain.wav"):
+        found = list(
+            compare.compare(tmp_path / "model", Files(whisper=source), golden.SHARED / "audio" / clip, QUESTION)
+        )
+        assert len(found) == 9
+        assert all(difference.relative < 1e-4 for difference in found), found
+
+
+def test_real_language_model(real_weights, tmp_path):
+    source = real_weights / "smollm2-135m"
+    run("to-jax", "llama", "--llm", source, "--output", tmp_path / "model")
+    found = list(compare.compare(tmp_path / "model", Files(llm=source), DUCK, "The capital of France is"))
+    assert len(found) == 32
+    assert all(difference.relative < 1e-4 for difference in found), found
+    model = salmonn_jax.load(tmp_path / "model")
+    asked = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    plain, chat = model.generate([None, None], ["The capital of France is", asked], max_new_tokens=16)
+    assert plain.text.startswith(" Paris")
+    assert "Paris" in chat.text and chat.finish_reason == "stop"
+    run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
+    equal_tensors(tmp_path / "back", source)
+
+
+@pytest.mark.skipif(not os.environ.get("CI"), reason="only where nothing may be skipped: CI is not set")
+def test_under_ci_every_package_is_there():
+    originals.require("peft", "openbeats", "gguf", "accelerate")

@@ -1,0 +1,194 @@
+"""Models of all shapes in the original's file formats, with random weights, made by the packages that define them.
+
+They stand for what users bring, and `salmonn_jax.conversion.torch_side` computes what they should give. Where a
+package cannot be had, the tests that need it skip with the reason; under CI they fail instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+from typing import Any
+
+import pytest
+
+from tests import golden
+
+
+def require(*packages: str) -> None:
+    """Skips the calling test where one of the packages is missing; fails it under CI."""
+    for name in ("torch", "transformers", *packages):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            reason = f"{name} is not installed ({error}): pip install -e '.[compare]'"
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+
+def llama(directory: pathlib.Path, *, kind: str = "llama", dtype: str = "float32", **changes: Any) -> pathlib.Path:
+    """A language model as transformers saves it, in several shards, with the golden tokenizer."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    values = {
+        "vocab_size": 640,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    } | changes
+    family = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}[kind]
+    model = transformers.AutoModelForCausalLM.from_config(family(**values), dtype=getattr(torch, dtype))
+    _spread(model)
+    model.save_pretrained(directory, max_shard_size="100KB")
+    tokenizer = golden.FOLDER / "vicuna" / "tokenizer.model"
+    if tokenizer.is_file():
+        (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+    return directory
+
+
+def whisper(directory: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """A whole Whisper, decoder included, as transformers saves it."""
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    values = {
+        "num_mel_bins": 80,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 64,
+        "vocab_size": 100,
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "decoder_start_token_id": 0,
+    } | changes
+    model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**values))
+    _spread(model)
+    model.save_pretrained(directory)
+    return directory
+
+
+def beats(path: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """A fine-tuned BEATs as Microsoft distributes it: `cfg`, and `model` with its classifier and tied copies."""
+    import torch
+
+    from salmonn_jax.conversion import torch_side
+
+    with torch_side.without_torchaudio():
+        from openbeats import beats_encoder
+
+    torch.manual_seed(2)
+    cfg = {
+        "encoder_layers": 3,
+        "encoder_embed_dim": 32,
+        "encoder_ffn_embed_dim": 48,
+        "encoder_attention_heads": 4,
+        "activation_fn": "gelu",
+        "layer_norm_first": False,
+        "deep_norm": True,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "encoder_layerdrop": 0.05,
+        "dropout_input": 0.0,
+        "conv_bias": False,
+        "conv_pos": 16,
+        "conv_pos_groups": 4,
+        "relative_position_embedding": True,
+        "num_buckets": 64,
+        "max_distance": 200,
+        "gru_rel_pos": True,
+        "input_patch_size": 16,
+        "embed_dim": 24,
+    } | changes
+    model = beats_encoder.BeatsEncoder(input_size=1, beats_config=cfg)
+    _spread(model)
+    weights = {k: v for k, v in model.state_dict().items() if "_pad." not in k}
+    weights |= {"predictor.weight": torch.randn(5, cfg["encoder_embed_dim"]), "predictor.bias": torch.randn(5)}
+    torch.save({"cfg": cfg, "model": weights}, path)
+    return path
+
+
+def salmonn(
+    path: pathlib.Path,
+    *,
+    memory: int,
+    llm: pathlib.Path,
+    config: dict[str, Any],
+    targets: tuple[str, ...],
+    width: int = 32,
+    heads: int = 4,
+    layers: int = 2,
+) -> pathlib.Path:
+    """A SALMONN `.pth` that fits the language model in `llm` and encoders of together `memory` features.
+
+    `config` is the `model` section of the configuration that the original's trainer saves.
+    """
+    import torch
+    import transformers
+
+    from salmonn_jax.conversion import tensors
+
+    torch.manual_seed(3)
+    values, base = tensors.open_directory(llm)
+    bert = transformers.Blip2QFormerModel(
+        transformers.Blip2QFormerConfig(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=2 * width,
+            cross_attention_frequency=1,
+            encoder_hidden_size=memory,
+        )
+    )
+    _spread(bert)
+    model = {"speech_query_tokens": torch.randn(1, config["num_speech_query_token"], width)}
+    for name, value in bert.state_dict().items():
+        name = name.replace(".attention.query", ".self.query").replace(".attention.key", ".self.key")
+        name = name.replace(".attention.value", ".self.value").replace("layernorm.", "embeddings.LayerNorm.")
+        model[f"speech_Qformer.bert.{name}"] = value
+    model["speech_Qformer.bert.embeddings.position_ids"] = torch.arange(512)[None]
+    sizes = {"ln_speech": 32, "ln_audio": memory - 32}
+    for name, size in sizes.items():
+        if size:
+            model |= {f"{name}.weight": 1 + 0.1 * torch.randn(size), f"{name}.bias": 0.1 * torch.randn(size)}
+    model["speech_llama_proj.weight"] = 0.1 * torch.randn(values["hidden_size"], width)
+    model["speech_llama_proj.bias"] = 0.1 * torch.randn(values["hidden_size"])
+    for name, tensor in base.items():
+        if name.split(".")[-2] in targets:
+            stem = "llama_model.base_model.model." + name.removesuffix(".weight")
+            outputs, inputs = tensor.shape
+            model[f"{stem}.lora_A.default.weight"] = 0.2 * torch.randn(config["lora_rank"], inputs)
+            model[f"{stem}.lora_B.default.weight"] = 0.2 * torch.randn(outputs, config["lora_rank"])
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}
+    torch.save({"model": model, "optimizer": optimizer, "config": {"model": config}, "epoch": 1}, path)
+    return path
+
+
+def _spread(model: Any) -> None:
+    """Random weights of a size at which every part of a model matters to what comes out."""
+    import torch
+
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.dim() > 1:
+                torch.nn.init.normal_(value, std=0.5 / value[0].numel() ** 0.5)
+            elif "bias" in name:
+                torch.nn.init.normal_(value, std=0.1)
+            else:
+                torch.nn.init.normal_(value, mean=1.0, std=0.1)
