@@ -39,6 +39,7 @@ $(VENV)/.quickstart: setup.cfg | $(BIN)/uv
 $(VENV)/.test: $(VENV)/.quickstart
 	$(INSTALL) -e '.[minicorpus,dev]'
 	$(BIN)/python -m pip install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' \
-		&& $(INSTALL) -e '.[convert,compare]' && $(INSTALL) --no-deps openbeats \
+		&& $(INSTALL) -e '.[convert,compare]' \
+		&& $(INSTALL) --no-deps openbeats openai-whisper tiktoken more-itertools \
 		|| echo 'no $(TORCH) here, or not what is compared with: tests that need them will skip'
 	touch $@

@@ -1,7 +1,8 @@
-"""Peak memory of a conversion: python benchmarks/convert_memory.py --whisper DIR --beats FILE [--gigabytes 3]
+"""Peak memory of conversions: python benchmarks/convert_memory.py [--gigabytes 3] [--whisper DIR --beats FILE]
 
-Makes a synthetic LLaMA directory of that size (bfloat16, in shards), converts it with the given encoders by
-`launch.convert` in a process of its own, and prints how far that process' memory went above its start.
+Makes a synthetic LLaMA directory of that size (bfloat16, in shards), converts it to JAX, back to PyTorch, and with the
+given encoders to a whole SALMONN whose trained parts are newly drawn. Each is `launch.convert` in a process of its own;
+printed is how far that process' memory went above its start.
 """
 
 from __future__ import annotations
@@ -31,22 +32,29 @@ print("peak", (peak() - start) / 1e9)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--whisper", required=True)
-    parser.add_argument("--beats", required=True)
     parser.add_argument("--gigabytes", type=float, default=3.0)
+    parser.add_argument("--whisper", metavar="DIR")
+    parser.add_argument("--beats", metavar="FILE")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        llm, output = pathlib.Path(folder) / "llm", pathlib.Path(folder) / "model"
-        size = make_llama(llm, arguments.gigabytes)
-        parts = ["--whisper", arguments.whisper, "--beats", arguments.beats, "--llm", str(llm)]
-        began = time.monotonic()
-        command = [sys.executable, "-c", _CHILD, "to-jax", "salmonn", *parts, "--output", str(output)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(done.stderr)
-        peak = float(done.stdout.split("peak ")[1])
-        seconds = time.monotonic() - began
-        print(f"{size:.2f} GB of LLaMA: peak {peak:.2f} GB above the interpreter's start, {seconds:.0f} s")
+        llm, model, back, whole = (pathlib.Path(folder) / name for name in ("llm", "model", "back", "whole"))
+        print(f"a LLaMA of {make_llama(llm, arguments.gigabytes):.2f} GB, above the interpreter's start:")
+        measure("to-jax", "llama", "--llm", llm, "--output", model)
+        measure("to-torch", "llama", "--model", model, "--output", back)
+        if arguments.whisper and arguments.beats:
+            encoders = ["--whisper", arguments.whisper, "--beats", arguments.beats]
+            measure("to-jax", "salmonn", *encoders, "--llm", llm, "--output", whole)
+
+
+def measure(*words: object) -> None:
+    """Runs a conversion and prints its peak."""
+    began = time.monotonic()
+    command = [sys.executable, "-c", _CHILD, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    peak = float(done.stdout.split("peak ")[1])
+    print(f"{' '.join(map(str, words[:2])):16} {peak:.2f} GB, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def make_llama(directory: pathlib.Path, gigabytes: float) -> float:

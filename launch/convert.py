@@ -78,7 +78,7 @@ def _add_to_torch(parser: argparse.ArgumentParser) -> None:
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=pathlib.Path, help="what was converted")
-    parser.add_argument("--whisper", type=pathlib.Path, metavar="DIR", help="from this Hugging Face directory")
+    parser.add_argument("--whisper", type=pathlib.Path, metavar="DIR", help="from this directory or .pt file")
     parser.add_argument("--beats", type=pathlib.Path, metavar="FILE", help="and this file")
     parser.add_argument("--llm", type=pathlib.Path, metavar="DIR", help="and this Hugging Face directory")
     parser.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="and this SALMONN .pth")

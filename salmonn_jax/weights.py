@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import itertools
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -142,6 +145,17 @@ def _is_leaf(x: Any) -> bool:
     return isinstance(x, _Leaf)
 
 
+def _give_back() -> None:
+    """Returns freed memory to the system, where the C library would keep it for each of tensorstore's threads."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc has it
+        trim(0)
+
+
+def _cuts(size: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, size)) for first in range(0, size, step)]
+
+
 def _save_args(leaf: _Leaf) -> ocp.SaveArgs:
     """Chunks of one layer at most, so that a piece fills whole chunks."""
     if not leaf.value.stacked:
@@ -178,10 +192,14 @@ class _StreamWriter(ocp.type_handlers.TypeHandler):
             for layer, piece in value.pieces():
                 digest.update(_bytes(piece))
                 place = store if layer is None else store[layer]
-                # The piece is not changed afterwards, so that tensorstore need not copy it first.
-                await place.write(piece, can_reference_source_data_indefinitely=True)
-                self._written(piece.nbytes)
+                chunk = store.chunk_layout.write_chunk.shape[len(value.shape) - piece.ndim :]
+                # A chunk at a time: what is packed of a piece at once would else be as large as the piece.
+                for part in itertools.product(*map(_cuts, piece.shape, chunk)):
+                    # It is not changed afterwards, so that tensorstore need not copy it first.
+                    await place[part].write(piece[part], can_reference_source_data_indefinitely=True)
+                    self._written(piece[part].nbytes)
             self.digests[leaf.path] = digest.hexdigest()
+            _give_back()
         return []
 
     async def metadata(self, infos):

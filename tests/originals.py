@@ -83,6 +83,19 @@ def whisper(directory: pathlib.Path, **changes: Any) -> pathlib.Path:
     return directory
 
 
+def openai_whisper(path: pathlib.Path) -> pathlib.Path:
+    """A whole Whisper in half precision, as OpenAI distributes it."""
+    import torch
+    from whisper.model import ModelDimensions, Whisper
+
+    torch.manual_seed(4)
+    model = Whisper(ModelDimensions(80, 1500, 32, 2, 2, 100, 8, 32, 2, 1))
+    _spread(model)
+    weights = {name: value.half() for name, value in model.state_dict().items()}
+    torch.save({"dims": vars(model.dims), "model_state_dict": weights}, path)
+    return path
+
+
 def beats(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     """A fine-tuned BEATs as Microsoft distributes it: `cfg`, and `model` with its classifier and tied copies."""
     import torch

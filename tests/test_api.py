@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
+import soundfile
 
 import salmonn_jax
 from data_pipelines import corpora
 from launch.train import train
 from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError
+from salmonn_jax.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,46 @@ def test_encode_audio(model, examples):
 def test_prompts_must_go_with_clips(model, examples):
     with pytest.raises(UserError, match="2 prompts for 1 clips"):
         model.generate((examples[0].audio, 16_000), ["a", "b"])
+
+
+def test_audio_may_be_a_path_bytes_or_samples(model, examples, tmp_path):
+    samples = examples[0].audio
+    soundfile.write(tmp_path / "clip.wav", samples, 16_000)
+    forms = [tmp_path / "clip.wav", str(tmp_path / "clip.wav"), (tmp_path / "clip.wav").read_bytes(), (samples, 16_000)]
+    encoded = model.encode_audio(forms)
+    assert len(encoded) == 4
+    for other in encoded[1:]:
+        np.testing.assert_array_equal(other, encoded[0])
+    (one,) = model.generate(forms[0], "Which tone is this?", max_new_tokens=3)
+    (other,) = model.generate([forms[2]], "Which tone is this?", num_beams=1, max_new_tokens=3)
+    assert one == other
+    alone = model.score(forms[0], "Which tone is this?", "low")
+    (listed,) = model.score([forms[3]], ["Which tone is this?"], ["low"])
+    np.testing.assert_array_equal(alone, listed)
+
+
+def test_what_cannot_be_asked(model, examples):
+    clip = (examples[0].audio, 16_000)
+    with pytest.raises(UserError, match="there is no beam search yet"):
+        model.generate(clip, "Which?", num_beams=4)
+    with pytest.raises(UserError, match="2 answers for 1 clips"):
+        model.score(clip, "Which?", ["low", "high"])
+    with pytest.raises(UserError, match="no clips and no questions"):
+        model.generate([], "Which?")
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, {"tensor": 4}, {"fsdp": 8}])
+def test_a_model_on_a_mesh_answers_as_on_one_device(trained, model, examples, sizes):
+    """Each device reads its part, and what is cut is nowhere whole."""
+    spread = salmonn_jax.load(trained, mesh=make_mesh(sizes))
+    kernel = spread.module.llama.layers.gate_proj.kernel[...]
+    assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // math.prod(sizes.values())}
+    clips, asked = [(e.audio, 16_000) for e in examples], [e.prompt for e in examples]
+    np.testing.assert_allclose(spread.encode_audio(clips), model.encode_audio(clips), rtol=1e-4, atol=1e-5)
+    ours, theirs = (m.score(clips, asked, ["low"] * 3) for m in (spread, model))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    ours, theirs = (m.generate(clips, asked, max_new_tokens=4) for m in (spread, model))
+    assert [a.token_ids for a in ours] == [a.token_ids for a in theirs]
 
 
 def test_a_directory_that_is_no_model(tmp_path):

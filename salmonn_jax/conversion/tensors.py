@@ -17,7 +17,7 @@ import numpy as np
 
 from salmonn_jax.errors import UserError
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
@@ -186,7 +186,7 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
         with safetensors.safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 part = file.get_slice(name)
-                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
+                dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
                 if dtype is None:
                     raise UserError(f"{path}: {name} is of dtype {part.get_dtype()}, which cannot be converted")
                 found[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(read, name), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -16,14 +17,15 @@ import numpy as np
 from salmonn_jax import config as configuration
 from salmonn_jax import model_directory, weights
 from salmonn_jax.config import LlamaConfig, ModelConfig
-from salmonn_jax.conversion import mapping, tables
+from salmonn_jax.conversion import mapping, safetensors_writer, tables
 from salmonn_jax.conversion.mapping import Destination
+from salmonn_jax.conversion.safetensors_writer import Made
 from salmonn_jax.conversion.to_jax import trained_paths
 from salmonn_jax.errors import UserError, disk_errors
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.weights import Stored
 
-SHARD_BYTES = 1 << 30  # of a merged LLaMA: what is in memory at a time
+SHARD_BYTES = 5_000_000_000  # of one file of a merged LLaMA
 
 
 def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
@@ -55,9 +57,8 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
         "lora_alpha": config.lora.alpha,
         "lora_dropout": config.lora.dropout,
     }
-    with _finished(output) as unfinished:
-        with unfinished.open("wb") as file:
-            torch.save({"model": model, "config": {"model": told}}, file)
+    with _finished(output) as unfinished, unfinished.open("wb") as file:
+        torch.save({"model": model, "config": {"model": told}}, file)
 
 
 def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
@@ -90,7 +91,8 @@ def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
     }
     with _finished(output) as unfinished:
         unfinished.mkdir()
-        _save(unfinished / "adapter_model.safetensors", {name: _theirs(adapters, to) for name, to in wanted.items()})
+        made = {name: _made(adapters, to, _theirs) for name, to in wanted.items()}
+        safetensors_writer.write(unfinished / "adapter_model.safetensors", made)
         _write_json(unfinished / "adapter_config.json", described)
 
 
@@ -116,21 +118,18 @@ def write_llama(
         raise UserError(f"{directory} holds no language model")
     shapes = {p: x.shape for p, x in params.items() if p.startswith("llama/") and "/lora_" not in p}
     wanted = mapping.destinations(tables.llama(tied=config.llama.tied_embeddings), shapes)
-    sizes = {name: _bytes(params[to.path], to) for name, to in wanted.items()}
-    shards = _shards(sizes)
+    merge = functools.partial(_merged, scale=config.lora.scale)
+    made = {name: _made(params, to, merge) for name, to in wanted.items()}
+    shards = _shards({name: tensor.bytes for name, tensor in made.items()})
     tokenizer = _special_tokens(directory)
     with _finished(output) as unfinished:
         unfinished.mkdir()
         places = {}
         for i, names in enumerate(shards):
             shard = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-            tensors = {}
-            for name in names:
-                tensors[name] = _merged(params, wanted[name], config)
-                written(tensors[name].nbytes)
-            _save(unfinished / shard, tensors)
+            safetensors_writer.write(unfinished / shard, {name: made[name] for name in names}, written)
             places |= dict.fromkeys(names, shard)
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        index = {"metadata": {"total_size": sum(x.bytes for x in made.values())}, "weight_map": places}
         _write_json(unfinished / "model.safetensors.index.json", index)
         model_directory.copy_tokenizer(pathlib.Path(directory), unfinished)
         dtype = str(params["llama/embedding"].dtype)
@@ -155,26 +154,26 @@ def _open(directory: pathlib.Path) -> tuple[ModelConfig, dict[str, Stored]]:
 
 def _theirs(params: dict[str, Stored], to: Destination) -> np.ndarray:
     """The tensor of theirs that goes to `to`."""
-    return np.ascontiguousarray(to.how.to_theirs(params[to.path].read(to.layer)))
+    return to.how.to_theirs(params[to.path].read(to.layer))
 
 
-def _merged(params: dict[str, Stored], to: Destination, config: ModelConfig) -> np.ndarray:
+def _merged(params: dict[str, Stored], to: Destination, *, scale: float) -> np.ndarray:
     """As `_theirs`, with the adapter of the parameter, if it has one, added."""
     adapter = to.path.removesuffix("kernel") + "lora_"
     if adapter + "a" not in params:
         return _theirs(params, to)
     kernel = params[to.path].read(to.layer)
     low, high = (params[adapter + letter].read(to.layer).astype(np.float32) for letter in "ab")
-    merged = kernel.astype(np.float32) + np.float32(config.lora.scale) * (low @ high)
-    return np.ascontiguousarray(to.how.to_theirs(merged.astype(kernel.dtype)))
+    merged = kernel.astype(np.float32) + np.float32(scale) * (low @ high)
+    return to.how.to_theirs(merged.astype(kernel.dtype))
+
+
+def _made(params: dict[str, Stored], to: Destination, make: Callable[..., np.ndarray]) -> Made:
+    return Made(to.shape, params[to.path].dtype, functools.partial(make, params, to))
 
 
 def _size(value: Stored) -> int:
     return int(np.prod(value.shape)) * value.dtype.itemsize
-
-
-def _bytes(value: Stored, to: Destination) -> int:
-    return _size(value) // (1 if to.layer is None else value.shape[0])
 
 
 def _shards(sizes: dict[str, int]) -> list[list[str]]:
@@ -226,17 +225,10 @@ def _special_tokens(directory: pathlib.Path) -> dict[str, int]:
     return {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
 
 
-def _save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    import safetensors.torch
-
-    found = {name: _to_torch(value) for name, value in tensors.items()}
-    safetensors.torch.save_file(found, path, metadata={"format": "pt"})
-
-
 def _to_torch(value: np.ndarray):
     import torch
 
-    value = value if value.flags.writeable else value.copy()  # torch shares the memory of numpy's arrays
+    value = np.array(value, order="C")  # a copy: torch shares the memory of numpy's arrays, and these are read-only
     if value.dtype == ml_dtypes.bfloat16:  # which torch does not take from numpy
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(value)

@@ -1,7 +1,8 @@
 """What PyTorch computes with the original files: the other side of `compare`.
 
 The original's own code cannot be installed, so the model is put together from packages: transformers has Whisper, the
-LLaMA family, BLIP-2's Q-Former and a Kaldi filter bank, peft the adapters, openbeats the BEATs encoder.
+LLaMA family, BLIP-2's Q-Former and a Kaldi filter bank, peft the adapters, openbeats the BEATs
+encoder, openai-whisper Whisper under its other names.
 Nothing here passes through our tables: files are opened by the packages, or by torch with their own names.
 
 Every function returns what is computed on the way, by the names that `compare` gives to ours, as float32 arrays without
@@ -31,15 +32,33 @@ def whisper_stages(path: pathlib.Path, pcm: np.ndarray) -> Stages:
     """Whisper's encoder on int16[samples]: features float[M,2T], layers and output float[T,D]."""
     import torch
 
+    heard, encoder, layers = (_whisper if pathlib.Path(path).is_dir() else _openai_whisper)(path, pcm / 32768.0)
+    with torch.no_grad(), _kept(layers, "whisper") as kept:
+        output = encoder(heard[None])
+    output = output if isinstance(output, torch.Tensor) else output.last_hidden_state
+    return {"whisper features": heard.numpy(), **kept, "whisper output": output[0].numpy()}
+
+
+def _whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
+    """Features, encoder and its layers, by transformers."""
+    import torch
+
     transformers = _package("transformers")
-    if not pathlib.Path(path).is_dir():
-        raise UserError(f"{path} is not a Hugging Face directory, which is what transformers can compare with")
     model = transformers.WhisperModel.from_pretrained(path, dtype=torch.float32).encoder.eval()
     extractor = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
-    heard = extractor(pcm / 32768.0, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-    with torch.no_grad(), _kept(model.layers, "whisper") as kept:
-        output = model(heard.float()).last_hidden_state[0]
-    return {"whisper features": heard[0].numpy(), **kept, "whisper output": output.numpy()}
+    heard = extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
+    return heard.float(), model, model.layers
+
+
+def _openai_whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
+    """The same by OpenAI's package, which alone opens its files."""
+    whisper = _package("whisper")
+    loaded = tensors.load_torch(path)
+    model = whisper.model.Whisper(whisper.model.ModelDimensions(**loaded["dims"]))
+    model.load_state_dict(loaded["model_state_dict"])
+    padded = whisper.audio.pad_or_trim(samples.astype(np.float32))
+    heard = whisper.audio.log_mel_spectrogram(padded, n_mels=loaded["dims"]["n_mels"])
+    return heard, model.encoder.eval().float(), model.encoder.blocks
 
 
 def beats_stages(path: pathlib.Path, pcm: np.ndarray) -> Stages:
@@ -239,5 +258,5 @@ def _package(name: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"comparing needs the package {name.split('.')[0]} ({error}): pip install 'salmonn-jax[compare]'; "
-            "openbeats with: pip install --no-deps openbeats"
+            "openbeats and openai-whisper with: pip install --no-deps"
         ) from None

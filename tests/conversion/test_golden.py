@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,6 +134,39 @@ def test_an_interrupted_conversion_is_no_model(tmp_path, monkeypatch):
         salmonn_jax.load(output)
     convert.main(arguments(output))
     salmonn_jax.load(output)
+
+
+def test_a_full_disk_leaves_nothing(directory, tmp_path):
+    """No file may grow beyond 100 kB, as if the disk ended there: one line, exit code 1, nothing half-written."""
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "from launch import cli, convert; cli.run(lambda: convert.main(sys.argv[1:]))"
+    )
+    for i, words in enumerate(
+        (
+            arguments(tmp_path / "0"),
+            ["to-torch", "salmonn", "--model", str(directory), "--output", str(tmp_path / "1")],
+            ["to-torch", "llama", "--model", str(directory), "--output", str(tmp_path / "2")],
+        )
+    ):
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        told = done.stderr.strip().splitlines()[-1]
+        assert told.startswith("error: ") and os.strerror(errno.EFBIG) in told and "Traceback" not in done.stderr
+        assert not list(tmp_path.glob(f"{i}*"))
+
+
+def test_what_a_kill_leaves_may_be_written_over(directory, tmp_path):
+    """Killed after the tokenizer was copied and before config.json: everything but config.json is there."""
+    output = tmp_path / "model"
+    shutil.copytree(directory, output)
+    (output / "config.json").rename(output / "config.json.tmp")
+    convert.main(arguments(output))
+    salmonn_jax.load(output)
+    (output / "config.json").unlink()
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something already"):
+        convert.main(arguments(output))
 
 
 def checkpoint(path: pathlib.Path) -> dict[str, tensors.Tensor]:

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from salmonn_jax.config import LoraConfig, ModelConfig, WhisperConfig
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
 from salmonn_jax.conversion import mapping, tables
 from salmonn_jax.conversion.mapping import CONV, FIRST, LINEAR, SAME, Rule, Table
@@ -15,7 +16,7 @@ from salmonn_jax.conversion.tensors import Tensor
 from salmonn_jax.conversion.to_jax import TRAINED
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
-from tests import golden
+from tests import golden, originals
 
 TABLE = Table(
     "toy",
@@ -119,3 +120,69 @@ def test_every_key_of_the_released_encoders(name, table, part):
     tensors = keys(name)
     found = mapping.match(table, own, tensors)
     assert sum(len(p.parts) for p in found.values()) + len(mapping.ignored(table, tensors)) == len(tensors)
+
+
+def without_weights(build) -> dict[str, Tensor]:
+    """The tensors of a PyTorch module of any size, of which only names and shapes are made."""
+    import torch
+
+    with torch.device("meta"):
+        state = build().state_dict()
+    return {k: Tensor(tuple(v.shape), np.dtype(np.float32), None, pathlib.Path("meta")) for k, v in state.items()}
+
+
+def every_one_is_placed(table: Table, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    shapes = {path: leaf.shape for path, leaf in parameters.structure(config).shapes.items()}
+    found = mapping.match(table, shapes, tensors)
+    assert sum(len(p.parts) for p in found.values()) + len(mapping.ignored(table, tensors)) == len(tensors)
+
+
+@pytest.mark.parametrize(("size", "model"), [("7b", MODEL_7B), ("13b", MODEL_13B)])
+def test_every_key_of_a_vicuna(size, model):
+    """Those of the manifest, which has one layer of the 7B; and those of transformers at full size."""
+    originals.require()
+    import transformers
+
+    c = model.llama
+    alone = ModelConfig(whisper=None, beats=None, qformer=None, llama=c, lora=LoraConfig(targets=()))
+    if size == "7b":
+        listed = keys("vicuna_7b_llama_hf_layer0_and_globals")
+        layers = {
+            k.replace(".0.", f".{i}.", 1): v for k, v in listed.items() if ".layers." in k for i in range(c.layers)
+        }
+        every_one_is_placed(tables.llama(tied=False), alone, listed | layers)
+    theirs = transformers.LlamaConfig(
+        vocab_size=c.vocabulary,
+        hidden_size=c.width,
+        intermediate_size=c.ffn,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+    )
+    every_one_is_placed(tables.llama(tied=False), alone, without_weights(lambda: transformers.LlamaForCausalLM(theirs)))
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "mels"),
+    [(384, 4, 6, 80), (512, 6, 8, 80), (768, 12, 12, 80), (1024, 24, 16, 80), (1280, 32, 20, 80), (1280, 32, 20, 128)],
+    ids=["tiny", "base", "small", "medium", "large-v2", "large-v3"],
+)
+def test_every_key_of_every_whisper(width, layers, heads, mels):
+    originals.require("whisper")
+    import transformers
+    from whisper.model import AudioEncoder
+
+    ours = WhisperConfig(mels=mels, width=width, layers=layers, heads=heads, ffn=4 * width)
+    alone = ModelConfig(whisper=ours, beats=None, qformer=None, llama=None)
+    theirs = transformers.WhisperConfig(
+        num_mel_bins=mels,
+        d_model=width,
+        encoder_layers=layers,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_layers=1,
+        decoder_attention_heads=heads,
+    )
+    hugging_face = without_weights(lambda: transformers.WhisperForConditionalGeneration(theirs))
+    every_one_is_placed(tables.whisper_hf("model.encoder."), alone, hugging_face)
+    openai = without_weights(lambda: AudioEncoder(mels, 1500, width, heads, layers))
+    every_one_is_placed(tables.WHISPER_OPENAI, alone, {f"encoder.{name}": value for name, value in openai.items()})

@@ -96,6 +96,14 @@ def test_whisper(changes, tmp_path):
         salmonn_jax.load(tmp_path / "model").generate(None, QUESTION)
 
 
+def test_whisper_in_openai_s_files(tmp_path):
+    originals.require("whisper")
+    golden.require()
+    source = originals.openai_whisper(tmp_path / "tiny.pt")
+    run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
+    agree(tmp_path / "model", Files(whisper=source), stages=5)
+
+
 @pytest.mark.parametrize("changes", [{}, {"conv_pos": 15, "max_distance": 100, "encoder_layers": 2}])
 def test_beats(changes, tmp_path):
     originals.require("openbeats")
@@ -103,6 +111,19 @@ def test_beats(changes, tmp_path):
     source = originals.beats(tmp_path / "beats.pt", **changes)
     run("to-jax", "beats", "--beats", source, "--output", tmp_path / "model")
     agree(tmp_path / "model", Files(beats=source), stages=4)
+
+
+def test_the_golden_salmonn(tmp_path):
+    """Which agrees with the original's own numbers (`tests/conversion/test_golden.py`): so do the packages here."""
+    originals.require("peft", "openbeats")
+    golden.require()
+    folder = golden.FOLDER
+    files = Files(
+        whisper=folder / "whisper", beats=folder / "beats.pt", llm=folder / "vicuna", checkpoint=folder / "salmonn.pth"
+    )
+    words = ["--whisper", files.whisper, "--beats", files.beats, "--llm", files.llm, "--checkpoint", files.checkpoint]
+    run("to-jax", "salmonn", *words, "--qformer-heads", 4, "--output", tmp_path / "model")
+    agree(tmp_path / "model", files, stages=19)
 
 
 SALMONNS = {
@@ -254,4 +275,4 @@ def test_real_language_model(real_weights, tmp_path):
 
 @pytest.mark.skipif(not os.environ.get("CI"), reason="only where nothing may be skipped: CI is not set")
 def test_under_ci_every_package_is_there():
-    originals.require("peft", "openbeats", "gguf", "accelerate")
+    originals.require("peft", "openbeats", "whisper", "gguf", "accelerate")

@@ -139,35 +139,6 @@ def test_beats_of_another_kind(tmp_path):
         sources.read_beats(path)
 
 
-def test_openai_whisper_gives_what_hugging_face_gives(tmp_path):
-    """The golden encoder under OpenAI's names."""
-    golden.require()
-    torch = pytest.importorskip("torch", reason="torch opens PyTorch's files")
-    from salmonn_jax.conversion import mapping
-
-    theirs = sources.read_whisper(golden.FOLDER / "whisper")
-    shapes = {p: leaf.shape for p, leaf in golden.structure().shapes.items() if p.startswith("whisper/")}
-    expected = mapping.match(theirs.table, shapes, theirs.tensors)
-    renamed = {}
-    wanted = mapping.destinations(sources.tables.WHISPER_OPENAI, shapes)
-    for name, to in wanted.items():
-        value = expected[to.path].whole() if to.layer is None else expected[to.path].whole()[to.layer]
-        renamed[name] = torch.from_numpy(np.ascontiguousarray(to.how.to_theirs(value)))
-    assert "encoder.blocks.1.mlp.2.weight" in renamed and "encoder.positional_embedding" in renamed
-    c = theirs.config
-    dims = {"n_mels": c.mels, "n_audio_ctx": 1500, "n_audio_state": 64, "n_audio_head": 4, "n_audio_layer": 2}
-    torch.save({"dims": dims, "model_state_dict": renamed}, tmp_path / "tiny.pt")
-    with pytest.raises(UserError, match="shape"):  # OpenAI's feed-forward layers are always four times as wide
-        ours = sources.read_whisper(tmp_path / "tiny.pt")
-        wide = {p: (*s[:-1], 256) if p.endswith("fc1/kernel") else s for p, s in shapes.items()}
-        mapping.match(ours.table, wide, ours.tensors)
-    ours = sources.read_whisper(tmp_path / "tiny.pt")
-    assert ours.window_seconds == 30.0 and ours.config.ffn == 256 and ours.config.heads == 4
-    found = mapping.match(ours.table, shapes, ours.tensors)
-    for path, parameter in expected.items():
-        np.testing.assert_array_equal(found[path].whole(), parameter.whole(), err_msg=path)
-
-
 def test_configuration_of_a_converted_llama_survives_json(monkeypatch):
     from salmonn_jax import config
 

@@ -1,0 +1,65 @@
+"""The rules: one for every weight of every model, and none that lays two dimensions over one axis."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from jax.sharding import PartitionSpec
+
+from salmonn_jax import sharding
+from salmonn_jax.config import LoraConfig
+from salmonn_jax.configs import get_config
+from salmonn_jax.configs.salmonn import MODEL_13B
+from salmonn_jax.models import parameters
+
+EVERYWHERE = LoraConfig(targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL_13B,
+        dataclasses.replace(MODEL_13B, lora=EVERYWHERE),
+        dataclasses.replace(MODEL_13B, beats=None, llama=dataclasses.replace(MODEL_13B.llama, tied_embeddings=True)),
+        get_config("debug").model,
+    ],
+    ids=["13B", "adapters everywhere", "tied, no BEATs", "debug"],
+)
+def test_every_parameter_has_one_rule(model):
+    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})
+    for path, leaf in parameters.structure(model).shapes.items():
+        sharding.frozen_spec(path, leaf.shape, mesh)
+
+
+def test_what_is_cut_is_most_of_a_big_model():
+    """On fsdp=2 x tensor=4 a device holds little more than an eighth of the 13B's bytes."""
+    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})
+    total = held = 0
+    for path, leaf in parameters.structure(MODEL_13B).shapes.items():
+        spec = sharding.frozen_spec(path, leaf.shape, mesh)
+        parts = [mesh.shape[axis] for axis in spec if axis]
+        total += leaf.size
+        held += leaf.size // (parts[0] if parts else 1) // (parts[1] if len(parts) > 1 else 1)
+    assert held < total / 8 * 1.25
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})
+    assert sharding.frozen_spec("llama/embedding", (642, 64), mesh) == PartitionSpec(None, "fsdp")
+    assert sharding.frozen_spec("llama/embedding", (640, 64), mesh) == PartitionSpec("tensor", "fsdp")
+    one = sharding.make_mesh({})
+    assert one.shape["fsdp"] == 1 and one.shape["tensor"] == 1
+
+
+def test_a_fault_of_the_table_is_told(monkeypatch):
+    mesh = sharding.make_mesh({})
+    with pytest.raises(ValueError, match="0 sharding rules for llama/other"):
+        sharding.frozen_spec("llama/other", (2, 2), mesh)
+    monkeypatch.setattr(
+        sharding, "FROZEN_RULES", (("x", PartitionSpec("fsdp", "fsdp")), ("y|x/y", PartitionSpec("fsdp")))
+    )
+    with pytest.raises(ValueError, match="does not fit its shape"):
+        sharding.frozen_spec("x", (2, 2), mesh)
+    with pytest.raises(ValueError, match="does not fit its shape"):
+        sharding.frozen_spec("y", (2, 2), mesh)
