@@ -21,7 +21,7 @@ from salmonn_jax.errors import disk_errors
 from salmonn_jax.models.parameters import Params
 from salmonn_jax.sharding import HERE
 
-_CHUNK_BYTES = 32 << 20  # on disk: what a device that holds a part of a tensor reads at a time
+_CHUNK_BYTES = 4 << 20  # on disk: what a device that holds a part of a tensor reads at a time
 
 
 class Stored:
@@ -89,8 +89,14 @@ def load(
     """
     with ocp.StandardCheckpointer() as checkpointer:
         saved = flat(dict(checkpointer.metadata(path.resolve()).item_metadata))
-        target = {name: place(name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in saved.items()}
-        return flat(checkpointer.restore(path.resolve(), nested(target)))
+    target = {name: place(name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in saved.items()}
+    # What is read at a time, beside what is there already: by default Orbax would read all at once.
+    parts = (math.prod(x.sharding.shard_shape(x.shape)) * saved[name].dtype.itemsize for name, x in target.items())
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + max(parts, default=0) // 2**30)
+    tree = nested(target)
+    arguments = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+    with ocp.Checkpointer(handler) as checkpointer:
+        return flat(checkpointer.restore(path.resolve(), args=arguments))
 
 
 def stored(path: pathlib.Path) -> dict[str, Stored]:
