@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
 import absl.logging
 
 from salmonn_jax.errors import UserError
+
+BEGAN = time.monotonic()  # for the time to the first step
+
+
+def start_jax() -> None:
+    """What every entry point does before it computes: joins the other hosts, and keeps what is compiled.
+
+    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR (a bucket will do), by default `.cache/xla`, so that the
+    second start of a job does not compile again.
+    """
+    import jax
+
+    from salmonn_jax import distributed
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/xla"))
+    distributed.initialize()
 
 
 def run(main: Callable[[], None]) -> None:

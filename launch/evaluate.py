@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="clips at a time (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=48, help="longest answer (default: %(default)s)")
     arguments = vars(parser.parse_args())
+    cli.start_jax()
     evaluate(**arguments)
 
 
@@ -42,9 +43,15 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 48,
 ) -> None:
-    """Predicts what is not predicted yet, scores everything, and writes the report."""
+    """Predicts what is not predicted yet, scores everything, and writes the report.
+
+    Several processes share the questions, each on devices of its own; the first one scores.
+    """
+    import jax
+
     import salmonn_jax
     from data_pipelines import corpora
+    from salmonn_jax import distributed
     from salmonn_jax.evaluation import predictions, report, run, tasks
 
     opened = corpora.open_corpus(corpus, cache)
@@ -52,7 +59,8 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     keys: set[str] = set()
     clips = {}
-    with predictions.PredictionLog(output / "predictions.jsonl") as log:
+    mine = predictions.file_of(output, jax.process_index())
+    with predictions.PredictionLog(mine, [p for p in predictions.files(output) if p != mine]) as log:
         for split in splits:
             examples = [e for source in opened.heard(split) for e in opened.read(source, split)]
             clips |= {example.id: example.audio for example in examples}
@@ -65,8 +73,13 @@ def evaluate(
                     hearing=hearing,
                     batch_size=batch_size,
                     max_new_tokens=max_new_tokens,
+                    share=(jax.process_index(), jax.process_count()),
                 )
-    made = [p for p in predictions.read(output / "predictions.jsonl") if p.key in keys]
+    distributed.barrier("all predictions are made", 3600)
+    if not distributed.is_main():
+        return
+    found = {p.key: p for file in predictions.files(output) for p in predictions.read(file)}
+    made = [p for key, p in found.items() if key in keys]
     rows = tasks.score(made)
     (output / "scores.json").write_text(tasks.to_json(rows))
     title = f"What {model.name} hears"

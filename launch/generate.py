@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio files of any format and sampling rate")
     arguments = parser.parse_args()
 
+    cli.start_jax()
     import salmonn_jax
     from salmonn_jax.audio_files import load_audio
     from salmonn_jax.config import SAMPLE_RATE

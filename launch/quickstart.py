@@ -24,6 +24,7 @@ def main() -> None:
     )
     output = parser.parse_args().output
 
+    cli.start_jax()
     from data_pipelines import minicorpus
     from launch.evaluate import evaluate
     from launch.train import train

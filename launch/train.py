@@ -26,8 +26,16 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="changes to the configuration, such as steps=100"
     )
+    parser.add_argument(
+        "--watchdog-minutes",
+        type=float,
+        default=30.0,
+        help="end with every thread's stack if no step ends for so long (default: %(default)g)",
+    )
     arguments = parser.parse_intermixed_args()
-    train(resolve(arguments.config, arguments.overrides), arguments.output, arguments.model)
+    cli.start_jax()
+    config = resolve(arguments.config, arguments.overrides)
+    train(config, arguments.output, arguments.model, watchdog_minutes=arguments.watchdog_minutes)
 
 
 def resolve(name: str, overrides: list[str]):
@@ -45,19 +53,19 @@ def resolve(name: str, overrides: list[str]):
     return config
 
 
-def train(config: Any, output: pathlib.Path, model: pathlib.Path | None) -> None:
+def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watchdog_minutes: float = 30.0) -> None:
     """Prepares a run directory, or takes up the one that is there, and trains to the end."""
     import jax
 
     from data_pipelines import corpora
     from data_pipelines.mixture import training_stream
-    from salmonn_jax import sharding
+    from salmonn_jax import distributed, sharding
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
     from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
     from salmonn_jax.training.loop import train as loop
     from salmonn_jax.training.step import initial_state
-    from salmonn_jax.training.telemetry import Telemetry
+    from salmonn_jax.training.telemetry import open_telemetry
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.data.rows, config.data.clips, mesh)
@@ -74,19 +82,21 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None) -> None
     start = data.get_state()
     next(data)  # what does not fit is told before anything is written
     data.set_state(start)
-    run = run_directory.open_run(config, output, model, tokenizer=corpus.tokenizer)
+    if jax.process_count() > 1:
+        distributed.preflight(output)
+    run = run_directory.open_run(config, output, model, tokenizer=corpus.tokenizer, mesh=mesh)
     everywhere = sharding.replicated(mesh)
-    trainable = jax.device_put(run.trainable, everywhere)
-    frozen = jax.device_put(run.frozen, everywhere)
-    state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(trainable)
+    state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(run.trainable)
     checkpoints = Checkpoints(output, keep=config.keep)
     if checkpoints.latest() is not None:
         state = checkpoints.restore(abstract_like(state), data)
         print(f"{output}: going on from step {checkpoints.latest()} of {config.steps}", file=sys.stderr)
-    telemetry = Telemetry(output, name=config.name, start=int(state.step), steps=config.steps)
+    telemetry = open_telemetry(output, name=config.name, start=int(state.step), steps=config.steps, began=cli.BEGAN)
+    watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
     try:
-        loop(config, run.structure, frozen, state, data, mesh, checkpoints, telemetry)
+        loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, telemetry, watchdog)
     finally:
+        watchdog.stop()
         telemetry.close()
 
 

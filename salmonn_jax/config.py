@@ -231,6 +231,13 @@ class RunConfig:
     ctc_weight: float = 0.0  # of the CTC loss on audio tokens; for training from random weights
     ctc_blank: int = 0  # the token that stands for "no word here"
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)  # sizes by axis; default: all devices on `data`
+    remat: str = (
+        "none"  # what of the language model's layers is computed again in the backward pass; see `models.common`
+    )
+
+
+# What may change when a run goes on: where and how it is computed, not what.
+OPERATIONAL = ("mesh", "remat", "save_every", "keep")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

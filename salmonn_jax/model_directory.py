@@ -20,10 +20,13 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from salmonn_jax import config as configuration
-from salmonn_jax import weights
+from salmonn_jax import distributed, weights
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
@@ -66,9 +69,9 @@ def load_model(directory: pathlib.Path, placement: Placement = HERE) -> LoadedMo
     base = base_of(directory, description)
     structure = parameters.structure(config)
     tokenizer = None if config.llama is None else load_tokenizer(directory)
-    params = weights.load(base.path, placement.frozen)
+    params = weights.load(base.path, placement)
     delta_path = latest_delta(directory)
-    delta = {} if delta_path is None else weights.load(delta_path, placement.trained)
+    delta = {} if delta_path is None else weights.load(delta_path, _all_trained(placement))
     shapes = structure.shapes
     found = {path: value.shape for path, value in (params | delta).items()}
     wrong = sorted(set(shapes) ^ set(found)) or [p for p in found if shapes[p].shape != found[p]]
@@ -78,6 +81,11 @@ def load_model(directory: pathlib.Path, placement: Placement = HERE) -> LoadedMo
         )
     fingerprint = base.fingerprint if delta_path is None else _combine(base.fingerprint, weights.fingerprint(delta))
     return LoadedModel(config, structure, params | delta, tokenizer, base, frozenset(delta), fingerprint)
+
+
+def _all_trained(placement: Placement) -> Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
+    """Places of a delta: all of it was trained."""
+    return lambda path, leaf: dataclasses.replace(placement, trained=frozenset([path]))(path, leaf)
 
 
 def read_description(directory: pathlib.Path) -> dict[str, Any]:
@@ -135,7 +143,13 @@ def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> None:
 def write_description(
     directory: pathlib.Path, model: ModelConfig, base: Base, tokenizer: pathlib.Path | None, **more: Any
 ) -> None:
-    """Writes `config.json` (last, so that a directory without one is unfinished) and copies the tokenizer files."""
+    """Writes `config.json` (last, so that a directory without one is unfinished) and copies the tokenizer files.
+
+    One process writes; all go on when it is there.
+    """
+    if not distributed.is_main():
+        distributed.barrier("config.json is written")
+        return
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         copy_tokenizer(tokenizer, directory)
@@ -150,6 +164,7 @@ def write_description(
     temporary = directory / "config.json.tmp"
     temporary.write_text(json.dumps(description, indent=1) + "\n")
     os.replace(temporary, directory / "config.json")
+    distributed.barrier("config.json is written")
 
 
 def save_base(directory: pathlib.Path, params: Params) -> Base:
@@ -158,9 +173,21 @@ def save_base(directory: pathlib.Path, params: Params) -> Base:
     return finish_base(path, weights.save(path, params))
 
 
+def merge_base(directory: pathlib.Path, base: Base, delta: pathlib.Path) -> Base:
+    """Writes `directory/base` of a base and a delta laid over it, as they are on disk. Every process calls it."""
+    path = (directory / "base").resolve()
+    if distributed.is_main():
+        directory.mkdir(parents=True, exist_ok=True)
+        merged = weights.stored(base.path) | weights.stored(delta)
+        finish_base(path, weights.save_streamed(path, merged))
+    distributed.barrier("a base is merged", 3600)
+    return Base(path, path.with_name(FINGERPRINT).read_text().strip())
+
+
 def finish_base(path: pathlib.Path, fingerprint: str) -> Base:
     """Writes the fingerprint of weights beside them: to check it there, 26 GB need not be read."""
-    path.with_name(FINGERPRINT).write_text(fingerprint + "\n")
+    if distributed.is_main():
+        path.with_name(FINGERPRINT).write_text(fingerprint + "\n")
     return Base(path, fingerprint)
 
 

@@ -13,7 +13,9 @@ import re
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from salmonn_jax.errors import UserError, unknown_name
@@ -56,7 +58,22 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
             "change the sizes of `mesh` in the configuration"
         )
     # Axis types are passed explicitly: the default differs between jax.make_mesh and Mesh, and between versions.
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arrange(shape: list[int], devices: list[jax.Device]) -> np.ndarray:
+    """Devices so that neighbours on an axis are neighbours in the slice; only `data` goes over the network between."""
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise UserError(
+            f"{slices} slices are joined by the axis data, whose size {shape[0]} they do not divide; "
+            f"make mesh.fsdp times mesh.tensor divide the {len(devices) // slices} devices of one slice"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def frozen_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
@@ -77,30 +94,27 @@ def frozen_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where parameters go as they are read, and how the frozen ones are kept there.
+    """Where parameters go as they are read or made, and in which dtype.
 
     Attributes:
       mesh: each device gets its part; None: all is on the first device of this host.
       frozen_dtype: of frozen weights; None keeps the one they have.
+      trained: paths of what is trained: float32, and the same everywhere.
     """
 
     mesh: Mesh | None = None
     frozen_dtype: str | None = None
+    trained: frozenset[str] = frozenset()
 
-    def frozen(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """Shape, dtype and sharding of a frozen weight."""
-        spec = None if self.mesh is None else frozen_spec(path, leaf.shape, self.mesh)
-        return jax.ShapeDtypeStruct(leaf.shape, self.frozen_dtype or leaf.dtype, sharding=self._on(spec))
-
-    def trained(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """Shape, dtype and sharding of a trained one: as it is, the same everywhere."""
-        del path
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._on(PartitionSpec()))
-
-    def _on(self, spec: PartitionSpec | None) -> jax.sharding.Sharding:
-        if self.mesh is None:
-            return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return NamedSharding(self.mesh, spec)
+    def __call__(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """Shape, dtype and sharding of the parameter `path`, of which `leaf` says what it is."""
+        if path in self.trained:
+            dtype, spec = jnp.float32, PartitionSpec()
+        else:
+            dtype = self.frozen_dtype or leaf.dtype
+            spec = PartitionSpec() if self.mesh is None else frozen_spec(path, leaf.shape, self.mesh)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if self.mesh is None else None
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=here or NamedSharding(self.mesh, spec))
 
 
 HERE = Placement()  # all on the first device of this host, as it is on disk

@@ -30,10 +30,16 @@ class Stored:
     def __init__(self, store: tensorstore.TensorStore):
         self._store = store
         self.shape, self.dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
+        self.stacked = len(self.shape) > 2
 
     def read(self, layer: int | None = None) -> np.ndarray:
         """One place on the leading axis, or all of it."""
         return (self._store if layer is None else self._store[layer]).read().result()
+
+    def pieces(self) -> Iterator[tuple[int | None, np.ndarray]]:
+        """As `Streamed` asks."""
+        for layer in range(self.shape[0]) if self.stacked else (None,):
+            yield layer, self.read(layer)
 
 
 class Streamed(Protocol):
@@ -51,16 +57,19 @@ class Streamed(Protocol):
 
 
 def save(path: pathlib.Path, params: Params) -> str:
-    """Writes parameters, atomically: `path` appears when all is written. Returns their fingerprint."""
+    """Writes parameters, each host its part; atomically: `path` appears when all is written.
+
+    Returns their fingerprint, which is computed from what was written.
+    """
     with disk_errors(path), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), nested(params), force=True)
-    return fingerprint(params)
+    return fingerprint_of(path)
 
 
 def save_streamed(
     path: pathlib.Path, params: Mapping[str, Streamed], written: Callable[[int], object] = lambda count: None
 ) -> str:
-    """As `save`, holding no more than one piece of one parameter at a time.
+    """As `save`, holding no more than one piece of one parameter at a time. One process calls it, and no other waits.
 
     Args:
       path: of the checkpoint.
@@ -71,15 +80,16 @@ def save_streamed(
     registry = ocp.type_handlers.create_type_handler_registry((_Leaf, writer))
     tree = nested({name: _Leaf(name, value) for name, value in params.items()})
     arguments = ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_save_args, tree, is_leaf=_is_leaf))
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with disk_errors(path), ocp.Checkpointer(handler) as checkpointer:
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="streamed"
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, multiprocessing_options=alone)
+    with disk_errors(path), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(path.resolve(), args=arguments, force=True)
     return _combined(writer.digests)
 
 
-def load(
-    path: pathlib.Path, place: Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct] = HERE.frozen
-) -> Params:
+def load(path: pathlib.Path, place: Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct] = HERE) -> Params:
     """Reads parameters that `save`, `save_streamed` or a checkpoint wrote.
 
     Args:
@@ -125,6 +135,17 @@ def fingerprint(params: Params) -> str:
         digest = _header(path, value.shape, value.dtype)
         digest.update(_bytes(value))
         digests[path] = digest.hexdigest()
+    return _combined(digests)
+
+
+def fingerprint_of(path: pathlib.Path) -> str:
+    """The fingerprint of parameters on disk, of which little is in memory at a time."""
+    digests = {}
+    for name, value in stored(path).items():
+        digest = _header(name, value.shape, value.dtype)
+        for _, piece in value.pieces():
+            digest.update(_bytes(piece))
+        digests[name] = digest.hexdigest()
     return _combined(digests)
 
 

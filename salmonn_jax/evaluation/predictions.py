@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Literal, Self, get_args
 
@@ -107,11 +107,15 @@ class PredictionLog:
     Opening it creates a missing file. A last line that a kill cut short is dropped from the file; its clip is then not
     among `done()` and gets answered again.
 
+    Args:
+      path: the file.
+      others: files of other processes, whose predictions are done too.
+
     Raises:
       UserError: a finished line that is not a prediction, or a prediction that is there twice.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], others: Iterable[pathlib.Path] = ()) -> None:
         self.path = pathlib.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+b")
@@ -120,12 +124,13 @@ class PredictionLog:
             finished = _finished(self._file.read())
             self._done = {prediction.key for prediction in _parse(self.path, finished)}
             self._file.truncate(len(finished))
+            self._done |= {prediction.key for other in others for prediction in read(other)}
         except BaseException:
             self._file.close()
             raise
 
     def done(self) -> set[str]:
-        """The keys of the predictions in the file."""
+        """The keys of the predictions in the file and the others."""
         return set(self._done)
 
     def append(self, prediction: Prediction) -> None:
@@ -161,6 +166,16 @@ def read(path: str | os.PathLike[str]) -> list[Prediction]:
     if not path.is_file():
         raise UserError(f"there is no prediction file {path}; run the evaluation first")
     return list(_parse(path, _finished(path.read_bytes())))
+
+
+def files(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The prediction files in a directory, one for each process that made some."""
+    return sorted(directory.glob("predictions*.jsonl"))
+
+
+def file_of(directory: pathlib.Path, process: int) -> pathlib.Path:
+    """The file into which a process writes."""
+    return directory / (f"predictions-{process}.jsonl" if process else "predictions.jsonl")
 
 
 def _finished(content: bytes) -> bytes:

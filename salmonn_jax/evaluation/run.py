@@ -33,17 +33,20 @@ def predict(
     hearing: str,
     batch_size: int,
     max_new_tokens: int,
+    share: tuple[int, int] = (0, 1),
 ) -> set[str]:
     """Answers the examples the log does not hold yet, and returns the keys of all of them.
 
     Args:
+      share: (which, of how many) processes this is; each answers its own examples.
       hearing: "audio", or "silence" to answer each question with a silent clip of the same length: what can be
         scored without hearing.
       batch_size: questions at a time; the last batch is filled up, so that one shape is compiled.
     """
     decode = {"method": "greedy", "max_new_tokens": max_new_tokens}
     done, keys, open_questions = log.done(), set(), []
-    for example in examples:
+    which, of = share
+    for number, example in enumerate(examples):
         question = {
             "id": example.id,
             "task": example.task,
@@ -55,7 +58,7 @@ def predict(
         }
         key = prediction_key(**question, audio=example.audio, decode=decode, weights=model.fingerprint)
         keys.add(key)
-        if key not in done:
+        if number % of == which and key not in done:
             open_questions.append((example, {"key": key, **question}))
     progress = tqdm(total=len(open_questions), desc=f"{split}, {hearing}", unit="clip", disable=not open_questions)
     for part in _batches(open_questions, batch_size):

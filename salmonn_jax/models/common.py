@@ -103,6 +103,14 @@ def stack_layers(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.
     return nnx.vmap(build)(rngs.fork(split=count))
 
 
+# What a layer keeps of its forward pass for the backward pass; the rest is computed again there. By name, with memory
+# falling and work rising from first to last.
+REMAT: dict[str, Callable | None] = {
+    "none": None,  # keeps everything
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keeps what the weights were multiplied with
+    "full": jax.checkpoint_policies.nothing_saveable,  # keeps a layer's input alone
+}
+
 _recording: contextvars.ContextVar[dict[str, Array] | None] = contextvars.ContextVar("recording", default=None)
 
 
@@ -120,12 +128,15 @@ def record_layers() -> Iterator[dict[str, Array]]:
         _recording.reset(token)
 
 
-def scan_layers(name: str, body: Callable, carry: Array, layers: nnx.Module, *xs) -> tuple:
+def scan_layers(name: str, body: Callable, carry: Array, layers: nnx.Module, *xs, remat: str = "none") -> tuple:
     """Runs `carry, y = body(carry, layer, *x)` through stacked layers, compiled once for all of them.
 
-    `name` stands in profiles and in what `record_layers` keeps.
+    `name` stands in profiles and in what `record_layers` keeps; `remat` is a name in `REMAT`.
     """
     record = _recording.get()
+    if REMAT[remat] is not None:
+        # Within a scan nothing can be merged with what is computed again, so no barrier against that is needed.
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
 
     def step(carry, inputs):
         after, y = body(carry, *inputs)

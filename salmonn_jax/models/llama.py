@@ -112,6 +112,7 @@ class Llama(nnx.Module):
         lora_scale: Array | float | None,
         cache: KVCache | None = None,
         key: Array | None = None,
+        remat: str = "none",
     ) -> tuple[Array, KVCache | None]:
         """Runs the layers and the final norm.
 
@@ -122,6 +123,7 @@ class Llama(nnx.Module):
           lora_scale: multiplies every adapter; None leaves the adapters out.
           cache: keys and values are written at its `length`, and attended to under `mask`.
           key: for LoRA dropout, in training.
+          remat: what the backward pass computes again, by its name in `salmonn_jax.models.common.REMAT`.
 
         Returns:
           float[R,S,D] hidden states, and the cache with S more slots written (None without one).
@@ -135,7 +137,7 @@ class Llama(nnx.Module):
             x, written = layer(x, rotation, mask, lora_scale, past, start, key)
             return x, None if past is None else written
 
-        x, written = scan_layers("llama", body, x, self.layers, past, keys)
+        x, written = scan_layers("llama", body, x, self.layers, past, keys, remat=remat)
         cache = None if cache is None else KVCache(*written, cache.length + x.shape[1])
         return self.norm(x), cache
 

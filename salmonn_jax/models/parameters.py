@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -63,10 +62,3 @@ def trainable_paths(paths: Iterable[str], patterns: Iterable[str]) -> set[str]:
             raise UserError(f"trainable pattern {pattern!r} matches no parameter of the model; see RunConfig.trainable")
         chosen |= found
     return chosen
-
-
-def split(params: Params, trainable: set[str], frozen_dtype: str) -> tuple[Params, Params]:
-    """Splits parameters into what is trained (float32) and what is frozen (in `frozen_dtype`)."""
-    train = {path: x.astype(jnp.float32) for path, x in params.items() if path in trainable}
-    frozen = {path: x.astype(frozen_dtype) for path, x in params.items() if path not in trainable}
-    return train, frozen

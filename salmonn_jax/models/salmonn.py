@@ -113,6 +113,7 @@ class Salmonn(nnx.Module):
         padded: Array | None = None,
         shards: int = 1,
         key: Array | None = None,
+        remat: str = "none",
     ) -> tuple[Array, Array]:
         """Teacher-forced forward pass of a batch.
 
@@ -122,7 +123,8 @@ class Salmonn(nnx.Module):
         on_qformer, on_llama = split_key(key, 2)
         audio_tokens = self.encode_audio(batch.pcm, batch.pcm_length, padded, on_qformer)
         x = self.splice(batch.tokens, batch.audio_slot, audio_tokens, shards)
-        hidden, _ = self.llama(x, batch.positions, causal_mask(batch.segments), lora_scale=lora_scale, key=on_llama)
+        mask = causal_mask(batch.segments)
+        hidden, _ = self.llama(x, batch.positions, mask, lora_scale=lora_scale, key=on_llama, remat=remat)
         return self.llama.logits(hidden), audio_tokens
 
 

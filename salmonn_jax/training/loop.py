@@ -11,6 +11,7 @@ import numpy as np
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import SAMPLE_RATE, RunConfig
+from salmonn_jax.distributed import Watchdog
 from salmonn_jax.models.parameters import Params, Structure
 from salmonn_jax.training.checkpoint import Checkpoints
 from salmonn_jax.training.step import TrainState, make_train_step
@@ -30,6 +31,7 @@ def train(
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
     telemetry: Telemetry,
+    watchdog: Watchdog,
 ) -> TrainState:
     """Trains from `state` to the last step and saves what it reaches.
 
@@ -52,6 +54,7 @@ def train(
                 state, metrics = step_function(state, frozen, batch)
             if pending:
                 _log(telemetry, *pending)
+                watchdog.alive()
             pending = step + 1, metrics, local
         if pending:
             _log(telemetry, *pending)

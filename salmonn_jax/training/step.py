@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import RunConfig
-from salmonn_jax.models.parameters import Params, Structure
+from salmonn_jax.models.parameters import Params, Structure, trainable_paths
 from salmonn_jax.models.salmonn import answer_losses
 from salmonn_jax.training.optim import learning_rate, make_optimizer
 
@@ -49,7 +49,7 @@ def batch_loss(
       answer tokens) and, where configured, `ctc`.
     """
     model = structure.merge(trainable, frozen)
-    logits, audio_tokens = model(batch, lora_scale=config.model.lora.scale, shards=shards, key=key)
+    logits, audio_tokens = model(batch, lora_scale=config.model.lora.scale, shards=shards, key=key, remat=config.remat)
     losses, counted = answer_losses(logits, batch, config.model.pad_classes)
     total = jnp.maximum(counted.sum(), 1)
     right = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & counted
@@ -83,7 +83,7 @@ def ctc_loss(embedding: Array, audio_tokens: Array, transcript: Array, blank: in
 
 
 def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Callable:
-    """Compiles `(state, frozen, batch) -> (state, metrics)`; `state` is donated.
+    """Compiles `(state, frozen, batch) -> (state, metrics)`; `state` is donated, frozen weights lie as their rules say.
 
     Metrics are float32 scalars: those of `batch_loss`, `gradient_norm` and `learning_rate`.
     """
@@ -91,6 +91,9 @@ def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Call
     schedule = learning_rate(config.optimizer, config.steps)
     shards = sharding.batch_shards(mesh)
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    chosen = trainable_paths(structure.shapes, config.trainable)
+    placement = sharding.Placement(mesh)
+    parts = {p: placement(p, leaf).sharding for p, leaf in structure.shapes.items() if p not in chosen}
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -107,7 +110,7 @@ def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Call
 
     return jax.jit(
         train_step,
-        in_shardings=(everywhere, everywhere, split),
+        in_shardings=(everywhere, parts, split),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )

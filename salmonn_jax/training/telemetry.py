@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 import jax
 import tensorboardX
 from tqdm import tqdm
 
+from salmonn_jax import distributed
 
-class Telemetry:
+
+class Telemetry(Protocol):
+    """What the training loop tells."""
+
+    def log(self, step: int, metrics: Mapping[str, jax.Array | float], *, examples: int, audio_seconds: float) -> None:
+        """Records step number `step` (counted from 1), which read so many examples and seconds of audio."""
+
+    def close(self) -> None: ...
+
+
+def open_telemetry(run: pathlib.Path, *, name: str, start: int, steps: int, began: float) -> Telemetry:
+    """That of a run that goes on from step `start`: one process writes. `began` is when the program did."""
+    return Written(run, name=name, start=start, steps=steps, began=began) if distributed.is_main() else Silent()
+
+
+class Silent:
+    """Of the processes that leave the writing to another."""
+
+    def log(self, step: int, metrics: Mapping[str, jax.Array | float], *, examples: int, audio_seconds: float) -> None:
+        del step, metrics, examples, audio_seconds
+
+    def close(self) -> None:
+        pass
+
+
+class Written:
     """Writes metrics of finished steps to `metrics.jsonl` and `tensorboard/`, and shows progress.
 
     A run that goes on from a checkpoint first drops the lines of steps that will be done again, so that every step
     stands in the file once.
     """
 
-    def __init__(self, run: pathlib.Path, *, name: str, start: int, steps: int):
+    def __init__(self, run: pathlib.Path, *, name: str, start: int, steps: int, began: float):
         self._path = run / "metrics.jsonl"
         kept = [line for line in self._lines() if json.loads(line)["step"] <= start]
         self._path.write_text("".join(line + "\n" for line in kept))
@@ -27,10 +55,13 @@ class Telemetry:
         self._board = tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0)
         self._clock = time.monotonic()
+        self._began: float | None = began
 
     def log(self, step: int, metrics: Mapping[str, jax.Array | float], *, examples: int, audio_seconds: float) -> None:
-        """Records step number `step` (counted from 1), which read so many examples and seconds of audio."""
         now = time.monotonic()
+        if self._began is not None:
+            self._bar.write(f"the first step ended {now - self._began:.1f} s after the start", file=sys.stderr)
+            self._began = None
         seconds, self._clock = now - self._clock, now
         values = {key: float(value) for key, value in metrics.items()}
         values |= {"examples_per_second": examples / seconds, "audio_seconds_per_second": audio_seconds / seconds}

@@ -42,14 +42,18 @@ def batches(tmp_path_factory):
     return [next(stream) for _ in range(2)]
 
 
+def split(params, chosen):
+    return {p: x for p, x in params.items() if p in chosen}, {p: x for p, x in params.items() if p not in chosen}
+
+
 def take_steps(config: RunConfig, mesh, batches):
     structure = parameters.structure(config.model)
     params = parameters.initialize(config.model, config.seed)
     chosen = parameters.trainable_paths(params, config.trainable)
-    trainable, frozen = parameters.split(params, chosen, config.model.frozen_dtype)
-    everywhere = sharding.replicated(mesh)
-    state = jax.device_put(initial_state(config, trainable), everywhere)
-    frozen = jax.device_put(frozen, everywhere)
+    trainable, frozen = split(params, chosen)
+    state = jax.device_put(initial_state(config, trainable), sharding.replicated(mesh))
+    placement = sharding.Placement(mesh)
+    frozen = {path: jax.device_put(x, placement(path, x).sharding) for path, x in frozen.items()}
     step, metrics = make_train_step(config, structure, mesh), []
     for batch in batches:
         state, values = step(state, frozen, jax.device_put(batch, sharding.batch_sharding(mesh)))
@@ -57,17 +61,31 @@ def take_steps(config: RunConfig, mesh, batches):
     return params, state, metrics
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "sizes", [{"data": 8}, {"data": 2}, {"fsdp": 8}, {"tensor": 4, "data": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
+)
 def test_sharded_equals_unsharded(batches, sizes):
     """Dropout included: its keys do not depend on the mesh."""
     _, alone, expected = take_steps(CONFIG, sharding.make_mesh({}, jax.devices()[:1]), batches)
-    _, split, metrics = take_steps(CONFIG, sharding.make_mesh(sizes), batches)
+    devices = jax.devices()[: math.prod(sizes.values())]
+    _, spread, metrics = take_steps(CONFIG, sharding.make_mesh(sizes, devices), batches)
     for ours, theirs in zip(metrics, expected, strict=True):
         for name in theirs:
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
     for path in set(alone.trainable) - UNUSED:
         value = alone.trainable[path]
-        np.testing.assert_allclose(split.trainable[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(spread.trainable[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_is_computed_again_is_the_same(batches, remat):
+    one = sharding.make_mesh({}, jax.devices()[:1])
+    _, state, expected = take_steps(CONFIG, one, batches[:1])
+    _, again, metrics = take_steps(dataclasses.replace(CONFIG, remat=remat), one, batches[:1])
+    np.testing.assert_allclose(metrics[0]["loss"], expected[0]["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics[0]["gradient_norm"], expected[0]["gradient_norm"], rtol=1e-5)
+    for path in set(state.trainable) - UNUSED:
+        np.testing.assert_allclose(again.trainable[path], state.trainable[path], rtol=1e-4, atol=1e-6, err_msg=path)
 
 
 def test_only_what_is_trainable_changes_and_has_optimizer_state(batches):
@@ -119,7 +137,7 @@ def test_frozen_weights_get_no_gradient_work(batches):
         mesh = sharding.make_mesh({}, jax.devices()[:1])
         params = parameters.initialize(config.model, 0)
         chosen = parameters.trainable_paths(params, config.trainable)
-        trainable, frozen = parameters.split(params, chosen, "float32")
+        trainable, frozen = split(params, chosen)
         step = make_train_step(config, parameters.structure(config.model), mesh)
         return step.lower(initial_state(config, trainable), frozen, batches[0]).compile().cost_analysis()["flops"]
 
