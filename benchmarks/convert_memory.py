@@ -37,16 +37,18 @@ def main() -> None:
     parser.add_argument("--beats", metavar="FILE")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        llm, model, back, whole = (pathlib.Path(folder) / name for name in ("llm", "model", "back", "whole"))
+        llm, model, back, whole, again = (pathlib.Path(folder) / name for name in "abcde")
         print(f"a LLaMA of {make_llama(llm, arguments.gigabytes):.2f} GB, above the interpreter's start:")
         measure("to-jax", "llama", "--llm", llm, "--output", model)
         measure("to-torch", "llama", "--model", model, "--output", back)
         if arguments.whisper and arguments.beats:
             encoders = ["--whisper", arguments.whisper, "--beats", arguments.beats]
             measure("to-jax", "salmonn", *encoders, "--llm", llm, "--output", whole)
+        to_bin(llm)
+        measure("to-jax", "llama", "--llm", llm, "--output", again, note="from .bin files")
 
 
-def measure(*words: object) -> None:
+def measure(*words: object, note: str = "") -> None:
     """Runs a conversion and prints its peak."""
     began = time.monotonic()
     command = [sys.executable, "-c", _CHILD, *map(str, words)]
@@ -54,7 +56,22 @@ def measure(*words: object) -> None:
     if done.returncode:
         sys.exit(done.stderr)
     peak = float(done.stdout.split("peak ")[1])
-    print(f"{' '.join(map(str, words[:2])):16} {peak:.2f} GB, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{' '.join(map(str, words[:2])):16} {peak:.2f} GB, {time.monotonic() - began:.0f} s {note}", flush=True)
+
+
+def to_bin(directory: pathlib.Path) -> None:
+    """Rewrites the shards as torch files, as Vicuna comes."""
+    import torch
+    from safetensors.torch import load_file
+
+    index = directory / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    for shard in set(places.values()):
+        torch.save(load_file(directory / shard), (directory / shard).with_suffix(".bin"))
+        (directory / shard).unlink()
+    places = {name: str(pathlib.Path(shard).with_suffix(".bin")) for name, shard in places.items()}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    index.unlink()
 
 
 def make_llama(directory: pathlib.Path, gigabytes: float) -> float:

@@ -67,6 +67,7 @@ class Model:
         if num_beams != 1:
             raise UserError(f"num_beams={num_beams}: there is no beam search yet, only num_beams=1")
         rows = self._rows(audio, prompt)
+        self._check_context(rows, max_new_tokens)
         width = -(-max(len(row.tokens) for row in rows) // BUCKET) * BUCKET
         batch = self._collate(rows, width)
         length = np.array([row.prompt for row in rows], np.int32)
@@ -105,8 +106,9 @@ class Model:
         if len(answers) != len(questions):
             raise UserError(f"{len(answers)} answers for {len(questions)} clips; give one each")
         for row, text in zip(questions, answers, strict=True):
-            ids = encode_answer(self.tokenizer, text, limit=self.config.llama.context)
+            ids = encode_answer(self.tokenizer, text)
             rows.append(row._replace(tokens=row.tokens + ids, slots=row.slots + [TEXT] * len(ids)))
+        self._check_context(rows, 0)
         width = max(len(row.tokens) for row in rows)
         losses = np.asarray(self._losses(self.module, self._collate(rows, width)))
         scores = [-losses[i, row.prompt - 1 : len(row.tokens) - 1] for i, row in enumerate(rows)]
@@ -136,6 +138,13 @@ class Model:
             )
             rows.append(Row(laid.tokens, laid.slots, len(laid.tokens), None if clip is None else load_audio(clip)))
         return rows
+
+    def _check_context(self, rows: Sequence[Row], more: int) -> None:
+        longest, context = max(len(row.tokens) for row in rows), self.config.llama.context
+        if longest + more > context:
+            raise UserError(
+                f"{longest} tokens and {more} to be generated are more than the {context} the language model can see"
+            )
 
     def _need_ears(self) -> None:
         if self.config.qformer is None:

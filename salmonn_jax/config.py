@@ -82,11 +82,11 @@ class QFormerConfig:
 
     @property
     def window_frames(self) -> int:
-        return round(50 * self.window_seconds)
+        return round(1500 * self.window_seconds / 30.0)  # rounded as the original rounds
 
     @property
     def stride_frames(self) -> int:
-        return round(50 * self.stride_seconds)
+        return round(1500 * self.stride_seconds / 30.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

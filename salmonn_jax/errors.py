@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import os
 import pathlib
 import re
+import types
 from collections.abc import Iterable, Iterator
 
 
@@ -20,6 +22,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else "it must be one of: " + ", ".join(known)
     return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+def package(name: str, extra: str) -> types.ModuleType:
+    """Imports a package that the core does not need. Raises UserError naming the extra it comes with."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"this needs the package {name} ({error}): pip install 'salmonn-jax[{extra}]'") from None
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ FORMAT = 1
 CHECKPOINTS = "checkpoints"
 FINGERPRINT = "base.fingerprint"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+# Not read here, and kept for whoever takes the language model back to Hugging Face.
+_BESIDE = ("special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template.jinja")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,19 +125,22 @@ def latest_delta(directory: pathlib.Path) -> pathlib.Path | None:
     return directory / CHECKPOINTS / str(steps[-1]) / "delta" if steps else None
 
 
-def may_be_written(directory: pathlib.Path) -> bool:
-    """Whether a directory is absent, empty, or holds only what an interrupted writer of this module left."""
+def may_be_begun(directory: pathlib.Path) -> bool:
+    """Whether a run may begin in a directory: absent, empty, or with no more than what a begun run left."""
     if not directory.exists():
         return True
-    ours = (*TOKENIZER_FILES, "config.json.tmp")
-    return directory.is_dir() and all(
-        p.name in ours or p.name.split(".")[0] in ("base", "delta") for p in directory.iterdir()
-    )
+    ours = (*TOKENIZER_FILES, *_BESIDE, FINGERPRINT, "config.json.tmp")
+    return directory.is_dir() and all(p.name in ours or _is_weights(p) for p in directory.iterdir())
+
+
+def _is_weights(path: pathlib.Path) -> bool:
+    """Whether a directory was written, or begun, by Orbax."""
+    return path.is_dir() and ("orbax-checkpoint-tmp" in path.name or (path / "_METADATA").is_file())
 
 
 def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> None:
     """Copies the tokenizer files there are."""
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, *_BESIDE):
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
 

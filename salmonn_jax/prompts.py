@@ -34,12 +34,12 @@ def encode_prompt(tokenizer: Tokenizer, template: str, prompt: str, *, clips: in
       audio_tokens: what each takes.
 
     Raises:
-      UserError: the prompt has not as many placeholders as there are clips.
+      UserError: the prompt has not as many placeholders as there are clips, or is empty.
     """
     parts = template.replace("{}", prompt, 1).split(PLACEHOLDER)
     if len(parts) != clips + 1:
         raise UserError(f"prompt {prompt!r} has {len(parts) - 1} {PLACEHOLDER} for {clips} clip(s)")
-    tokens, slots = [tokenizer.bos], [TEXT]
+    tokens, slots = list(tokenizer.prefix), [TEXT] * len(tokenizer.prefix)
     for clip, part in enumerate(parts):
         if clip:
             tokens += [tokenizer.bos] * audio_tokens  # replaced by the audio; any valid id will do
@@ -47,9 +47,11 @@ def encode_prompt(tokenizer: Tokenizer, template: str, prompt: str, *, clips: in
         ids = tokenizer.encode(part)
         tokens += ids
         slots += [TEXT] * len(ids)
+    if not tokens:
+        raise UserError("the prompt is empty")
     return Sequence(tokens, slots)
 
 
-def encode_answer(tokenizer: Tokenizer, answer: str, limit: int) -> list[int]:
+def encode_answer(tokenizer: Tokenizer, answer: str, limit: int | None = None) -> list[int]:
     """The answer and `</s>`, cut to `limit` tokens; a cut answer has no `</s>`, as in the original."""
     return [*tokenizer.encode(answer), tokenizer.eos][:limit]

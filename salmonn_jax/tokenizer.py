@@ -9,12 +9,16 @@ from typing import Protocol
 
 import sentencepiece
 
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import UserError, package
 
 
 class Tokenizer(Protocol):
-    """What the rest of the program knows of a tokenizer."""
+    """What the rest of the program knows of a tokenizer.
 
+    `prefix` is what the language model was taught a text begins with: `<s>`, or nothing.
+    """
+
+    prefix: tuple[int, ...]
     bos: int
     eos: int
     vocabulary: int
@@ -37,12 +41,15 @@ class SentencePieceTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
         self.vocabulary = self._processor.vocab_size()
+        self.prefix = (self.bos,)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._processor.decode([int(i) for i in ids if i not in (self.bos, self.eos)])
+        # An embedding table may have rows beyond the vocabulary, which a model should not, but can, choose.
+        kept = [int(i) for i in ids if i not in (self.bos, self.eos) and i < self.vocabulary]
+        return self._processor.decode(kept)
 
     def id_of(self, piece: str) -> int:
         found = self._processor.piece_to_id(piece)
@@ -66,14 +73,12 @@ class JsonTokenizer:
     """
 
     def __init__(self, definition: str, bos: str, eos: str):
-        try:
-            import tokenizers
-        except ImportError:
-            raise UserError("tokenizer.json needs the package tokenizers: pip install 'salmonn-jax[convert]'") from None
+        tokenizers = package("tokenizers", "convert")
         self._arguments = definition, bos, eos
         self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         self.bos, self.eos = self.id_of(bos), self.id_of(eos)
         self.vocabulary = self._tokenizer.get_vocab_size()
+        self.prefix = tuple(i for i in self._tokenizer.encode("").ids if i == self.bos)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -92,13 +97,28 @@ class JsonTokenizer:
 
 
 def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
-    """Reads the tokenizer of a model directory or corpus cache. Raises UserError if there is none."""
+    """Reads the tokenizer of a model directory or corpus cache. Raises UserError if there is none.
+
+    Where there are both files, `tokenizer.model` is what the original reads; `tokenizer.json` is taken if it knows
+    tokens that were added later.
+    """
     directory = pathlib.Path(directory)
-    if (directory / "tokenizer.model").is_file():
-        return _sentencepiece(directory / "tokenizer.model")
-    if (directory / "tokenizer.json").is_file():
+    model, definition = directory / "tokenizer.model", directory / "tokenizer.json"
+    if model.is_file():
+        found = _sentencepiece(model)
+        return _json(directory) if definition.is_file() and _highest(definition) >= found.vocabulary else found
+    if definition.is_file():
         return _json(directory)
     raise UserError(f"no tokenizer.model and no tokenizer.json in {directory}")
+
+
+def _highest(path: pathlib.Path) -> int:
+    """The highest id of the added tokens of a `tokenizer.json`; -1 if there are none."""
+    try:
+        added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
+        return max((token["id"] for token in added), default=-1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a tokenizer: {error}") from None
 
 
 def _sentencepiece(path: pathlib.Path) -> Tokenizer:

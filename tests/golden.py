@@ -20,6 +20,7 @@ import soundfile
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import BeatsConfig, LlamaConfig, LoraConfig, ModelConfig, QFormerConfig, WhisperConfig
 from salmonn_jax.conversion import to_jax
+from salmonn_jax.conversion.mapping import Parameter
 from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import Frames, Salmonn, answer_losses
 
@@ -84,7 +85,13 @@ def params() -> parameters.Params:
     plan = to_jax.plan_salmonn(
         FOLDER / "whisper", FOLDER / "beats.pt", FOLDER / "vicuna", FOLDER / "salmonn.pth", to_jax.Options(heads=4)
     )
-    return {path: jnp.asarray(p.whole(), jnp.float32) for path, p in (plan.base | plan.delta).items()}
+    return {path: jnp.asarray(whole(p), jnp.float32) for path, p in (plan.base | plan.delta).items()}
+
+
+def whole(parameter: Parameter) -> np.ndarray:
+    """All of a parameter that is about to be converted."""
+    pieces = [piece for _, piece in parameter.pieces()]
+    return np.stack(pieces) if parameter.stacked else pieces[0]
 
 
 def structure() -> parameters.Structure:

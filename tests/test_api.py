@@ -98,6 +98,9 @@ def test_what_cannot_be_asked(model, examples):
         model.generate(clip, "Which?", num_beams=4)
     with pytest.raises(UserError, match="2 answers for 1 clips"):
         model.score(clip, "Which?", ["low", "high"])
+    for ask in (lambda: model.generate(clip, "Which?", max_new_tokens=64), lambda: model.score(clip, "x " * 64, "low")):
+        with pytest.raises(UserError, match="more than the 64 the language model can see"):
+            ask()
     with pytest.raises(UserError, match="no clips and no questions"):
         model.generate([], "Which?")
 

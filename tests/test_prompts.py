@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import pytest
@@ -44,6 +45,14 @@ def test_a_cut_answer_has_no_end(tokenizer):
     whole = encode_answer(tokenizer, "a woman speaks", 300)
     assert whole[-1] == tokenizer.eos
     assert encode_answer(tokenizer, "a woman speaks", 4) == whole[:4]
+
+
+def test_a_prompt_of_nothing(tokenizer):
+    bare = copy.copy(tokenizer)
+    bare.prefix = ()
+    assert encode_prompt(bare, "{}", "a dog", clips=0, audio_tokens=88).tokens == tokenizer.encode("a dog")
+    with pytest.raises(UserError, match="the prompt is empty"):
+        encode_prompt(bare, "{}", "", clips=0, audio_tokens=88)
 
 
 def test_workers_get_the_same_tokenizer(tokenizer):

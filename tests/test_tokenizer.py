@@ -9,6 +9,7 @@ import pytest
 
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import load_tokenizer
+from tests import golden
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers reads tokenizer.json")
 
@@ -64,6 +65,29 @@ def test_what_is_wrong_is_told(directory, file, content, says):
     (directory / file).write_text(content)
     with pytest.raises(UserError, match=says):
         load_tokenizer(directory)
+
+
+def test_a_text_begins_with_what_the_model_was_taught(directory):
+    assert load_tokenizer(directory).prefix == (0,)
+    definition = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps(definition | {"post_processor": None}))
+    assert load_tokenizer(directory).prefix == ()
+
+
+def test_of_two_files_the_one_that_knows_the_added_tokens(directory):
+    golden.require()
+    model = (golden.FOLDER / "vicuna" / "tokenizer.model").read_bytes()
+    (directory / "tokenizer.model").write_bytes(model)
+    plain = load_tokenizer(directory)
+    assert plain.vocabulary == 640 and plain.prefix == (plain.bos,)
+    assert plain.decode([*plain.encode("a dog"), 640, 700]) == "a dog"  # rows of a table that was made larger
+    definition = json.loads((directory / "tokenizer.json").read_text())
+    added = {"id": 640, "content": "<|im_end|>", "special": True}
+    added |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    definition["added_tokens"].append(added)
+    definition["model"]["vocab"] |= {f"x{i}": i for i in range(len(definition["model"]["vocab"]), 640)}
+    (directory / "tokenizer.json").write_text(json.dumps(definition))
+    assert load_tokenizer(directory).vocabulary == 641
 
 
 def test_none(tmp_path):

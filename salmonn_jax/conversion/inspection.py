@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Mapping
 
-from salmonn_jax.conversion import tables, tensors
+from salmonn_jax.conversion import sources, tables, tensors
 from salmonn_jax.conversion.mapping import Table
 from salmonn_jax.conversion.tensors import Tensors
 from salmonn_jax.errors import UserError
@@ -35,7 +35,7 @@ def _recognise(path: pathlib.Path) -> tuple[Table, Tensors, list[str]]:
         beside = [f"config.json of a model of type {kind!r}"]
         if kind == "whisper":
             return tables.whisper_hf(""), found, beside
-        if kind in ("llama", "mistral"):
+        if kind in sources.LLAMA_FAMILY:
             return tables.llama(tied=bool(config.get("tie_word_embeddings"))), found, beside
         return UNKNOWN, found, beside
     if path.suffix == ".safetensors":
@@ -49,6 +49,8 @@ def _recognise(path: pathlib.Path) -> tuple[Table, Tensors, list[str]]:
         ("model", "model", tables.SALMONN),
     ):
         if isinstance(loaded.get(key), Mapping) and fellow in loaded:
+            if table is tables.SALMONN and "speech_query_tokens" not in loaded[key]:
+                table = UNKNOWN
             beside = [_beside(name, value) for name, value in loaded.items() if name != key]
             return table, tensors.tensors_of(loaded[key], path, key), beside
     return UNKNOWN, tensors.tensors_of(loaded, path), []
@@ -57,4 +59,6 @@ def _recognise(path: pathlib.Path) -> tuple[Table, Tensors, list[str]]:
 def _beside(name: str, value: object) -> str:
     if name in ("optimizer", "scaler"):
         return f"{name} (not needed: a conversion begins training anew)"
+    if name == "config" and isinstance(value, Mapping) and isinstance(value.get("model"), Mapping):
+        return f"{name} of the model {dict(value['model'])!r}"
     return f"{name} {value!r}" if len(repr(value)) < 800 else f"{name} (a {type(value).__name__})"

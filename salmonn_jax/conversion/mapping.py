@@ -8,16 +8,17 @@ reason why it is ignored, every parameter of ours has one source, and all that d
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 
+import ml_dtypes
 import numpy as np
 
-from salmonn_jax.conversion.tensors import Tensor, Tensors
+from salmonn_jax.conversion.tensors import Tensor, Tensors, listed
 from salmonn_jax.errors import UserError
 
 Shape = tuple[int, ...]
-_TOLD = 12  # of the things that do not fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +104,6 @@ class Parameter:
             shape = self.shape if layer is None else self.shape[1:]
             yield layer, np.ascontiguousarray(how.to_ours(tensor.read(), shape).astype(self.dtype, copy=False))
 
-    def whole(self) -> np.ndarray:
-        """float[shape], all of it."""
-        if not self.stacked:
-            return next(self.pieces())[1]
-        return np.stack([piece for _, piece in self.pieces()])
-
 
 def destinations(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Destination]:
     """Where each tensor of a checkpoint of this kind goes, for a model with parameters of these shapes.
@@ -135,11 +130,11 @@ def destinations(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Destina
     return found
 
 
-def match(table: Table, shapes: Mapping[str, Shape], tensors: Tensors) -> dict[str, Parameter]:
+def pair(table: Table, shapes: Mapping[str, Shape], tensors: Tensors) -> tuple[dict[str, Parameter], list[str]]:
     """Pairs a checkpoint with the parameters of a model; reads nothing yet.
 
-    Raises:
-      UserError: tensors that are missing, unknown or of another shape, all of them in one message.
+    Returns:
+      The parameters by path, and all that does not fit: tensors that are missing, unknown, or of another shape.
     """
     wanted = destinations(table, shapes)
     wrong = [f"missing {name}" for name in wanted if name not in tensors]
@@ -150,12 +145,23 @@ def match(table: Table, shapes: Mapping[str, Shape], tensors: Tensors) -> dict[s
         elif tensor.shape != wanted[name].shape:
             wrong.append(f"{name} has shape {list(tensor.shape)}, not {list(wanted[name].shape)}")
     if wrong:
-        more = f" and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
-        raise UserError(f"this is not the {table.kind} its configuration describes: {'; '.join(wrong[:_TOLD])}{more}")
+        return {}, [f"this is not the {table.kind} its configuration describes: {listed(wrong)}"]
     parts: dict[str, list] = {path: [] for path in shapes}
     for name, to in wanted.items():
         parts[to.path].append((to.layer, to.how, tensors[name]))
-    return {path: Parameter(path, shapes[path], _one_dtype(of), tuple(of)) for path, of in parts.items()}
+    return {path: Parameter(path, shapes[path], _one_dtype(of), tuple(of)) for path, of in parts.items()}, []
+
+
+def match(*pairs: tuple[Table, Mapping[str, Shape], Tensors]) -> dict[str, Parameter]:
+    """Pairs checkpoints with the parameters of a model. Raises UserError with all that does not fit, of all of them."""
+    found, wrong = {}, []
+    for table, shapes, tensors in pairs:
+        parameters, faults = pair(table, shapes, tensors)
+        found |= parameters
+        wrong += faults
+    if wrong:
+        raise UserError("; ".join(wrong))
+    return found
 
 
 def ignored(table: Table, tensors: Tensors) -> dict[str, str]:
@@ -164,6 +170,9 @@ def ignored(table: Table, tensors: Tensors) -> dict[str, str]:
 
 
 def _one_dtype(parts: list) -> np.dtype:
-    """The dtype of a parameter: that of its parts, or the widest of them."""
+    """The dtype of a parameter: that of its parts, or one that holds all of theirs."""
     dtypes = {tensor.dtype for _, _, tensor in parts}
-    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    halves = {np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)}
+    if halves <= dtypes:  # neither holds the other
+        dtypes = dtypes - halves | {np.dtype(np.float32)}
+    return functools.reduce(np.promote_types, dtypes)

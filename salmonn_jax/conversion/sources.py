@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from salmonn_jax.config import BeatsConfig, LlamaConfig, RopeScaling, WhisperConfig
-from salmonn_jax.conversion import mapping, tables, tensors
-from salmonn_jax.conversion.mapping import Parameter, Shape, Table
+from salmonn_jax.conversion import tables, tensors
+from salmonn_jax.conversion.mapping import Shape, Table
 from salmonn_jax.conversion.tensors import Tensors
 from salmonn_jax.errors import UserError
 
-_LLAMA_FAMILY = ("llama", "mistral")
-# What our BEATs computes, of what the original can be configured to.
+LLAMA_FAMILY = ("llama", "mistral")
+# What our BEATs computes, of what the original can be configured to, and what the original takes where none is named.
 _BEATS_FIXED = {
-    "layer_norm_first": False,
-    "deep_norm": True,
-    "conv_bias": False,
-    "relative_position_embedding": True,
-    "gru_rel_pos": True,
-    "activation_fn": "gelu",
+    "layer_norm_first": (False, False),
+    "deep_norm": (True, False),
+    "conv_bias": (False, False),
+    "relative_position_embedding": (True, False),
+    "gru_rel_pos": (True, False),
+    "activation_fn": ("gelu", "gelu"),
 }
 
 
@@ -32,12 +32,10 @@ class Source:
     config: Any  # WhisperConfig, BeatsConfig or LlamaConfig
     table: Table
     tensors: Tensors
-    path: pathlib.Path
 
-    def match(self, shapes: Mapping[str, Shape]) -> dict[str, Parameter]:
-        """Pairs it with its part of a model's parameters. Raises UserError if it does not fit."""
-        own = {path: shape for path, shape in shapes.items() if path.startswith(self.table.part)}
-        return mapping.match(self.table, own, self.tensors)
+    def own(self, shapes: Mapping[str, Shape]) -> tuple[Table, dict[str, Shape], Tensors]:
+        """What `mapping.match` pairs: this part of a model's parameters with its tensors."""
+        return self.table, {p: shape for p, shape in shapes.items() if p.startswith(self.table.part)}, self.tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ def read_whisper(path: pathlib.Path) -> WhisperSource:
     )
     root = next((name.removesuffix("conv1.weight") for name in found if name.endswith("conv1.weight")), "")
     frames = _value(path, values, "max_source_positions")
-    return WhisperSource(config, tables.whisper_hf(root), found, path, frames / 50)
+    return WhisperSource(config, tables.whisper_hf(root), found, frames / 50)
 
 
 def _openai_whisper(path: pathlib.Path) -> WhisperSource:
@@ -80,7 +78,7 @@ def _openai_whisper(path: pathlib.Path) -> WhisperSource:
         ffn=4 * width,
     )
     found = tensors.tensors_of(loaded["model_state_dict"], path, "model_state_dict")
-    return WhisperSource(config, tables.WHISPER_OPENAI, found, path, _value(path, dims, "n_audio_ctx") / 50)
+    return WhisperSource(config, tables.WHISPER_OPENAI, found, _value(path, dims, "n_audio_ctx") / 50)
 
 
 def read_beats(path: pathlib.Path) -> Source:
@@ -90,9 +88,12 @@ def read_beats(path: pathlib.Path) -> Source:
     if not isinstance(loaded, Mapping) or not {"cfg", "model"} <= set(loaded):
         raise UserError(f"{path} is not a BEATs checkpoint: it has no `cfg` and `model`")
     cfg = loaded["cfg"]
-    for name, fixed in _BEATS_FIXED.items():
-        if cfg.get(name, fixed) != fixed:
-            raise UserError(f"{path} has {name}={cfg[name]!r}; only BEATs with {name}={fixed!r} can be converted")
+    if not isinstance(cfg, Mapping):
+        raise UserError(f"{path} is not a BEATs checkpoint: its `cfg` is no dictionary")
+    for name, (fixed, default) in _BEATS_FIXED.items():
+        value = cfg.get(name, default)
+        if value != fixed:
+            raise UserError(f"{path} has {name}={value!r}; only BEATs with {name}={fixed!r} can be converted")
     config = BeatsConfig(
         patch=_value(path, cfg, "input_patch_size"),
         patch_width=_value(path, cfg, "embed_dim"),
@@ -105,14 +106,14 @@ def read_beats(path: pathlib.Path) -> Source:
         buckets=_value(path, cfg, "num_buckets"),
         max_distance=_value(path, cfg, "max_distance"),
     )
-    return Source(config, tables.beats(config.patch), tensors.tensors_of(loaded["model"], path, "model"), path)
+    return Source(config, tables.beats(config.patch), tensors.tensors_of(loaded["model"], path, "model"))
 
 
 def read_llama(path: pathlib.Path) -> Source:
     """Opens a Hugging Face directory of the LLaMA family. Raises UserError if it is none, or not whole."""
     path = pathlib.Path(path)
     values, found = tensors.open_directory(path)
-    _expect_kind(path, values, _LLAMA_FAMILY)
+    _expect_kind(path, values, LLAMA_FAMILY)
     if values.get("attention_bias") or values.get("mlp_bias"):
         raise UserError(f"{path} has biases in its projections, which the LLaMA here has not")
     if values.get("hidden_act", "silu") != "silu":
@@ -134,7 +135,7 @@ def read_llama(path: pathlib.Path) -> Source:
         context=min(_value(path, values, "max_position_embeddings"), values.get("sliding_window") or 2**31),
         tied_embeddings=bool(values.get("tie_word_embeddings", False)),
     )
-    return Source(config, tables.llama(tied=config.tied_embeddings), found, path)
+    return Source(config, tables.llama(tied=config.tied_embeddings), found)
 
 
 def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> RopeScaling | None:

@@ -9,13 +9,13 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import UserError, package
 
 SAFETENSORS_DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -43,7 +43,6 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
-    file: pathlib.Path
 
 
 Tensors = Mapping[str, Tensor]
@@ -71,15 +70,30 @@ def open_directory(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, T
 
 
 def _open_shards(directory: pathlib.Path, index: dict[str, Any]) -> dict[str, Tensor]:
-    places: dict[str, str] = index["weight_map"]
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"the index of the shards in {directory} has no weight_map")
     missing = sorted({shard for shard in places.values() if not (directory / shard).is_file()})
     if missing:
         raise UserError(f"{directory} lacks {len(missing)} shard(s) of its index: {', '.join(missing)}")
-    opened = {shard: open_file(directory / shard) for shard in sorted(set(places.values()))}
-    absent = sorted(name for name, shard in places.items() if name not in opened[shard])
-    if absent:
-        raise UserError(f"{directory / places[absent[0]]} lacks the tensor {absent[0]} its index promises")
-    return {name: tensor for shard in opened.values() for name, tensor in shard.items()}
+    found: dict[str, Tensor] = {}
+    wrong = []
+    for shard in sorted(set(places.values())):
+        opened = open_file(directory / shard)
+        wrong += [f"{name} is in {shard} and in another shard" for name in opened if name in found]
+        wrong += [f"{name} is not in {shard}" for name, of in places.items() if of == shard and name not in opened]
+        found |= opened
+    if wrong:
+        raise UserError(f"the shards in {directory} are not what their index says: {listed(wrong)}")
+    return found
+
+
+def listed(things: Sequence[str]) -> str:
+    """Names of tensors with what is said of them, those that differ in the number of a layer told as one."""
+    groups: dict[str, list[str]] = {}
+    for thing in things:
+        groups.setdefault(re.sub(r"\.\d+\.", ".*.", thing), []).append(thing)
+    return "; ".join(of[0] if len(of) == 1 else f"{pattern} ({len(of)} times)" for pattern, of in groups.items())
 
 
 def open_file(path: pathlib.Path) -> dict[str, Tensor]:
@@ -96,8 +110,7 @@ def tensors_of(tensors: Any, path: pathlib.Path, *inside: str) -> dict[str, Tens
     Raises:
       UserError: it is no state dict, or holds tensors of a dtype that cannot be converted.
     """
-    import torch
-
+    torch = package("torch", "convert")
     if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors; `inspect` tells what it is")
     mapped = zipfile.is_zipfile(path)
@@ -108,7 +121,7 @@ def tensors_of(tensors: Any, path: pathlib.Path, *inside: str) -> dict[str, Tens
             raise UserError(f"{path}: {name} is of dtype {kind}, which cannot be converted")
         # Opened anew for each tensor: pages of a file that stays mapped count as memory until the end.
         read = functools.partial(_reopen, path, (*inside, name)) if mapped else functools.partial(_to_numpy, value)
-        found[name] = Tensor(tuple(value.shape), _TORCH_DTYPES[kind], read, path)
+        found[name] = Tensor(tuple(value.shape), _TORCH_DTYPES[kind], read)
     return found
 
 
@@ -118,8 +131,7 @@ def load_torch(path: pathlib.Path) -> Any:
     Raises:
       UserError: it is missing, cut short, not a torch file, or needs code to be run.
     """
-    import torch
-
+    torch = package("torch", "convert")
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -138,8 +150,9 @@ def load_torch(path: pathlib.Path) -> Any:
                 "alone, where you trust the file"
             ) from None
         raise UserError(f"{path} is not a torch file, or is damaged") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is cut short or not a torch file ({str(error).splitlines()[0][:120]})") from None
+    except Exception as error:  # what the unpickler makes of other files is of any kind
+        why = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"{path} is cut short or not a torch file ({why})") from None
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -165,14 +178,14 @@ def _reopen(path: pathlib.Path, place: tuple[str, ...]) -> np.ndarray:
 def _to_numpy(tensor: Any) -> np.ndarray:
     import torch
 
+    tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:  # which numpy does not know
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
 
 
 def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
-    import safetensors
-
+    safetensors = package("safetensors", "convert")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
 
@@ -189,7 +202,7 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
                 dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
                 if dtype is None:
                     raise UserError(f"{path}: {name} is of dtype {part.get_dtype()}, which cannot be converted")
-                found[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(read, name), path)
+                found[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(read, name))
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is cut short or not a safetensors file ({error})") from None
     return found

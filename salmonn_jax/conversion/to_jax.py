@@ -6,7 +6,6 @@ import dataclasses
 import math
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, QFormerConf
 from salmonn_jax.conversion import mapping, sources, tables, tensors, vicuna
 from salmonn_jax.conversion.mapping import Parameter
 from salmonn_jax.errors import UserError
+from salmonn_jax.files import finished
 from salmonn_jax.models import parameters
 
 # What the original trains, and so what its checkpoints hold.
@@ -31,21 +31,26 @@ class Options:
       heads: of the Q-Former.
       window_seconds, stride_seconds: of its windows.
       lora_alpha: by which, over the rank, the adapters are scaled.
+      prompt_template: with `{}` where a prompt goes.
     """
 
     heads: int | None = None
     window_seconds: float | None = None
     stride_seconds: float | None = None
     lora_alpha: float | None = None
+    prompt_template: str | None = None
 
 
-# Field of `Options`: its name in a checkpoint's `config`, and what the original uses.
+# Field of `Options`: its name in a checkpoint's `config`, its type, and what the original uses.
 _TOLD = {
-    "heads": ("num_attention_heads", 12),
-    "window_seconds": ("second_per_window", 0.333333),
-    "stride_seconds": ("second_stride", 0.333333),
-    "lora_alpha": ("lora_alpha", 32.0),
+    "heads": ("num_attention_heads", int, 12),
+    "window_seconds": ("second_per_window", float, 0.333333),
+    "stride_seconds": ("second_stride", float, 0.333333),
+    "lora_alpha": ("lora_alpha", float, 32.0),
+    "prompt_template": ("prompt_template", str, ModelConfig.prompt_template),
 }
+# What the original can be configured to be, and is not here.
+_ALWAYS = ("use_speech_Qformer", "window_level_Qformer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,35 +95,43 @@ def plan_salmonn(
     """
     hearing, text = sources.read_whisper(whisper), sources.read_llama(llm)
     sound = None if beats is None else sources.read_beats(beats)
-    trained, told = ({}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
+    trained, told, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
     if checkpoint is not None:
         width = _shape(trained, "speech_llama_proj.weight", checkpoint)[0]
         vicuna.check(width, checkpoint, text.config, llm, own=own_checkpoint)
         if sound is None and "ln_audio.weight" in trained:
             raise UserError(f"{checkpoint} was trained with BEATs; name its file with --beats")
-    chosen = _choose(options, told)
+    chosen = _choose(options, told, checkpoint)
+    values = {name: value for name, (value, _) in chosen.items()}
     config = ModelConfig(
         audio=AudioConfig(window_seconds=hearing.window_seconds),
         whisper=hearing.config,
         beats=sound and sound.config,
-        qformer=_qformer(trained, chosen, checkpoint),
+        qformer=_qformer(trained, values, hearing.window_seconds, checkpoint),
         llama=text.config,
-        lora=_lora(trained, float(chosen["lora_alpha"][0]), told),
+        lora=_lora(trained, values["lora_alpha"], told),
+        prompt_template=values["prompt_template"],
         pad_classes=1,
     )
     shapes = _shapes(config)
     ours = trained_paths(shapes)
-    base, ignored = {}, {}
-    for source in (hearing, sound, text):
-        if source is not None:
-            base |= source.match({path: shape for path, shape in shapes.items() if path not in ours})
-            ignored |= mapping.ignored(source.table, source.tensors)
-    plan = Plan(config=config, base=base, tokenizer=pathlib.Path(llm), chosen=chosen, ignored=ignored)
-    if checkpoint is None:
-        return dataclasses.replace(plan, drawn=frozenset(ours))
-    delta = mapping.match(tables.SALMONN, {path: shapes[path] for path in ours}, trained)
-    ignored |= mapping.ignored(tables.SALMONN, trained)
-    return dataclasses.replace(plan, delta=delta)
+    frozen = {path: shape for path, shape in shapes.items() if path not in ours}
+    parts = [source for source in (hearing, sound, text) if source is not None]
+    pairs = [source.own(frozen) for source in parts]
+    if checkpoint is not None:
+        pairs.append((tables.SALMONN, {path: shapes[path] for path in ours}, trained))
+    found = mapping.match(*pairs)
+    for table, _, of in pairs:
+        ignored |= mapping.ignored(table, of)
+    return Plan(
+        config=config,
+        base={path: found[path] for path in frozen},
+        delta={path: found[path] for path in ours} if trained else {},
+        drawn=frozenset() if trained else frozenset(ours),
+        tokenizer=pathlib.Path(llm),
+        chosen=chosen,
+        ignored=ignored,
+    )
 
 
 def plan_part(kind: str, path: pathlib.Path) -> Plan:
@@ -139,43 +152,33 @@ def plan_part(kind: str, path: pathlib.Path) -> Plan:
         config = dataclasses.replace(config, audio=AudioConfig(window_seconds=source.window_seconds))
     return Plan(
         config=config,
-        base=source.match(_shapes(config)),
+        base=mapping.match(source.own(_shapes(config))),
         tokenizer=pathlib.Path(path) if kind == "llama" else None,
         ignored=mapping.ignored(source.table, source.tensors),
     )
 
 
 def write(plan: Plan, output: pathlib.Path, written: Callable[[int], object] = lambda count: None) -> None:
-    """Carries a plan out. `output` is a model directory when its `config.json`, written last, is there.
+    """Carries a plan out.
 
     Args:
       plan: what to do.
-      output: absent, or an empty directory, or what an interrupted conversion left.
+      output: absent, or an empty directory; it appears when all is written.
       written: called with the number of bytes of each piece that was handed over.
 
     Raises:
-      UserError: `output` holds something else.
-      OSError: the disk is full, or fails. What was written is removed.
+      UserError: `output` holds something.
+      OSError: the disk is full, or fails. Nothing is left.
     """
-    if not model_directory.may_be_written(output):
-        raise UserError(f"{output} holds something already; name a new directory with --output")
-    there = output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    try:
+    with finished(output) as unfinished:
         # The delta first: what drawing it takes of memory is given back before the long part.
         if plan.drawn:
-            weights.save(output / "delta", _draw(plan.config, plan.drawn))
+            weights.save(unfinished / "delta", _draw(plan.config, plan.drawn))
         elif plan.delta:
-            weights.save_streamed(output / "delta", plan.delta, written)
-        path = (output / "base").resolve()
+            weights.save_streamed(unfinished / "delta", plan.delta, written)
+        path = (unfinished / "base").resolve()
         base = model_directory.finish_base(path, weights.save_streamed(path, plan.base, written))
-        model_directory.write_description(output, plan.config, base, plan.tokenizer)
-    except BaseException:
-        for left in output.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        if not there:
-            output.rmdir()
-        raise
+        model_directory.write_description(unfinished, plan.config, base, plan.tokenizer)
 
 
 def trained_paths(paths: Iterable[str]) -> set[str]:
@@ -192,41 +195,58 @@ def _draw(config: ModelConfig, paths: frozenset[str]) -> parameters.Params:
     return jax.jit(lambda: {p: x for p, x in parameters.initialize(config, 0).items() if p in paths})()
 
 
-def _choose(options: Options, told: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+def _choose(options: Options, told: Mapping[str, Any], path: pathlib.Path | None) -> dict[str, tuple[Any, str]]:
     """Each of the options with where its value is from; `told` is the checkpoint's own configuration."""
     chosen = {}
-    for field, (name, default) in _TOLD.items():
+    for field, (name, kind, default) in _TOLD.items():
         flag = getattr(options, field)
         if flag is not None:
             chosen[field] = (flag, "the command line")
+        elif told.get(name) is not None:
+            if not isinstance(told[name], kind | int if kind is float else kind):
+                raise UserError(f"the configuration in {path} has {name}={told[name]!r}, not {kind.__name__}")
+            chosen[field] = (kind(told[name]), "the checkpoint")
         else:
-            chosen[field] = (told[name], "the checkpoint") if name in told else (default, "the original's default")
+            chosen[field] = (default, "the original's default")
     return chosen
 
 
-def _read_checkpoint(path: pathlib.Path) -> tuple[tensors.Tensors, dict[str, Any]]:
-    """The `model` of a SALMONN `.pth`, and the `model` section of its configuration, if it holds one."""
+def _read_checkpoint(path: pathlib.Path) -> tuple[tensors.Tensors, dict[str, Any], dict[str, str]]:
+    """The `model` of a SALMONN `.pth`; the `model` section of its configuration, if it has one; what is left out."""
     loaded = tensors.load_torch(path)
     if not isinstance(loaded, Mapping) or not isinstance(loaded.get("model"), Mapping):
         raise UserError(f"{path} is not a SALMONN checkpoint: it has no `model`")
     config = loaded.get("config")
-    told = config.get("model", {}) if isinstance(config, Mapping) else {}
-    return tensors.tensors_of(loaded["model"], path, "model"), dict(told)
+    told = config.get("model") if isinstance(config, Mapping) else None
+    told = dict(told) if isinstance(told, Mapping) else {}
+    for name in _ALWAYS:
+        if not told.get(name, True):
+            raise UserError(f"{path} was trained with {name}=False; only the window-level Q-Former can be converted")
+    beside = {name: "a conversion begins training anew" for name in loaded if name not in ("model", "config")}
+    return tensors.tensors_of(loaded["model"], path, "model"), told, beside
 
 
-def _qformer(trained: tensors.Tensors, chosen: dict[str, tuple[Any, str]], path) -> QFormerConfig:
+def _qformer(
+    trained: tensors.Tensors, values: Mapping[str, Any], heard_seconds: float, path: pathlib.Path | None
+) -> QFormerConfig:
     """The Q-Former whose sizes the tensors show; the original's if there are none."""
-    heads, window, stride = (chosen[name][0] for name in ("heads", "window_seconds", "stride_seconds"))
-    sizes = {"heads": heads, "window_seconds": float(window), "stride_seconds": float(stride)}
-    if not trained:
-        return QFormerConfig(**sizes)
-    ffn, width = _shape(trained, "speech_Qformer.bert.encoder.layer.0.intermediate_query.dense.weight", path)
-    layer = "speech_Qformer.bert.encoder.layer."
-    layers = {int(name.removeprefix(layer).split(".")[0]) for name in trained if name.startswith(layer)}
-    if width % heads:
-        raise UserError(f"the Q-Former of {path} is {width} wide, which {heads} heads do not divide: --qformer-heads")
-    queries = _shape(trained, "speech_query_tokens", path)[1]
-    return QFormerConfig(**sizes, width=width, ffn=ffn, layers=len(layers), queries=queries)
+    heads, window, stride = (values[name] for name in ("heads", "window_seconds", "stride_seconds"))
+    made = QFormerConfig(heads=heads, window_seconds=window, stride_seconds=stride)
+    if trained:
+        layer = "speech_Qformer.bert.encoder.layer."
+        ffn, width = _shape(trained, f"{layer}0.intermediate_query.dense.weight", path)
+        layers = {name.removeprefix(layer).split(".")[0] for name in trained if name.startswith(layer)}
+        queries = _shape(trained, "speech_query_tokens", path)[1]
+        made = dataclasses.replace(made, width=width, ffn=ffn, layers=len(layers), queries=queries)
+    if heads < 1 or made.width % heads:
+        raise UserError(f"the Q-Former is {made.width} wide, which {heads} heads do not divide: --qformer-heads")
+    if not 1 <= made.window_frames <= round(50 * heard_seconds):
+        raise UserError(
+            f"a window of {window} s does not lie within the {heard_seconds:g} s heard: --second-per-window"
+        )
+    if made.stride_frames < 1:
+        raise UserError(f"windows cannot follow each other by {stride} s: --second-stride")
+    return made
 
 
 def _lora(trained: tensors.Tensors, alpha: float, told: dict[str, Any]) -> LoraConfig:

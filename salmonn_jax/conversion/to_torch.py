@@ -1,14 +1,11 @@
-"""From a model or run directory back to what PyTorch programs read, one tensor at a time."""
+"""From a model or run directory back to what PyTorch programs read."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import os
 import pathlib
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -21,7 +18,8 @@ from salmonn_jax.conversion import mapping, safetensors_writer, tables
 from salmonn_jax.conversion.mapping import Destination
 from salmonn_jax.conversion.safetensors_writer import Made
 from salmonn_jax.conversion.to_jax import trained_paths
-from salmonn_jax.errors import UserError, disk_errors
+from salmonn_jax.errors import UserError, package
+from salmonn_jax.files import finished
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.weights import Stored
 
@@ -39,8 +37,7 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
       UserError: `directory` is not a SALMONN, or `output` exists.
       OSError: the disk is full, or fails. Nothing is left.
     """
-    import torch
-
+    torch = package("torch", "convert")
     config, params = _open(directory)
     if config.qformer is None:
         raise UserError(f"{directory} holds one part of a model: it has nothing that SALMONN trains")
@@ -48,6 +45,7 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
     wanted = mapping.destinations(tables.SALMONN, {path: value.shape for path, value in trained.items()})
     model = {name: _to_torch(_theirs(trained, to)) for name, to in wanted.items()}
     told = {
+        "prompt_template": config.prompt_template,
         "num_speech_query_token": config.qformer.queries,
         "second_per_window": config.qformer.window_seconds,
         "second_stride": config.qformer.stride_seconds,
@@ -57,7 +55,7 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
         "lora_alpha": config.lora.alpha,
         "lora_dropout": config.lora.dropout,
     }
-    with _finished(output) as unfinished, unfinished.open("wb") as file:
+    with finished(output) as unfinished, unfinished.open("wb") as file:
         torch.save({"model": model, "config": {"model": told}}, file)
 
 
@@ -89,7 +87,7 @@ def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
         "inference_mode": True,
         "base_model_name_or_path": None,
     }
-    with _finished(output) as unfinished:
+    with finished(output) as unfinished:
         unfinished.mkdir()
         made = {name: _made(adapters, to, _theirs) for name, to in wanted.items()}
         safetensors_writer.write(unfinished / "adapter_model.safetensors", made)
@@ -122,7 +120,7 @@ def write_llama(
     made = {name: _made(params, to, merge) for name, to in wanted.items()}
     shards = _shards({name: tensor.bytes for name, tensor in made.items()})
     tokenizer = _special_tokens(directory)
-    with _finished(output) as unfinished:
+    with finished(output) as unfinished:
         unfinished.mkdir()
         places = {}
         for i, names in enumerate(shards):
@@ -164,6 +162,8 @@ def _merged(params: dict[str, Stored], to: Destination, *, scale: float) -> np.n
         return _theirs(params, to)
     kernel = params[to.path].read(to.layer)
     low, high = (params[adapter + letter].read(to.layer).astype(np.float32) for letter in "ab")
+    if not high.any():  # nothing to add, and a sum would lose the sign of a zero
+        return to.how.to_theirs(kernel)
     merged = kernel.astype(np.float32) + np.float32(scale) * (low @ high)
     return to.how.to_theirs(merged.astype(kernel.dtype))
 
@@ -236,27 +236,3 @@ def _to_torch(value: np.ndarray):
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def _finished(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A place to write to that becomes `output` when all went well, and is removed when not."""
-    if output.exists():
-        raise UserError(f"{output} is there already; name a new one with --output")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".unfinished")
-    _remove(unfinished)
-    try:
-        with disk_errors(output):
-            yield unfinished
-        os.replace(unfinished, output)
-    except BaseException:
-        _remove(unfinished)
-        raise
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ a batch axis, in the order of computation.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import pathlib
 import sys
 import types
@@ -23,7 +22,7 @@ import numpy as np
 
 from salmonn_jax.config import SAMPLE_RATE, ModelConfig
 from salmonn_jax.conversion import tensors
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import UserError, package
 
 Stages = dict[str, np.ndarray]
 
@@ -250,13 +249,7 @@ def without_torchaudio() -> Iterator[None]:
 
 
 def _package(name: str) -> Any:
-    try:
-        found = importlib.import_module(name)
-        if name == "transformers":
-            found.utils.logging.disable_progress_bar()
-        return found
-    except ImportError as error:
-        raise UserError(
-            f"comparing needs the package {name.split('.')[0]} ({error}): pip install 'salmonn-jax[compare]'; "
-            "openbeats and openai-whisper with: pip install --no-deps"
-        ) from None
+    found = package(name, "compare")
+    if name == "transformers":
+        found.utils.logging.disable_progress_bar()
+    return found

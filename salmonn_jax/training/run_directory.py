@@ -47,7 +47,7 @@ def open_run(
     placement = Placement(mesh, config.model.frozen_dtype, chosen)
     if (output / "config.json").exists():
         return _take_up(config, output, model, structure, placement)
-    if not model_directory.may_be_written(output):
+    if not model_directory.may_be_begun(output):
         raise UserError(f"{output} holds something that is not a run; name a new directory with --output")
     return _begin(config, output, model, tokenizer, structure, placement)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 import salmonn_jax
 from launch import convert
 from salmonn_jax import model_directory, weights
-from salmonn_jax.conversion import mapping, tables, tensors
+from salmonn_jax.conversion import mapping, tables, tensors, to_torch, vicuna
 from salmonn_jax.errors import UserError
 from tests import golden
 
@@ -114,7 +115,7 @@ def test_without_a_checkpoint_the_trained_parts_are_new(tmp_path):
 
 def test_nothing_is_written_over(directory):
     before = (directory / "config.json").read_bytes()
-    with pytest.raises(UserError, match="holds something already"):
+    with pytest.raises(UserError, match="is there already"):
         convert.main(arguments(directory))
     assert (directory / "config.json").read_bytes() == before
 
@@ -156,17 +157,145 @@ def test_a_full_disk_leaves_nothing(directory, tmp_path):
         assert not list(tmp_path.glob(f"{i}*"))
 
 
-def test_what_a_kill_leaves_may_be_written_over(directory, tmp_path):
-    """Killed after the tokenizer was copied and before config.json: everything but config.json is there."""
+def test_what_a_kill_leaves_is_no_model_and_not_in_the_way(directory, tmp_path):
+    """Killed after the tokenizer was copied and before config.json; and a directory with what is the user's own."""
     output = tmp_path / "model"
-    shutil.copytree(directory, output)
-    (output / "config.json").rename(output / "config.json.tmp")
+    shutil.copytree(directory, tmp_path / "model.unfinished")
+    (tmp_path / "model.unfinished" / "config.json").unlink()
     convert.main(arguments(output))
     salmonn_jax.load(output)
-    (output / "config.json").unlink()
-    (output / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something already"):
-        convert.main(arguments(output))
+    assert not (tmp_path / "model.unfinished").exists()
+    mine = tmp_path / "mine"
+    (mine / "base").mkdir(parents=True)
+    (mine / "base" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is there already"):
+        convert.main(arguments(mine))
+    assert (mine / "base" / "thesis.txt").read_text() == "years of work"
+
+
+def rewritten(path: pathlib.Path, **changes) -> pathlib.Path:
+    """The golden checkpoint with other contents."""
+    import torch
+
+    golden.require()
+    loaded = tensors.load_torch(golden.FOLDER / "salmonn.pth")
+    torch.save(loaded | {name: change(loaded[name]) for name, change in changes.items()}, path)
+    return path
+
+
+def test_options_that_are_given_and_that_are_not(tmp_path, capsys):
+    bare = rewritten(tmp_path / "bare.pth", config=lambda _: {})
+    given = {"--second-per-window": 0.5, "--second-stride": 0.25, "--lora-alpha": 12, "--checkpoint": bare}
+    convert.main(arguments(tmp_path / "given", **given))
+    model = json.loads((tmp_path / "given" / "config.json").read_text())["model"]
+    assert (model["qformer"]["window_seconds"], model["qformer"]["stride_seconds"]) == (0.5, 0.25)
+    assert model["lora"]["alpha"] == 12
+    capsys.readouterr()
+    with pytest.raises(UserError, match="48 wide, which 5 heads do not divide"):
+        convert.main(arguments(tmp_path / "x", **{"--checkpoint": bare, "--qformer-heads": 5}))
+    convert.main(arguments(tmp_path / "plain", **{"--checkpoint": bare, "--qformer-heads": None}))
+    told = capsys.readouterr().err
+    for line in ("heads: 12", "window_seconds: 0.333333", "stride_seconds: 0.333333", "lora_alpha: 32.0"):
+        assert f"{line} (from the original's default)" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--qformer-heads": 0}, "0 heads do not divide"),
+        ({"--second-per-window": 60}, "does not lie within the 30 s heard"),
+        ({"--second-per-window": -1}, "does not lie within the 30 s heard"),
+        ({"--second-stride": 0}, "windows cannot follow each other by 0.0 s"),
+        ({"--checkpoint": None, "--qformer-heads": 5}, "768 wide, which 5 heads do not divide"),
+        ({"--beats": None}, "was trained with BEATs"),
+        ({"--llm": golden.FOLDER / "whisper"}, "model of type 'whisper', not llama or mistral"),
+    ],
+)
+def test_what_does_not_go_together_is_told(tmp_path, changes, says):
+    golden.require()
+    with pytest.raises(UserError, match=says):
+        convert.main(arguments(tmp_path / "model", **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_checkpoint_s_configuration_says_is_heeded(tmp_path, capsys):
+    def told(**values):
+        return lambda config: {"model": dict(config["model"]) | values}
+
+    template = "<|user|>{}<|assistant|>"
+    file = rewritten(tmp_path / "other.pth", config=told(prompt_template=template), epoch=lambda _: 3)
+    convert.main(arguments(tmp_path / "model", **{"--checkpoint": file}))
+    assert salmonn_jax.load(tmp_path / "model").config.prompt_template == template
+    assert "not needed: epoch (a conversion begins training anew)" in capsys.readouterr().err
+    convert.main(["to-torch", "salmonn", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "back.pth")])
+    assert tensors.load_torch(tmp_path / "back.pth")["config"]["model"]["prompt_template"] == template
+    file = rewritten(tmp_path / "other.pth", config=told(window_level_Qformer=False))
+    with pytest.raises(UserError, match="window_level_Qformer=False"):
+        convert.main(arguments(tmp_path / "x", **{"--checkpoint": file}))
+    file = rewritten(tmp_path / "other.pth", config=told(lora_alpha="many"))
+    with pytest.raises(UserError, match="lora_alpha='many'"):
+        convert.main(arguments(tmp_path / "x", **{"--checkpoint": file}))
+    file = rewritten(tmp_path / "other.pth", config=lambda _: {"model": None})
+    convert.main(arguments(tmp_path / "x", **{"--checkpoint": file}))
+
+
+def test_the_wrong_vicuna_is_refused_by_the_command(tmp_path, monkeypatch):
+    golden.require()
+    wanted = dataclasses.replace(golden.CONFIG.llama, context=4096)
+    monkeypatch.setitem(vicuna.RELEASED, 64, ("SALMONN-tiny", "Vicuna-tiny", wanted))
+    with pytest.raises(UserError, match="not Vicuna-tiny, which SALMONN-tiny wants: max_position_embeddings is 512"):
+        convert.main(arguments(tmp_path / "model"))
+    convert.main([*arguments(tmp_path / "model"), "--own-checkpoint"])
+
+
+def test_a_checkpoint_in_bfloat16_comes_back_byte_for_byte(tmp_path):
+    import torch
+
+    half = rewritten(
+        tmp_path / "half.pth", model=lambda model: {name: value.to(torch.bfloat16) for name, value in model.items()}
+    )
+    convert.main(arguments(tmp_path / "model", **{"--checkpoint": half}))
+    convert.main(["to-torch", "salmonn", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "back.pth")])
+    theirs = checkpoint(half)
+    for name in mapping.ignored(tables.SALMONN, theirs):
+        del theirs[name]
+    equal_bytes(checkpoint(tmp_path / "back.pth"), theirs)
+
+
+def test_a_language_model_is_merged_in_float32_and_cut_into_files(directory, tmp_path, monkeypatch):
+    """Float16 weights, rounded once."""
+    monkeypatch.setattr(to_torch, "SHARD_BYTES", 100_000)
+    convert.main(["to-torch", "llama", "--model", str(directory), "--output", str(tmp_path / "llm")])
+    sizes = [path.stat().st_size for path in (tmp_path / "llm").glob("*.safetensors")]
+    assert len(sizes) > 3 and max(sizes) < 100_000 + 10_000
+    _, ours = tensors.open_directory(tmp_path / "llm")
+    _, theirs = tensors.open_directory(golden.FOLDER / "vicuna")
+    trained = checkpoint(golden.FOLDER / "salmonn.pth")
+    for name, tensor in ours.items():
+        before, after = theirs[name].read(), tensor.read()
+        if "q_proj" in name or "v_proj" in name:
+            stem = "llama_model.base_model.model." + name.removesuffix(".weight")
+            low, high = (trained[f"{stem}.lora_{letter}.default.weight"].read() for letter in "AB")
+            expected = before.astype(np.float64) + 4.0 * high.astype(np.float64) @ low.astype(np.float64)
+            assert np.abs(expected - before).max() > 0.01
+            # Half a unit in the last place of float16, and what float32 makes of a sum that lies in the middle.
+            assert (np.abs(after - expected) <= 0.5001 * np.spacing(np.abs(after)) + 1e-7).all()
+        else:
+            assert after.tobytes() == before.tobytes(), name
+
+
+def test_with_new_adapters_the_language_model_comes_back_byte_for_byte(tmp_path):
+    """Zeros of either sign too."""
+    golden.require()
+    convert.main(arguments(tmp_path / "model", **{"--checkpoint": None, "--qformer-heads": None}))
+    convert.main(["to-torch", "llama", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "llm")])
+    _, theirs = tensors.open_directory(golden.FOLDER / "vicuna")
+    for name in mapping.ignored(tables.llama(tied=False), theirs):
+        del theirs[name]
+    equal_bytes(tensors.open_directory(tmp_path / "llm")[1], theirs)
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["torch_dtype"]) == (1, 2, "float16")
+    assert (tmp_path / "llm" / "special_tokens_map.json").is_file()
 
 
 def checkpoint(path: pathlib.Path) -> dict[str, tensors.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ SHAPES = {"x/layers/fc": (2, 3, 4), "x/norm": (5,)}
 
 def tensor(*shape: int, dtype: str = "float32") -> Tensor:
     value = np.random.default_rng(len(shape)).normal(size=shape).astype(dtype)
-    return Tensor(shape, np.dtype(dtype), lambda: value, pathlib.Path("file"))
+    return Tensor(shape, np.dtype(dtype), lambda: value)
 
 
 def whole() -> dict[str, Tensor]:
@@ -37,10 +36,10 @@ def whole() -> dict[str, Tensor]:
 
 def test_layers_are_stacked_in_order_and_transposed():
     tensors = whole()
-    found = mapping.match(TABLE, SHAPES, tensors)
+    found = mapping.match((TABLE, SHAPES, tensors))
     assert set(found) == set(SHAPES)
     expected = np.stack([tensors[f"layers.{i}.fc.weight"].read().T for i in range(2)])
-    np.testing.assert_array_equal(found["x/layers/fc"].whole(), expected)
+    np.testing.assert_array_equal(golden.whole(found["x/layers/fc"]), expected)
     assert [layer for layer, _ in found["x/layers/fc"].pieces()] == [0, 1]
     assert all(piece.flags.c_contiguous for _, piece in found["x/layers/fc"].pieces())
 
@@ -49,7 +48,7 @@ def test_all_that_does_not_fit_is_told_at_once():
     tensors = whole() | {"extra": tensor(2), "norm": tensor(6), "position_ids": tensor(1)}
     del tensors["layers.1.fc.weight"]
     with pytest.raises(UserError) as error:
-        mapping.match(TABLE, SHAPES, tensors)
+        mapping.match((TABLE, SHAPES, tensors))
     text = str(error.value)
     assert "missing layers.1.fc.weight" in text
     assert "unknown extra [2]" in text
@@ -58,9 +57,26 @@ def test_all_that_does_not_fit_is_told_at_once():
     assert "\n" not in text
 
 
-def test_a_long_list_is_cut_and_counted():
-    with pytest.raises(UserError, match="and 8 more"):
-        mapping.match(TABLE, {"x/layers/fc": (20, 3, 4)}, {})
+def test_layers_that_are_wrong_alike_are_told_as_one():
+    with pytest.raises(UserError, match=r"missing layers\.\*\.fc\.weight \(20 times\)$"):
+        mapping.match((TABLE, {"x/layers/fc": (20, 3, 4)}, {}))
+
+
+def test_the_faults_of_all_parts_are_told_together():
+    toy, other = Table("toy", TABLE.rules[1:2]), Table("other toy", (Rule("only", "z/only"),))
+    with pytest.raises(UserError, match=r"not the toy .*missing norm.*; this is not the other toy .*missing only"):
+        mapping.match((toy, {"x/norm": (5,)}, {}), (other, {"z/only": (1,)}, {}))
+
+
+def test_layers_of_several_dtypes_become_one_that_holds_them():
+    def dtype_of(first: str, second: str) -> str:
+        tensors = whole() | {"layers.0.fc.weight": tensor(4, 3, dtype=first)}
+        tensors["layers.1.fc.weight"] = tensor(4, 3, dtype=second)
+        return str(mapping.match((TABLE, SHAPES, tensors))["x/layers/fc"].dtype)
+
+    assert dtype_of("float16", "float16") == "float16"
+    assert dtype_of("float32", "float64") == "float64"
+    assert dtype_of("float16", "bfloat16") == "float32"
 
 
 def test_what_is_ignored_has_a_reason():
@@ -94,7 +110,7 @@ def keys(name: str) -> dict[str, Tensor]:
     path = golden.SHARED / "reference" / "salmonn_keys.json"
     golden.require(path)
     listed = json.loads(path.read_text())[name]
-    return {k: Tensor(tuple(shape), np.dtype(dtype), None, path) for k, (shape, dtype) in listed.items()}
+    return {k: Tensor(tuple(shape), np.dtype(dtype), None) for k, (shape, dtype) in listed.items()}
 
 
 @pytest.mark.parametrize(("size", "model"), [("7b", MODEL_7B), ("13b", MODEL_13B)])
@@ -102,7 +118,7 @@ def test_every_key_of_the_released_checkpoints(size, model):
     shapes = {path: leaf.shape for path, leaf in parameters.structure(model).shapes.items()}
     trained = parameters.trainable_paths(shapes, TRAINED)
     tensors = keys(f"salmonn_{size}_checkpoint_model")
-    found = mapping.match(tables.SALMONN, {path: shapes[path] for path in trained}, tensors)
+    found = mapping.match((tables.SALMONN, {path: shapes[path] for path in trained}, tensors))
     parts = sum(len(parameter.parts) for parameter in found.values())
     assert parts + len(mapping.ignored(tables.SALMONN, tensors)) == len(tensors)
 
@@ -118,7 +134,7 @@ def test_every_key_of_the_released_encoders(name, table, part):
     shapes = {path: leaf.shape for path, leaf in parameters.structure(MODEL_13B).shapes.items()}
     own = {path: shape for path, shape in shapes.items() if path.startswith(part)}
     tensors = keys(name)
-    found = mapping.match(table, own, tensors)
+    found = mapping.match((table, own, tensors))
     assert sum(len(p.parts) for p in found.values()) + len(mapping.ignored(table, tensors)) == len(tensors)
 
 
@@ -128,12 +144,12 @@ def without_weights(build) -> dict[str, Tensor]:
 
     with torch.device("meta"):
         state = build().state_dict()
-    return {k: Tensor(tuple(v.shape), np.dtype(np.float32), None, pathlib.Path("meta")) for k, v in state.items()}
+    return {k: Tensor(tuple(v.shape), np.dtype(np.float32), None) for k, v in state.items()}
 
 
 def every_one_is_placed(table: Table, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
     shapes = {path: leaf.shape for path, leaf in parameters.structure(config).shapes.items()}
-    found = mapping.match(table, shapes, tensors)
+    found = mapping.match((table, shapes, tensors))
     assert sum(len(p.parts) for p in found.values()) + len(mapping.ignored(table, tensors)) == len(tensors)
 
 

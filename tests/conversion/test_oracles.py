@@ -226,9 +226,11 @@ def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run("compare", "--model", tmp_path / "model", "--beats", source, DUCK)
     assert stopped.value.code == 1
-    told = capsys.readouterr().out
-    assert "the first stage that parts is beats layer 2" in told
-    assert "beats layer 1 " in told and "beats layer 1  <- parts" not in told
+    told = capsys.readouterr().out.splitlines()
+    assert "the first stage that parts is beats layer 2" in told[-1]
+    (first,) = [line for line in told if line.startswith("beats layer 1 ")]
+    (second,) = [line for line in told if line.startswith("beats layer 2 ")]
+    assert "<- parts" in second and "<- parts" not in first
 
 
 @pytest.fixture(scope="session")

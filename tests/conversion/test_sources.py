@@ -99,12 +99,13 @@ def test_llama3_rope_scaling(monkeypatch):
     assert (np.diff(scaled) < 0).all()
 
 
+@pytest.mark.parametrize("changed", ["rms_epsilon", "context", "vocabulary", "layers"])
 @pytest.mark.parametrize(("width", "model"), [(5120, MODEL_13B), (4096, MODEL_7B)])
-def test_the_right_vicuna_passes_and_the_wrong_one_is_told(width, model):
+def test_the_right_vicuna_passes_and_the_wrong_one_is_told(width, model, changed):
     file, llm = pathlib.Path("x.pth"), pathlib.Path("vicuna")
     vicuna.check(width, file, model.llama, llm, own=False)
-    other = dataclasses.replace(model.llama, rms_epsilon=1e-5 if width == 5120 else 1e-6)
-    with pytest.raises(UserError, match=r"vicuna is not Vicuna-.* rms_norm_eps is .* answers are empty"):
+    other = dataclasses.replace(model.llama, **{changed: getattr(model.llama, changed) * 2})
+    with pytest.raises(UserError, match=r"vicuna is not Vicuna-.* is .* answers are empty"):
         vicuna.check(width, file, other, llm, own=False)
     vicuna.check(width, file, other, llm, own=True)
     with pytest.raises(UserError, match=rf"goes with a language model {width} wide"):
@@ -131,8 +132,13 @@ def test_inspect(name, lines, capsys):
 def test_beats_of_another_kind(tmp_path):
     torch = pytest.importorskip("torch", reason="torch opens PyTorch's files")
     path = tmp_path / "beats.pt"
-    torch.save({"cfg": {"deep_norm": False}, "model": {}}, path)
-    with pytest.raises(UserError, match="only BEATs with deep_norm=True"):
+    # What a configuration does not name is what the original takes then, which is another BEATs.
+    for cfg in ({"deep_norm": False}, {}):
+        torch.save({"cfg": cfg, "model": {}}, path)
+        with pytest.raises(UserError, match="has deep_norm=False; only BEATs with deep_norm=True"):
+            sources.read_beats(path)
+    torch.save({"cfg": None, "model": {}}, path)
+    with pytest.raises(UserError, match="its `cfg` is no dictionary"):
         sources.read_beats(path)
     torch.save({"model": {}}, path)
     with pytest.raises(UserError, match="is not a BEATs checkpoint"):

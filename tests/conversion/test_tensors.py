@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -100,6 +101,42 @@ def test_a_file_of_another_kind_and_none(tmp_path, name):
     (tmp_path / name).write_text("not tensors at all")
     with pytest.raises(UserError, match=r"cut short|not a torch file"):
         tensors.open_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_whatever_a_file_begins_with(tmp_path, name):
+    """An empty file, a failed download, noise: one line each."""
+    for content in (b"", b"Repository not found", b"\x00" * 20, *(bytes([first, 46, 10]) for first in range(256))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=r"x\."):
+            tensors.open_file(tmp_path / name)
+
+
+def test_trained_parameters_are_read(tmp_path):
+    """As a trainer saves them that writes the parameters themselves."""
+    torch.save({"a": torch.nn.Parameter(torch.ones(2))}, tmp_path / "x.pt")
+    np.testing.assert_array_equal(tensors.open_file(tmp_path / "x.pt")["a"].read(), np.ones(2, np.float32))
+
+
+def test_an_index_that_is_wrong(folder):
+    index = folder / "model.safetensors.index.json"
+    for content in ("{}", '{"weight_map": {}}', '{"weight_map": []}'):
+        index.write_text(content)
+        with pytest.raises(UserError, match="no weight_map"):
+            tensors.open_directory(folder)
+    for shard in "12":
+        safetensors_torch.save_file({"a": values()["a"]}, folder / f"{shard}.safetensors")
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"}}))
+    with pytest.raises(UserError) as error:
+        tensors.open_directory(folder)
+    for told in ("a is in 2.safetensors and in another", "b is not in 2.safetensors", "c is not in 2.safetensors"):
+        assert told in str(error.value)
+
+
+def test_without_torch_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"needs the package torch .*salmonn-jax\[convert\]"):
+        tensors.load_torch(tmp_path / "x.pt")
 
 
 def test_a_file_that_holds_no_tensors(tmp_path):
