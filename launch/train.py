@@ -94,7 +94,8 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     telemetry = open_telemetry(output, name=config.name, start=int(state.step), steps=config.steps, began=cli.BEGAN)
     watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
     try:
-        loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, telemetry, watchdog)
+        with distributed.others_may_go():
+            loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, telemetry, watchdog)
     finally:
         watchdog.stop()
         telemetry.close()

@@ -34,8 +34,10 @@ def initialize(seconds: int = 300) -> None:
     On TPU VMs and GKE the processes find each other. Anywhere else the environment names them: COORDINATOR_ADDRESS
     (host:port of process 0), PROCESS_COUNT and PROCESS_ID. Without these nothing is done.
 
+    Ends the process if not all of them joined within `seconds`.
+
     Raises:
-      UserError: not all of them joined within `seconds`, or the environment names them in part.
+      UserError: the environment names them in part.
     """
     if jax.distributed.is_initialized():
         return
@@ -53,8 +55,11 @@ def initialize(seconds: int = 300) -> None:
     elif not _on_tpu():
         return
     heartbeat = int(os.environ.get("HEARTBEAT_SECONDS", _HEARTBEAT_SECONDS))
-    with deadline(seconds + 30, "joining the other processes; was the command started on every host?"):
-        jax.distributed.initialize(**arguments, initialization_timeout=seconds, heartbeat_timeout_seconds=heartbeat)
+    with deadline(seconds, "joining the other processes; was the command started on every host?"):
+        # JAX's own time is longer: at its end the process is aborted with a stack trace of C++.
+        jax.distributed.initialize(
+            **arguments, initialization_timeout=seconds + 60, heartbeat_timeout_seconds=heartbeat
+        )
 
 
 def is_main() -> bool:
@@ -114,7 +119,8 @@ def _check_storage(storage: pathlib.Path, index: int, count: int, seconds: float
             raise
         raise UserError(f"{storage} cannot be written to: {error}") from None
     finally:
-        mine.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            mine.unlink()
     if len(seen) != count:
         raise UserError(f"process {index} sees only what {len(seen)} of {count} wrote to {storage}; it must be shared")
 
@@ -127,6 +133,26 @@ def deadline(seconds: float, doing: str) -> Iterator[None]:
         yield
     finally:
         watchdog.stop()
+
+
+@contextlib.contextmanager
+def others_may_go() -> Iterator[None]:
+    """Ends the process with a message when what is computed together fails, as it does where a host is gone.
+
+    At once: the orderly way out would wait for the others.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} gave up: {_first_line(error)}; "
+            "is another process gone? The same command on every host goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(GONE)
 
 
 class Watchdog:

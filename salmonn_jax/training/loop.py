@@ -49,7 +49,7 @@ def train(
             if step % config.save_every == 0 and step != checkpoints.latest():
                 checkpoints.save(state, data)
             local: Batch = next(data)
-            batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(placement, np.asarray(x)), local)
+            batch = _on_devices(local, placement)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = step_function(state, frozen, batch)
             if pending:
@@ -62,6 +62,12 @@ def train(
             checkpoints.save(state, data)
     checkpoints.close()
     return state
+
+
+def _on_devices(batch: Batch, placement: jax.sharding.NamedSharding) -> Batch:
+    """This process' rows as its part of the global arrays: the one transfer to devices of a step."""
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(placement, np.asarray(x)), batch)
 
 
 def _log(telemetry: Telemetry, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:

@@ -1,0 +1,177 @@
+"""Two processes on one machine, joined by gloo: they train, save, go on, evaluate; and none waits for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from salmonn_jax import distributed, model_directory
+from salmonn_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+DEADLINE = 240  # seconds; two processes on two cores compile slowly
+
+
+def start(folder: pathlib.Path, *words: object, processes: int = 2, devices: int = 8) -> list[subprocess.Popen]:
+    """Starts the same command as several processes, which share so many fake devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for index in range(processes):
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+        }
+        if processes > 1:
+            environment |= {
+                "COORDINATOR_ADDRESS": f"localhost:{port}",
+                "PROCESS_COUNT": str(processes),
+                "PROCESS_ID": str(index),
+            }
+        command = [sys.executable, "-m", *map(str, words)]
+        log = (folder / f"process-{index}.log").open("w")
+        started.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log))
+    return started
+
+
+def finish(folder: pathlib.Path, started: list[subprocess.Popen]) -> None:
+    for index, process in enumerate(started):
+        assert process.wait(DEADLINE) == 0, (folder / f"process-{index}.log").read_text()[-3000:]
+
+
+def losses(folder: pathlib.Path) -> list[tuple[int, float, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """An uninterrupted run of two processes."""
+    finish(folder, start(folder, "launch.train", "debug", "--output", "whole"))
+    return folder / "whole"
+
+
+def test_the_run_is_written_once(folder, whole):
+    assert [step for step, *_ in losses(whole)] == [1, 2, 3, 4, 5, 6]
+    assert "process 1 of 2: 4 of 8 devices" in (folder / "process-1.log").read_text()
+    assert "the first step ended" in (folder / "process-0.log").read_text()
+    assert not list(whole.glob(".preflight*"))
+
+
+def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):
+    """Then the same command goes on, with the losses of the run that was not interrupted."""
+    words = ("launch.train", "debug", "--output", "killed", "--watchdog-minutes", "1")
+    started = start(folder, *words)
+    begin = time.monotonic()
+    while not (folder / "killed" / "checkpoints" / "2").exists() and time.monotonic() < begin + DEADLINE:
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGKILL)
+    assert started[0].wait(90) != 0
+    told = (folder / "process-0.log").read_text()
+    assert "error: process 0 of 2 gave up" in told or "error: gave up after 60 s of waiting for a step" in told
+    finish(folder, start(folder, *words))
+    assert losses(folder / "killed") == losses(whole)
+
+
+def test_two_processes_evaluate_as_one_does(folder, whole):
+    options = ["--corpus", "tones", "--cache", ".cache/tones", "--splits", "test", "--max-new-tokens", "3"]
+    options += ["--batch-size", "4"]
+    finish(folder, start(folder, "launch.evaluate", "--model", whole, "--output", "by two", *options))
+    finish(folder, start(folder, "launch.evaluate", "--model", whole, "--output", "by one", *options, processes=1))
+    one, two = (
+        [json.loads(line) for file in sorted((folder / name).glob("*.jsonl")) for line in file.read_text().splitlines()]
+        for name in ("by one", "by two")
+    )
+    assert len(one) == 24 and len(list((folder / "by two").glob("*.jsonl"))) == 2
+    assert sorted(one, key=lambda line: line["key"]) == sorted(two, key=lambda line: line["key"])
+    assert (folder / "by one" / "scores.json").read_text() == (folder / "by two" / "scores.json").read_text()
+
+
+def test_what_two_processes_saved_is_read_by_one_on_another_mesh(whole):
+    from salmonn_jax.sharding import Placement, make_mesh
+
+    plain = model_directory.load_model(whole)
+    spread = model_directory.load_model(whole, Placement(make_mesh({"fsdp": 4, "tensor": 2})))
+    assert plain.fingerprint == spread.fingerprint
+    for path, value in plain.params.items():
+        np.testing.assert_array_equal(jax.device_get(spread.params[path]), value, err_msg=path)
+
+
+def test_a_process_alone_gives_up_by_the_deadline(tmp_path):
+    program = "from salmonn_jax import distributed; distributed.initialize(3)"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"COORDINATOR_ADDRESS": f"localhost:{port}", "PROCESS_COUNT": "2", "PROCESS_ID": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == distributed.GONE
+    assert "gave up after 3 s of joining the other processes; was the command started on every host?" in done.stderr
+
+
+def test_an_environment_that_is_set_in_part(monkeypatch):
+    monkeypatch.setenv("PROCESS_ID", "1")
+    with pytest.raises(UserError, match="COORDINATOR_ADDRESS and PROCESS_COUNT must be set too"):
+        distributed.initialize()
+
+
+def test_the_watchdog_ends_what_does_not_come_back(capfd):
+    ended = threading.Event()
+    codes = []
+
+    def end(code):
+        codes.append(code)
+        ended.set()
+
+    watchdog = distributed.Watchdog(0.3, "waiting for a step to end", end)
+    for _ in range(5):  # as long as something happens it is silent
+        time.sleep(0.15)
+        watchdog.alive()
+    assert not ended.is_set()
+    assert ended.wait(5)
+    told = capfd.readouterr().err
+    assert "error: gave up after 0 s of waiting for a step to end" in told
+    assert "test_the_watchdog_ends" in told  # the stack of the thread that hangs
+    assert codes == [distributed.GONE]
+
+
+def test_what_ends_in_time_is_left_alone(capfd):
+    with distributed.deadline(0.2, "something short"):
+        pass
+    time.sleep(0.4)
+    assert "gave up" not in capfd.readouterr().err
+
+
+def test_preflight_on_one_host(tmp_path, capsys):
+    distributed.preflight(tmp_path / "new", seconds=60)
+    assert "process 0 of 1: 8 of 8 devices (cpu)" in capsys.readouterr().err
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_storage_that_is_no_storage(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written to"):
+        distributed.preflight(tmp_path / "file", seconds=60)
+    # The other process writes to a disk of its own.
+    monkeypatch.setattr(distributed, "barrier", lambda name, seconds: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="sees only what 1 of 2 wrote .*; it must be shared"):
+        distributed.preflight(tmp_path / "own", seconds=60)
