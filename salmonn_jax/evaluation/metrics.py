@@ -128,4 +128,4 @@ def _wilson(value: float, count: int) -> tuple[float, float]:
     centre = (value + spread / 2) / (1 + spread)
     half = Z * math.sqrt(value * (1 - value) / count + spread / (4 * count)) / (1 + spread)
     # At 0 and at 1 one end is the value itself, but for rounding.
-    return min(value, centre - half), max(value, centre + half)
+    return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
