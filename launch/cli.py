@@ -29,6 +29,13 @@ def start_jax() -> None:
     distributed.initialize()
 
 
+def leave(code: int) -> None:
+    """Ends at once: the TPU compiler may hang in the orderly way out."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point. Bad input: one line, exit code 2. A disk or network that fails: one line, exit code 1.
     Interrupted by the user: exit code 130."""

@@ -31,13 +31,66 @@ class Decoded(NamedTuple):
     score: Array  # float32[R] sum of the log-probabilities of its tokens
 
 
-class _Carry(NamedTuple):
+class Decoding(NamedTuple):
+    """Rows in the middle of being decoded."""
+
     step: Array  # int32 scalar: tokens written
-    tokens: Array
+    tokens: Array  # int32[R,max_new_tokens]
     score: Array
     finished: Array
     next: Array  # float32[R,V] logits of the token to be chosen
     cache: KVCache
+
+
+def prefill(
+    model: Salmonn, prompts: Prompts, *, max_new_tokens: int, end: int, lora_scale: Array | float | None
+) -> Decoding:
+    """Hears the clips and reads the prompts: everything before the first token. Traceable."""
+    rows, width = prompts.tokens.shape
+    own = _own(prompts)
+    x = model.splice(prompts.tokens, prompts.audio_slot, model.encode_audio(prompts.pcm, prompts.pcm_length))
+    cache = model.llama.empty_cache(rows, width + max_new_tokens, model.dtype)
+    mask = jnp.pad(causal_mask(own.astype(jnp.int32)), ((0, 0), (0, 0), (0, max_new_tokens)))
+    positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
+    hidden, cache = model.llama(x, positions, mask, lora_scale=lora_scale, cache=cache)
+    last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
+    return Decoding(
+        jnp.zeros((), jnp.int32),
+        jnp.full((rows, max_new_tokens), end, jnp.int32),
+        jnp.zeros(rows, jnp.float32),
+        jnp.zeros(rows, bool),
+        model.llama.logits(last),
+        cache,
+    )
+
+
+def decode_step(
+    model: Salmonn, prompts: Prompts, state: Decoding, *, end: int, lora_scale: Array | float | None
+) -> Decoding:
+    """Chooses the next token of every row and reads it. Traceable."""
+    width = prompts.tokens.shape[1]
+    slots = jnp.arange(width + state.tokens.shape[1])
+    log_probability = log_probabilities(state.next, model.config.pad_classes)
+    chosen = jnp.where(state.finished, end, state.next.argmax(-1)).astype(jnp.int32)
+    gained = jnp.take_along_axis(log_probability, chosen[:, None], axis=1)[:, 0]
+    # All rows write slot width + step; what differs between them is the position the token is rotated to.
+    readable = jnp.pad(_own(prompts), ((0, 0), (0, state.tokens.shape[1])))
+    seen = readable | ((slots >= width) & (slots <= width + state.step))
+    hidden, cache = model.llama(
+        model.llama.embed(chosen[:, None]).astype(model.dtype),
+        (prompts.length + state.step)[:, None],
+        seen[:, None],
+        lora_scale=lora_scale,
+        cache=state.cache,
+    )
+    return Decoding(
+        state.step + 1,
+        state.tokens.at[:, state.step].set(chosen),
+        state.score + jnp.where(state.finished, 0.0, gained),
+        state.finished | (chosen == end),
+        model.llama.logits(hidden[:, 0]),
+        cache,
+    )
 
 
 def generate(
@@ -48,54 +101,17 @@ def generate(
     Rows are independent of each other: a row's positions run on from its own prompt, and the slots of the cache that
     hold padding are never attended to.
     """
-    rows, width = prompts.tokens.shape
-    place = jnp.arange(width)
-    own = place < prompts.length[:, None]
-    x = model.splice(prompts.tokens, prompts.audio_slot, model.encode_audio(prompts.pcm, prompts.pcm_length))
-    cache = model.llama.empty_cache(rows, width + max_new_tokens, model.dtype)
-    mask = jnp.pad(causal_mask(own.astype(jnp.int32)), ((0, 0), (0, 0), (0, max_new_tokens)))
-    positions = jnp.broadcast_to(place, (rows, width))
-    hidden, cache = model.llama(x, positions, mask, lora_scale=lora_scale, cache=cache)
-    last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
-
-    slots = jnp.arange(width + max_new_tokens)
-    readable = jnp.pad(own, ((0, 0), (0, max_new_tokens)))
-
-    def going_on(carry: _Carry) -> Array:
-        return (carry.step < max_new_tokens) & ~carry.finished.all()
-
-    def step(carry: _Carry) -> _Carry:
-        log_probability = log_probabilities(carry.next, model.config.pad_classes)
-        chosen = jnp.where(carry.finished, end, carry.next.argmax(-1)).astype(jnp.int32)
-        gained = jnp.take_along_axis(log_probability, chosen[:, None], axis=1)[:, 0]
-        # All rows write slot width + step; what differs between them is the position the token is rotated to.
-        seen = readable | ((slots >= width) & (slots <= width + carry.step))
-        hidden, cache = model.llama(
-            model.llama.embed(chosen[:, None]).astype(model.dtype),
-            (prompts.length + carry.step)[:, None],
-            seen[:, None],
-            lora_scale=lora_scale,
-            cache=carry.cache,
-        )
-        return _Carry(
-            carry.step + 1,
-            carry.tokens.at[:, carry.step].set(chosen),
-            carry.score + jnp.where(carry.finished, 0.0, gained),
-            carry.finished | (chosen == end),
-            model.llama.logits(hidden[:, 0]),
-            cache,
-        )
-
-    start = _Carry(
-        jnp.zeros((), jnp.int32),
-        jnp.full((rows, max_new_tokens), end, jnp.int32),
-        jnp.zeros(rows, jnp.float32),
-        jnp.zeros(rows, bool),
-        model.llama.logits(last),
-        cache,
+    state = jax.lax.while_loop(
+        lambda state: (state.step < max_new_tokens) & ~state.finished.all(),
+        lambda state: decode_step(model, prompts, state, end=end, lora_scale=lora_scale),
+        prefill(model, prompts, max_new_tokens=max_new_tokens, end=end, lora_scale=lora_scale),
     )
-    carry = jax.lax.while_loop(going_on, step, start)
-    written = jnp.arange(max_new_tokens) < carry.step
-    ended = (carry.tokens == end) & written
-    length = jnp.where(ended.any(axis=1), ended.argmax(axis=1) + 1, carry.step)
-    return Decoded(carry.tokens, length, carry.finished, carry.score)
+    written = jnp.arange(max_new_tokens) < state.step
+    ended = (state.tokens == end) & written
+    length = jnp.where(ended.any(axis=1), ended.argmax(axis=1) + 1, state.step)
+    return Decoded(state.tokens, length, state.finished, state.score)
+
+
+def _own(prompts: Prompts) -> Array:
+    """bool[R,S]: tokens of the prompts, as opposed to padding."""
+    return jnp.arange(prompts.tokens.shape[1]) < prompts.length[:, None]

@@ -1,0 +1,151 @@
+"""What a training step costs, from the configuration alone: floating-point operations of its matrix products.
+
+A language model that is frozen, with gradients flowing through it to adapters inside and audio tokens before it, costs
+4 operations a parameter and token, not 6: the forward pass and the gradients of activations, but none of weights. The
+encoders have a forward pass only; what is trained costs its forward pass three times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from salmonn_jax.config import (
+    BeatsConfig,
+    LlamaConfig,
+    LoraConfig,
+    ModelConfig,
+    QFormerConfig,
+    RunConfig,
+    WhisperConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """Operations of one step over all chips, by part; a multiply and an add are two. Elementwise work is not counted.
+
+    Attributes:
+      features: the filters of both front ends, of all clips (their Fourier transforms are not products).
+      whisper, beats: forward, of all clips.
+      qformer: with the projection, forward and backward.
+      llama: the frozen products, forward and backward: the 4N rule.
+      attention: of the language model, forward and backward, over whole rows.
+      lora: forward and backward.
+      remat: what the backward pass computes again; not part of `model`.
+    """
+
+    features: int
+    whisper: int
+    beats: int
+    qformer: int
+    llama: int
+    attention: int
+    lora: int
+    remat: int
+
+    @property
+    def model(self) -> int:
+        """What the mathematics asks for: the numerator of MFU."""
+        return self.features + self.whisper + self.beats + self.qformer + self.llama + self.attention + self.lora
+
+    @property
+    def hardware(self) -> int:
+        """What is computed: the numerator of HFU."""
+        return self.model + self.remat
+
+
+def step_flops(config: RunConfig) -> StepFlops:
+    """Of a training step as `training.step` computes it, with the released models' choice of what is trained."""
+    model, clips, tokens = config.model, config.data.clips, config.data.rows * config.data.sequence
+    layers = llama_layers(model.llama) * tokens
+    head = 2 * model.llama.width * model.llama.vocabulary * tokens
+    attention = llama_attention(model.llama, config.data.sequence) * config.data.rows
+    adapters = lora(model.llama, model.lora) * tokens
+    return StepFlops(
+        features=features(model) * clips,
+        whisper=whisper(model.whisper, model.audio.whisper_frames) * clips,
+        beats=beats(model.beats, model.audio.window_samples) * clips,
+        qformer=3 * qformer(model) * clips,
+        llama=2 * (layers + head),
+        attention=3 * attention,
+        lora=3 * adapters,
+        remat=remat(config, layers, attention, adapters),
+    )
+
+
+def remat(config: RunConfig, layers: int, attention: int, adapters: int) -> int:
+    """What the backward pass computes again of a forward pass of these costs.
+
+    Of a frozen product only the gradient of its input is wanted, which takes its weights and not its input. So the
+    last product of a layer is never computed again, and with the scores alone kept that of attention is not either.
+    """
+    if config.remat == "none":
+        return 0
+    if config.remat == "dots":
+        return attention if "o_proj" in config.model.lora.targets else attention // 2
+    c, lora_config = config.model.llama, config.model.lora
+    tokens = config.data.rows * config.data.sequence
+    if "down_proj" in lora_config.targets:
+        last = c.layers * 2 * lora_config.rank * c.width * tokens + c.layers * 2 * c.ffn * c.width * tokens
+    else:
+        last = c.layers * 2 * c.ffn * c.width * tokens
+    return layers + attention + adapters - last
+
+
+def features(config: ModelConfig) -> int:
+    """Both filter banks of a clip that fills the window."""
+    samples = config.audio.window_samples
+    mel = samples // 160 * 201 * config.whisper.mels if config.whisper else 0
+    kaldi = ((samples - 400) // 160 + 1) * 257 * config.beats.mels if config.beats else 0
+    return 2 * (mel + kaldi)
+
+
+def whisper(config: WhisperConfig, frames: int) -> int:
+    """Forward pass of a clip."""
+    d, t = config.width, frames
+    convolutions = 2 * (2 * t) * 3 * config.mels * d + 2 * t * 3 * d * d
+    layer = 2 * t * d * (4 * d + 2 * config.ffn) + 4 * t * t * d
+    return convolutions + config.layers * layer
+
+
+def beats(config: BeatsConfig, samples: int) -> int:
+    """Forward pass of a clip that fills the window."""
+    frames = (samples - 400) // 160 + 1
+    t = frames // config.patch * (config.mels // config.patch)
+    d = config.width
+    patches = 2 * t * (config.patch**2 * config.patch_width + config.patch_width * d)
+    positions = 2 * t * config.conv_positions * (d // config.conv_groups) * d
+    gates = 2 * t * d * 8
+    layer = 2 * t * d * (4 * d + 2 * config.ffn) + 4 * t * t * d + gates
+    return patches + positions + config.layers * layer
+
+
+def qformer(config: ModelConfig) -> int:
+    """Forward pass of a clip, with the projection."""
+    q: QFormerConfig = config.qformer
+    d, frames, windows = q.width, config.audio.whisper_frames, config.windows
+    tokens = windows * q.queries
+    memory = config.whisper.width + (config.beats.width if config.beats else 0)
+    own = 8 * tokens * d * d + 4 * tokens * q.queries * d
+    cross = 4 * tokens * d * d + 4 * frames * memory * d + 4 * tokens * q.window_frames * d
+    layer = own + cross + 4 * tokens * d * q.ffn
+    return q.layers * layer + 2 * tokens * d * config.llama.width
+
+
+def llama_layers(config: LlamaConfig) -> int:
+    """Forward pass of a token through the products with weights of all layers."""
+    d, heads, shared = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
+    return config.layers * 2 * d * (2 * heads + 2 * shared + 3 * config.ffn)
+
+
+def llama_attention(config: LlamaConfig, sequence: int) -> int:
+    """Forward pass of a row's attention; masked scores are computed too."""
+    return config.layers * 4 * sequence * sequence * config.heads * config.head_width
+
+
+def lora(config: LlamaConfig, adapters: LoraConfig) -> int:
+    """Forward pass of a token through the adapters."""
+    d, heads, shared = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
+    sizes = {"q_proj": (d, heads), "k_proj": (d, shared), "v_proj": (d, shared), "o_proj": (heads, d)}
+    sizes |= {"gate_proj": (d, config.ffn), "up_proj": (d, config.ffn), "down_proj": (config.ffn, d)}
+    return config.layers * sum(2 * adapters.rank * sum(sizes[name]) for name in adapters.targets)

@@ -1,0 +1,208 @@
+"""Programs compiled for TPU slices that nobody here owns: what they need of a chip, and what they send between chips.
+
+The TPU compiler comes with `pip install 'salmonn-jax[tpu]'` and runs on any machine. The programs are those of training
+and decoding, unchanged; their inputs are shapes with shardings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from salmonn_jax import hlo, sharding
+from salmonn_jax.batch import Batch
+from salmonn_jax.config import RunConfig
+from salmonn_jax.decoding import greedy
+from salmonn_jax.errors import UserError
+from salmonn_jax.hlo import Collective
+from salmonn_jax.models import parameters
+from salmonn_jax.models.parameters import Structure
+from salmonn_jax.topologies import Topology
+from salmonn_jax.training.step import initial_state, make_train_step
+
+PROMPT_TOKENS, NEW_TOKENS = 256, 200  # of the decoding programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program. All bytes are those of one chip.
+
+    Attributes:
+      frozen, trained, optimizer, batch: of its inputs; a decoding program's cache counts as batch.
+      temporary: activations and whatever else lives only while it runs; None if it does not fit.
+      needed: all of it at once, as the compiler lays it out.
+      collectives: see `hlo.Collective`.
+      lower_seconds, compile_seconds: on this machine.
+    """
+
+    name: str
+    frozen: int
+    trained: int
+    optimizer: int
+    batch: int
+    temporary: int | None
+    needed: int
+    collectives: tuple[Collective, ...]
+    lower_seconds: float
+    compile_seconds: float
+    text: str = dataclasses.field(repr=False, default="")
+
+    @property
+    def sent(self) -> int:
+        """Bytes that one execution hands to collectives."""
+        return sum(c.bytes * c.times for c in self.collectives)
+
+
+def devices(topology: Topology) -> list[jax.Device]:
+    """The chips of a topology, to compile for. Raises UserError where the TPU compiler is not installed."""
+    # Without these the compiler looks for the machine it would run on, and for other users of it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{topology.chip.kind}:{topology.grid}",
+            chip_config_name=topology.chip.config,
+            **more,
+        )
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        why = str(error).splitlines()[0][:160]
+        raise UserError(f"no TPU compiler for {topology.name} ({why}): pip install 'salmonn-jax[tpu]'") from None
+    return list(described.devices)
+
+
+def compile_train_step(config: RunConfig, mesh: Mesh) -> Program:
+    """The train step of a configuration."""
+    structure = parameters.structure(config.model)
+    trained, frozen = _weights(config, structure, mesh)
+    everywhere = sharding.replicated(mesh)
+    state = jax.eval_shape(lambda params: initial_state(config, params), trained)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
+    batch = _batch(config, mesh)
+    step = make_train_step(config, structure, mesh)
+    kinds = {"frozen": frozen, "trained": state.trainable, "optimizer": state.optimizer, "batch": batch}
+    return _compile("train step", step, (state, frozen, batch), kinds)
+
+
+def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[Program, Program]:
+    """The two programs of decoding for as many rows, each with a clip: reading prompts, and choosing one token."""
+    structure = parameters.structure(config.model)
+    trained, frozen = _weights(config, structure, mesh)
+    options = {"end": 2, "lora_scale": config.model.lora.scale}
+    split = sharding.batch_sharding(mesh)
+    batch = _batch(config, mesh)
+    rows = config.data.rows
+
+    def over_rows(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=split)
+
+    prompts = greedy.Prompts(
+        batch.pcm, batch.pcm_length, over_rows(PROMPT_TOKENS), over_rows(PROMPT_TOKENS), over_rows()
+    )
+
+    def prefill(trained, frozen, prompts):
+        model = structure.merge(trained, frozen)
+        return greedy.prefill(model, prompts, max_new_tokens=NEW_TOKENS, **options)
+
+    def decode_step(trained, frozen, prompts, state):
+        return greedy.decode_step(structure.merge(trained, frozen), prompts, state, **options)
+
+    state = jax.eval_shape(prefill, trained, frozen, prompts)
+    places = _decoding_places(state, mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
+    kinds = {"frozen": frozen, "trained": trained, "optimizer": (), "batch": prompts}
+    return (
+        _compile("prefill", jax.jit(prefill, out_shardings=places), (trained, frozen, prompts), kinds),
+        _compile(
+            "decode step",
+            jax.jit(decode_step, out_shardings=places, donate_argnums=3),
+            (trained, frozen, prompts, state),
+            kinds | {"batch": (prompts, state)},
+        ),
+    )
+
+
+def _weights(config: RunConfig, structure: Structure, mesh: Mesh) -> tuple[dict, dict]:
+    chosen = frozenset(parameters.trainable_paths(structure.shapes, config.trainable))
+    placement = sharding.Placement(mesh, config.model.frozen_dtype, chosen)
+    placed = {path: placement(path, leaf) for path, leaf in structure.shapes.items()}
+    return {p: x for p, x in placed.items() if p in chosen}, {p: x for p, x in placed.items() if p not in chosen}
+
+
+def _batch(config: RunConfig, mesh: Mesh) -> Batch:
+    split, data = sharding.batch_sharding(mesh), config.data
+    sharding.check_batch(data.rows, data.clips, mesh)
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+
+    rows, sequence, clips = data.rows, data.sequence, data.clips
+    return Batch(
+        pcm=array(clips, config.model.audio.window_samples, dtype=jnp.int16),
+        pcm_length=array(clips),
+        tokens=array(rows, sequence),
+        positions=array(rows, sequence),
+        segments=array(rows, sequence),
+        loss_mask=array(rows, sequence, dtype=jnp.bool_),
+        audio_slot=array(rows, sequence),
+        source=array(rows),
+        transcript=array(clips, data.transcript),
+    )
+
+
+def _decoding_places(state: greedy.Decoding, mesh: Mesh) -> greedy.Decoding:
+    """Rows over the data axes; heads of the cache over `tensor`, where it divides them."""
+    heads = state.cache.keys.shape[3]
+    cut = "tensor" if heads % mesh.shape["tensor"] == 0 else None
+    cache = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, ("data", "fsdp"), None, cut))
+    split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    return greedy.Decoding(everywhere, split, split, split, split, type(state.cache)(cache, cache, everywhere))
+
+
+def _compile(name: str, function: Any, arguments: tuple, kinds: dict[str, Any]) -> Program:
+    held = {kind: _held(tree) for kind, tree in kinds.items()}
+    began = time.monotonic()
+    lowered = function.lower(*arguments)
+    lowered_at = time.monotonic()
+    seconds = {"lower_seconds": lowered_at - began}
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"Used ([\d.]+)([GM]) of", str(error))
+        if needed is None:
+            raise
+        size = round(float(needed[1]) * 2 ** {"G": 30, "M": 20}[needed[2]])
+        spent = time.monotonic() - lowered_at
+        return Program(name, **held, temporary=None, needed=size, collectives=(), compile_seconds=spent, **seconds)
+    spent, memory, text = time.monotonic() - lowered_at, compiled.memory_analysis(), compiled.as_text()
+    temporary = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + temporary
+    return Program(
+        name,
+        **held,
+        temporary=temporary,
+        needed=needed,
+        collectives=tuple(hlo.collectives(text)),
+        compile_seconds=spent,
+        text=text,
+        **seconds,
+    )
+
+
+def _held(tree: Any) -> int:
+    """Bytes of the parts of these arrays that one chip holds."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,160 @@
+"""Plans: which mesh, rows and remat a job is to have on a slice, and what it then costs. See `launch.plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from salmonn_jax import accounting, aot, projection, sharding
+from salmonn_jax.accounting import StepFlops
+from salmonn_jax.aot import Program
+from salmonn_jax.config import RunConfig, to_dict
+from salmonn_jax.projection import Projection
+from salmonn_jax.topologies import Topology
+
+GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A configuration compiled for a slice."""
+
+    config: RunConfig  # with the mesh, rows and remat that were tried
+    mesh: dict[str, int]
+    train: Program
+    flops: StepFlops
+    projection: Projection | None  # None where it does not fit
+    fits: bool
+    decoding: tuple[Program, ...] = ()
+
+
+def plan(config: RunConfig, topology: Topology, placement: str | None) -> Plan:
+    """Compiles the train step of a configuration, its frozen weights placed so (None: as its own mesh says)."""
+    if placement is not None:
+        config = dataclasses.replace(config, mesh=mesh_sizes(placement, topology))
+    mesh = sharding.make_mesh(config.mesh, aot.devices(topology))
+    train = aot.compile_train_step(config, mesh)
+    flops = accounting.step_flops(config)
+    projected = None
+    if train.temporary is not None:
+        projected = projection.project(train, flops, topology, clips=config.data.clips, steps=config.steps)
+    return Plan(config, dict(mesh.shape), train, flops, projected, projection.fits(train, topology))
+
+
+def with_decoding(made: Plan, topology: Topology) -> Plan:
+    """The plan with the programs of decoding compiled too; it fits if they do."""
+    mesh = sharding.make_mesh(made.config.mesh, aot.devices(topology))
+    programs = aot.compile_decoding(made.config, mesh)
+    fits = made.fits and all(projection.fits(program, topology) for program in programs)
+    return dataclasses.replace(made, decoding=programs, fits=fits)
+
+
+def mesh_sizes(placement: str, topology: Topology) -> dict[str, int]:
+    """The mesh of a placement: frozen weights on every chip, over the four chips of a host, or over a whole slice."""
+    chips = topology.chips // topology.slices
+    return {"replicate": {}, "tensor": {"tensor": min(4, chips)}, "fsdp": {"fsdp": chips}}[placement]
+
+
+def first_that_fits(
+    config: RunConfig, topology: Topology, placements: Sequence[str | None], told: Callable[[str], Any]
+) -> list[Plan]:
+    """Tries placements in turn until one fits. Returns all that were tried; the last is the answer."""
+    plans = []
+    for placement in placements:
+        plans.append(_tried(config, topology, placement, told))
+        if plans[-1].fits:
+            break
+    return plans
+
+
+def search(
+    config: RunConfig, topology: Topology, placements: Sequence[str | None], told: Callable[[str], Any]
+) -> list[Plan]:
+    """For each placement and remat, doubles the rows while they fit. The last of the plans is the fastest that fits."""
+    plans = []
+    for placement in placements:
+        for remat in ("none", "dots", "full"):
+            sizes = config.mesh if placement is None else mesh_sizes(placement, topology)
+            shards = topology.chips // sizes.get("tensor", 1)
+            rows = shards
+            while True:
+                data = dataclasses.replace(config.data, rows=rows, clips=rows)
+                tried = dataclasses.replace(config, remat=remat, data=data)
+                plans.append(_tried(tried, topology, placement, told))
+                if not plans[-1].fits or rows >= 64 * shards:
+                    break
+                rows *= 2
+    fitting = [p for p in plans if p.fits]
+    best = max(fitting, key=lambda p: p.projection.clips_per_second) if fitting else plans[-1]
+    return [*(p for p in plans if p is not best), best]
+
+
+def report(made: Plan, topology: Topology) -> list[str]:
+    """Lines for a person."""
+    c, hbm = made.config, topology.chip.hbm
+    heads = ("frozen", "trained", "optim.", "batch", "temp.", "needed")
+    lines = [
+        f"{c.name} on {topology.slices} x {topology.name} ({topology.chips} chips, {topology.hosts} hosts)",
+        f"mesh {made.mesh}, {c.data.rows} rows of {c.data.sequence} tokens and {c.data.clips} clips a step, "
+        f"remat {c.remat}",
+        "",
+        " ".join([f"{'GB of a chip':14}", *(f"{head:>8}" for head in heads), f"of {hbm / GB:.1f}"]),
+    ]
+    for program in (made.train, *made.decoding):
+        held = (program.frozen, program.trained, program.optimizer, program.batch)
+        temporary = f"{program.temporary / GB:8.2f}" if program.temporary is not None else f"{'-':>8}"
+        verdict = "fits" if projection.fits(program, topology) else "DOES NOT FIT with 10 % to spare"
+        cells = " ".join(f"{x / GB:8.2f}" for x in held)
+        lines.append(f"{program.name:14} {cells} {temporary} {program.needed / GB:8.2f} {verdict}")
+    lines += ["", "collectives of a train step (MB handed over by a chip, times they run):"]
+    for one in made.train.collectives:
+        lines.append(f"  {one.kind:18} {one.bytes / 1e6:10.3f} MB x {one.times:<4} {one.source[-70:]}")
+    parts = {f.name: getattr(made.flops, f.name) for f in dataclasses.fields(made.flops)}
+    told = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in parts.items())
+    lines += ["", f"TFLOP of a step over all chips: {told}"]
+    if made.projection is not None:
+        p = made.projection
+        lines += [
+            "",
+            f"PROJECTED, not measured (products at {projection.REACHED:.0%} of peak, nothing overlaps; see "
+            "salmonn_jax/projection.py):",
+            f"  step {p.step_seconds:.3f} s = max(products {p.products_seconds:.3f}, memory {p.memory_seconds:.3f}) + "
+            f"collectives {p.collective_seconds:.3f}; MFU {p.mfu:.0%}; {p.clips_per_second:.0f} clips/s",
+            f"  {c.steps} steps: {p.stage_hours:.1f} hours, {p.stage_hours * topology.chips:.0f} chip-hours",
+        ]
+    return lines
+
+
+def to_json(made: Plan, topology: Topology) -> dict[str, Any]:
+    """The plan as data."""
+
+    def program(of: Program) -> dict[str, Any]:
+        values = dataclasses.asdict(of)
+        del values["text"]
+        return values
+
+    projected = made.projection and dataclasses.asdict(made.projection)
+    if projected:
+        projected["step_seconds"] = made.projection.step_seconds
+    return {
+        "config": to_dict(made.config),
+        "topology": {"name": topology.name, "slices": topology.slices, "chips": topology.chips, "grid": topology.grid},
+        "mesh": made.mesh,
+        "fits": made.fits,
+        "hbm": topology.chip.hbm,
+        "programs": [program(p) for p in (made.train, *made.decoding)],
+        "flops": dataclasses.asdict(made.flops),
+        "projection": projected,
+        "assumptions": projection.__doc__,
+    }
+
+
+def _tried(config: RunConfig, topology: Topology, placement: str | None, told: Callable[[str], Any]) -> Plan:
+    made = plan(config, topology, placement)
+    c = made.config
+    told(
+        f"{placement or made.mesh}, {c.data.rows} rows, remat {c.remat}: {made.train.needed / GB:.1f} GB of a chip, "
+        f"{'fits' if made.fits else 'does not fit'} (compiled in {made.train.compile_seconds:.0f} s)"
+    )
+    return made
