@@ -43,3 +43,4 @@ $(VENV)/.test: $(VENV)/.quickstart
 		&& $(INSTALL) --no-deps openbeats openai-whisper tiktoken more-itertools \
 		&& touch $@ \
 		|| echo 'no $(TORCH) here, or not what is compared with: tests that need them will skip'
+	$(INSTALL) -e '.[tpu]' || echo 'no TPU compiler here: tests that compile for TPU slices will skip'

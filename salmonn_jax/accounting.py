@@ -32,6 +32,7 @@ class StepFlops:
       attention: of the language model, forward and backward, over whole rows.
       lora: forward and backward.
       remat: what the backward pass computes again; not part of `model`.
+      duplicated: what chips that share a language model by `tensor` all compute, the encoders; not part of `model`.
     """
 
     features: int
@@ -42,6 +43,7 @@ class StepFlops:
     attention: int
     lora: int
     remat: int
+    duplicated: int
 
     @property
     def model(self) -> int:
@@ -51,7 +53,7 @@ class StepFlops:
     @property
     def hardware(self) -> int:
         """What is computed: the numerator of HFU."""
-        return self.model + self.remat
+        return self.model + self.remat + self.duplicated
 
 
 def step_flops(config: RunConfig) -> StepFlops:
@@ -61,15 +63,19 @@ def step_flops(config: RunConfig) -> StepFlops:
     head = 2 * model.llama.width * model.llama.vocabulary * tokens
     attention = llama_attention(model.llama, config.data.sequence) * config.data.rows
     adapters = lora(model.llama, model.lora) * tokens
+    heard = {
+        "features": features(model) * clips,
+        "whisper": whisper(model.whisper, model.audio.whisper_frames) * clips,
+        "beats": beats(model.beats, model.audio.window_samples) * clips if model.beats else 0,
+        "qformer": 3 * qformer(model) * clips,
+    }
     return StepFlops(
-        features=features(model) * clips,
-        whisper=whisper(model.whisper, model.audio.whisper_frames) * clips,
-        beats=beats(model.beats, model.audio.window_samples) * clips,
-        qformer=3 * qformer(model) * clips,
+        **heard,
         llama=2 * (layers + head),
         attention=3 * attention,
         lora=3 * adapters,
         remat=remat(config, layers, attention, adapters),
+        duplicated=(config.mesh.get("tensor", 1) - 1) * sum(heard.values()),
     )
 
 

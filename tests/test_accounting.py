@@ -1,0 +1,84 @@
+"""Operations by formula are those of the compiled step; the collectives of a compiled step, and how often they run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from salmonn_jax import accounting, aot, hlo, sharding
+from salmonn_jax.config import RunConfig
+from salmonn_jax.configs import get_config
+
+CONFIG = get_config("debug")
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_the_formula_gives_the_operations_of_the_compiled_step(remat):
+    config = dataclasses.replace(CONFIG, remat=remat)
+    program = aot.compile_train_step(config, sharding.make_mesh({}, jax.devices()[:1]))
+    assert hlo.dot_flops(program.text) == pytest.approx(accounting.step_flops(config).hardware, rel=1e-3)
+
+
+def test_the_13b_costs_four_operations_a_parameter_and_token():
+    config: RunConfig = get_config("salmonn_13b_stage2")
+    flops = accounting.step_flops(config)
+    c = config.model.llama
+    weights = c.layers * c.width * (4 * c.width + 3 * c.ffn) + c.width * c.vocabulary
+    assert flops.llama == 4 * weights * config.data.rows * config.data.sequence
+    assert flops.remat == 0 and flops.duplicated == 0
+    spread = dataclasses.replace(config, mesh={"tensor": 4})
+    assert accounting.step_flops(spread).model == flops.model
+    assert accounting.step_flops(spread).hardware > flops.hardware
+
+
+def test_bytes_by_kind_are_those_of_the_program():
+    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2})
+    program = aot.compile_train_step(CONFIG, mesh)
+    structure = aot.parameters.structure(CONFIG.model)
+    trained, frozen = aot._weights(CONFIG, structure, mesh)
+    one = sum(x.size * 4 for x in frozen.values())
+    assert one / 4 < program.frozen < one
+    assert program.trained == sum(x.size * 4 for x in trained.values())
+    # Two moments of each, and counters.
+    assert 2 * program.trained <= program.optimizer < 2 * program.trained + 100
+    assert program.needed >= program.frozen + program.trained + program.optimizer + program.batch
+
+
+def test_replicated_weights_have_collectives_for_what_is_trained_only():
+    """As many bytes as what is trained, and every layer's once a layer.
+
+    On CPU the front ends and BEATs' grouped convolution are gathered besides, which XLA does not cut there; on TPU it
+    does (`tests/launch/test_plan.py`).
+    """
+    program = aot.compile_train_step(CONFIG, sharding.make_mesh({"data": 8}))
+    others = [one for one in program.collectives if "fft" not in one.source and "conv_general" not in one.source]
+    assert {one.kind for one in others} == {"all-reduce"}
+    assert sum(one.bytes * one.times for one in others) == pytest.approx(program.trained, rel=0.01)
+
+
+def test_collectives_in_a_scan_are_counted_as_often_as_they_run():
+    mesh = sharding.make_mesh({"fsdp": 8})
+    cut = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
+
+    def body(x, kernel):
+        return jnp.tanh(x @ kernel), None
+
+    def loop(x, kernels):
+        return jax.lax.scan(body, x, kernels)[0]
+
+    shapes = jax.ShapeDtypeStruct((16, 64), jnp.float32), jax.ShapeDtypeStruct((5, 64, 64), jnp.float32)
+    everywhere = sharding.replicated(mesh)
+    text = jax.jit(loop, in_shardings=(everywhere, cut), out_shardings=everywhere).lower(*shapes).compile().as_text()
+    assert sum(one.times for one in hlo.collectives(text)) in (5, 6)
+    assert hlo.dot_flops(text) == 5 * 2 * 16 * 64 * 64 // 8
+
+
+def test_decoding_programs_compile_and_fit_together():
+    prefill, step = aot.compile_decoding(CONFIG, sharding.make_mesh({"data": 4, "tensor": 2}))
+    assert prefill.name == "prefill" and step.name == "decode step"
+    assert step.batch > prefill.batch  # with the cache
+    assert step.needed > 0 and prefill.temporary > 0

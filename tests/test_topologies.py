@@ -1,0 +1,36 @@
+"""Slices by their names."""
+
+from __future__ import annotations
+
+import pytest
+
+from salmonn_jax import planning, topologies
+from salmonn_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "hosts", "grid"),
+    [
+        ("v5p-128", 64, 16, "4x4x4"),
+        ("v4-8", 4, 1, "2x2x1"),
+        ("v5e-16", 16, 4, "4x4"),
+        ("v5litepod-16", 16, 4, "4x4"),
+        ("v6e-64", 64, 16, "8x8"),
+    ],
+)
+def test_a_slice_has_its_chips(name, chips, hosts, grid):
+    found = topologies.find(name)
+    assert (found.chips, found.hosts, found.grid) == (chips, hosts, grid)
+    assert topologies.find(name, slices=2).chips == 2 * chips
+
+
+def test_an_unknown_one_lists_what_there_is():
+    with pytest.raises(UserError, match=r"unknown topology 'v9-8'; there are v4-8, .*v5e-16.*v5p-128.*v6e-256"):
+        topologies.find("v9-8")
+
+
+def test_placements_are_meshes():
+    slices = topologies.find("v5p-128", slices=2)
+    assert planning.mesh_sizes("replicate", slices) == {}
+    assert planning.mesh_sizes("tensor", slices) == {"tensor": 4}
+    assert planning.mesh_sizes("fsdp", slices) == {"fsdp": 64}
