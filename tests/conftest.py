@@ -12,3 +12,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).pa
 import jax
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Files that take longest, to be begun first: a worker takes whole files, and the last one should not run alone.
+LONG = ("test_distributed", "test_oracles", "test_step", "test_train", "test_api", "test_plan", "test_golden")
+
+
+def pytest_collection_modifyitems(items):
+    def place(item) -> int:
+        return LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
+
+    items.sort(key=place)
