@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -273,8 +272,3 @@ def test_real_language_model(real_weights, tmp_path):
     assert "Paris" in chat.text and chat.finish_reason == "stop"
     run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
     equal_tensors(tmp_path / "back", source)
-
-
-@pytest.mark.skipif(not os.environ.get("CI"), reason="only where nothing may be skipped: CI is not set")
-def test_under_ci_every_package_is_there():
-    originals.require("peft", "openbeats", "whisper", "gguf", "accelerate")
