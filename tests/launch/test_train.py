@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,22 @@ def test_a_finished_run_is_left_as_it_is(folder, whole):
     before = (whole / "metrics.jsonl").read_text()
     assert run("debug", "--output", "whole", cwd=folder).returncode == 0
     assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_goes_on_with_another_mesh(folder, whole):
+    """From the checkpoint after step 2, on eight devices that cut the frozen weights."""
+    shutil.copytree(whole, folder / "moved")
+    for later in ("4", "6"):
+        shutil.rmtree(folder / "moved" / "checkpoints" / later)
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    words = command("debug", "--output", "moved", 'mesh={"fsdp": 4, "tensor": 2}')
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 2" in done.stderr
+    ours, theirs = losses(folder / "moved"), losses(whole)
+    assert ours.keys() == theirs.keys()
+    for step, values in theirs.items():
+        np.testing.assert_allclose(ours[step], values, rtol=1e-5, err_msg=str(step))
 
 
 def test_a_run_starts_from_another_run(folder, whole):
