@@ -25,7 +25,6 @@ from salmonn_jax.errors import UserError
 
 BARRIER_SECONDS = 600
 GONE = 75  # exit code of a process that gives up on the others: EX_TEMPFAIL, worth another try
-_HEARTBEAT_SECONDS = 100
 
 
 def initialize(seconds: int = 300) -> None:
@@ -54,12 +53,9 @@ def initialize(seconds: int = 300) -> None:
         }
     elif not _on_tpu():
         return
-    heartbeat = int(os.environ.get("HEARTBEAT_SECONDS", _HEARTBEAT_SECONDS))
     with deadline(seconds, "joining the other processes; was the command started on every host?"):
         # JAX's own time is longer: at its end the process is aborted with a stack trace of C++.
-        jax.distributed.initialize(
-            **arguments, initialization_timeout=seconds + 60, heartbeat_timeout_seconds=heartbeat
-        )
+        jax.distributed.initialize(**arguments, initialization_timeout=seconds + 60)
 
 
 def is_main() -> bool:

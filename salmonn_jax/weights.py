@@ -8,7 +8,7 @@ import itertools
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -129,24 +129,20 @@ def flat(tree: Any) -> dict[str, Any]:
 
 def fingerprint(params: Params) -> str:
     """A hash of names, shapes, dtypes and bytes, whatever the order or sharding."""
-    digests = {}
-    for path, value in params.items():
-        value = np.asarray(value)
-        digest = _header(path, value.shape, value.dtype)
-        digest.update(_bytes(value))
-        digests[path] = digest.hexdigest()
-    return _combined(digests)
+    return _combined({path: _digest(path, x, [np.asarray(x)]) for path, x in params.items()})
 
 
 def fingerprint_of(path: pathlib.Path) -> str:
     """The fingerprint of parameters on disk, of which little is in memory at a time."""
-    digests = {}
-    for name, value in stored(path).items():
-        digest = _header(name, value.shape, value.dtype)
-        for _, piece in value.pieces():
-            digest.update(_bytes(piece))
-        digests[name] = digest.hexdigest()
-    return _combined(digests)
+    return _combined({name: _digest(name, x, (piece for _, piece in x.pieces())) for name, x in stored(path).items()})
+
+
+def _digest(path: str, value: Any, pieces: Iterable[np.ndarray]) -> str:
+    """Of one parameter: what it is, and the bytes of its pieces in the order of memory."""
+    digest = _header(path, value.shape, value.dtype)
+    for piece in pieces:
+        digest.update(_bytes(piece))
+    return digest.hexdigest()
 
 
 def _combined(digests: Mapping[str, str]) -> str:
