@@ -57,8 +57,8 @@ class ToRow(grain.transforms.Map):
         )
 
 
-def to_batch(rows: Sequence[Row], layout: Layout) -> Batch:
-    """Pads rows to one batch. Rows with a clip are spread evenly among those without.
+def to_batch(rows: Sequence[Row], layout: Layout, part: int = 0) -> Batch:
+    """Pads rows to one batch, or to part number `part` of one. Rows with a clip are spread evenly among those without.
 
     Spread so, the clips of any equal part of the rows are the same part of the clips, for every number of parts that
     divides both: what `Batch` promises to a sharded model.
@@ -72,4 +72,5 @@ def to_batch(rows: Sequence[Row], layout: Layout) -> Batch:
         window=layout.window,
         audio_tokens=layout.audio_tokens,
         transcript=layout.transcript,
+        first_clip=part * len(heard),
     )

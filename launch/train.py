@@ -68,7 +68,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     from salmonn_jax.training.telemetry import open_telemetry
 
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.data.rows, config.data.clips, mesh)
+    sharding.check_batch(config.data, mesh)
     corpus = corpora.open_corpus(config.data.corpus, config.data.cache)
     data = training_stream(
         lambda source: corpus.read(source, "train"),
@@ -76,8 +76,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
         config.model,
         config.data,
         seed=config.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        streams=sharding.local_streams(mesh, config.data.streams),
     )
     start = data.get_state()
     next(data)  # what does not fit is told before anything is written

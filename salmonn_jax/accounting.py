@@ -32,7 +32,8 @@ class StepFlops:
       attention: of the language model, forward and backward, over whole rows.
       lora: forward and backward.
       remat: what the backward pass computes again; not part of `model`.
-      duplicated: what chips that share a language model by `tensor` all compute, the encoders; not part of `model`.
+      duplicated: the encoders, where chips that share a language model by `tensor` cannot share its clips; not part
+        of `model`.
     """
 
     features: int
@@ -56,7 +57,7 @@ class StepFlops:
         return self.model + self.remat + self.duplicated
 
 
-def step_flops(config: RunConfig) -> StepFlops:
+def step_flops(config: RunConfig, devices: int = 1) -> StepFlops:
     """Of a training step as `training.step` computes it, with the released models' choice of what is trained."""
     model, clips, tokens = config.model, config.data.clips, config.data.rows * config.data.sequence
     layers = llama_layers(model.llama) * tokens
@@ -75,7 +76,7 @@ def step_flops(config: RunConfig) -> StepFlops:
         attention=3 * attention,
         lora=3 * adapters,
         remat=remat(config, layers, attention, adapters),
-        duplicated=(config.mesh.get("tensor", 1) - 1) * sum(heard.values()),
+        duplicated=(config.mesh.get("tensor", 1) - 1) * sum(heard.values()) if clips % devices else 0,
     )
 
 

@@ -141,24 +141,23 @@ def _weights(config: RunConfig, structure: Structure, mesh: Mesh) -> tuple[dict,
 
 
 def _batch(config: RunConfig, mesh: Mesh) -> Batch:
-    split, data = sharding.batch_sharding(mesh), config.data
-    sharding.check_batch(data.rows, data.clips, mesh)
-
-    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
-
+    data, array = config.data, jax.ShapeDtypeStruct
+    sharding.check_batch(data, mesh)
     rows, sequence, clips = data.rows, data.sequence, data.clips
-    return Batch(
-        pcm=array(clips, config.model.audio.window_samples, dtype=jnp.int16),
-        pcm_length=array(clips),
-        tokens=array(rows, sequence),
-        positions=array(rows, sequence),
-        segments=array(rows, sequence),
-        loss_mask=array(rows, sequence, dtype=jnp.bool_),
-        audio_slot=array(rows, sequence),
-        source=array(rows),
-        transcript=array(clips, data.transcript),
+    text, sound = (rows, sequence), (clips, config.model.audio.window_samples)
+    batch = Batch(
+        pcm=array(sound, jnp.int16),
+        pcm_length=array((clips,), jnp.int32),
+        tokens=array(text, jnp.int32),
+        positions=array(text, jnp.int32),
+        segments=array(text, jnp.int32),
+        loss_mask=array(text, jnp.bool_),
+        audio_slot=array(text, jnp.int32),
+        source=array((rows,), jnp.int32),
+        transcript=array((clips, data.transcript), jnp.int32),
     )
+    places = sharding.batch_shardings(mesh, clips)
+    return jax.tree.map(lambda x, place: array(x.shape, x.dtype, sharding=place), batch, places)
 
 
 def _decoding_places(state: greedy.Decoding, mesh: Mesh) -> greedy.Decoding:

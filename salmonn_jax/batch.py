@@ -41,7 +41,9 @@ class Row(NamedTuple):
     source: int = 0
 
 
-def collate(rows: Sequence[Row], *, sequence: int, window: int, audio_tokens: int, transcript: int = 0) -> Batch:
+def collate(
+    rows: Sequence[Row], *, sequence: int, window: int, audio_tokens: int, transcript: int = 0, first_clip: int = 0
+) -> Batch:
     """Pads rows to the numpy arrays of a batch, in their order; clips stand in the order of their rows.
 
     Args:
@@ -49,6 +51,7 @@ def collate(rows: Sequence[Row], *, sequence: int, window: int, audio_tokens: in
       window: N; longer clips are cut.
       audio_tokens: of one clip.
       transcript: U; longer transcripts are cut.
+      first_clip: clips of the batch before these rows', where they are a part of one.
     """
     heard = [row.audio for row in rows if row.audio is not None]
     shape = (len(rows), sequence)
@@ -64,7 +67,7 @@ def collate(rows: Sequence[Row], *, sequence: int, window: int, audio_tokens: in
         if row.audio is None:
             continue
         slots = np.asarray(row.slots)
-        slot[i, :size] = np.where(slots == TEXT, TEXT, slots + clip * audio_tokens)
+        slot[i, :size] = np.where(slots == TEXT, TEXT, slots + (first_clip + clip) * audio_tokens)
         pcm[clip, : length[clip]] = row.audio[:window]
         words = row.transcript[:transcript]
         spoken[clip, : len(words)] = words

@@ -174,6 +174,10 @@ class DataConfig:
 
     A step takes `rows` examples over all devices, of which `clips` have audio and come from `mixture`, the others
     from `text_mixture` (they cost no encoder work). Both mixtures give shares by source, which are normalised.
+
+    Every source is dealt out to `streams` streams, each of which makes an equal part of every batch; the processes of
+    a job share the streams. So what a step sees is the same for any number of processes and devices, which must
+    divide the number of streams, or be divided by it.
     """
 
     corpus: str = "minicorpus"
@@ -185,6 +189,7 @@ class DataConfig:
     sequence: int = 512  # tokens of a row: prompt, audio tokens and answer
     answer: int = 300  # tokens kept of an answer, `</s>` included
     transcript: int = 0  # tokens kept of a transcript, for the CTC loss
+    streams: int = 8
     workers: int = 0  # processes that read ahead; 0 reads in threads
 
 
@@ -231,9 +236,8 @@ class RunConfig:
     ctc_weight: float = 0.0  # of the CTC loss on audio tokens; for training from random weights
     ctc_blank: int = 0  # the token that stands for "no word here"
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)  # sizes by axis; default: all devices on `data`
-    remat: str = (
-        "none"  # what of the language model's layers is computed again in the backward pass; see `models.common`
-    )
+    # What of the language model's layers is computed again in the backward pass; see `models.common`.
+    remat: str = "none"
 
 
 # What may change when a run goes on: where and how it is computed, not what.

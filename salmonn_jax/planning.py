@@ -35,7 +35,7 @@ def plan(config: RunConfig, topology: Topology, placement: str | None) -> Plan:
         config = dataclasses.replace(config, mesh=mesh_sizes(placement, topology))
     mesh = sharding.make_mesh(config.mesh, aot.devices(topology))
     train = aot.compile_train_step(config, mesh)
-    flops = accounting.step_flops(config)
+    flops = accounting.step_flops(config, topology.chips)
     projected = None
     if train.temporary is not None:
         projected = projection.project(train, flops, topology, clips=config.data.clips, steps=config.steps)

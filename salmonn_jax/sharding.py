@@ -18,10 +18,13 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from salmonn_jax.batch import Batch
+from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError, unknown_name
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
+CLIPS = PartitionSpec(AXES)  # chips that share a language model by `tensor` share the clips it is to hear
 
 P = PartitionSpec
 # One rule a frozen weight: which axis of the mesh each of its dimensions lies over. `fsdp` cuts the dimension that is
@@ -126,8 +129,15 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis of every array of a batch, over the data axes."""
+    """A leading axis of rows, over the data axes."""
     return NamedSharding(mesh, BATCH)
+
+
+def batch_shardings(mesh: Mesh, clips: int) -> Batch:
+    """Of every array of a batch with so many clips: rows over the data axes, clips over all where they divide."""
+    rows = NamedSharding(mesh, BATCH)
+    sound = NamedSharding(mesh, CLIPS) if clips % mesh.size == 0 else rows
+    return Batch(**dict.fromkeys(Batch._fields, rows) | {"pcm": sound, "pcm_length": sound})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -135,10 +145,44 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(rows: int, clips: int, mesh: Mesh) -> None:
+def local_streams(mesh: Mesh, streams: int) -> tuple[int, ...]:
+    """Which of the streams that make a batch (stream v its v-th equal part) hold rows of this process' devices."""
+    here, parts = jax.process_index(), mesh.devices.reshape(batch_shards(mesh), -1)
+    mine = [i for i, part in enumerate(parts) if any(device.process_index == here for device in part)]
+    shards = len(parts)
+    return tuple(
+        v
+        for v in range(streams)
+        if any(v * shards < (i + 1) * streams and i * streams < (v + 1) * shards for i in mine)
+    )
+
+
+def to_devices(local: Batch, mesh: Mesh, streams: int) -> Batch:
+    """The global arrays of a batch of which this process has read `local_streams(mesh, streams)`, in their order."""
+    place = {v: i for i, v in enumerate(local_streams(mesh, streams))}
+
+    def put(array: np.ndarray, where: NamedSharding) -> jax.Array:
+        part = len(array) // len(place)  # rows, or clips, of a stream
+
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(part * streams)
+            begin = place[start // part] * part + start % part if part else 0
+            return array[begin : begin + stop - start]
+
+        return jax.make_array_from_callback((part * streams, *array.shape[1:]), where, read)
+
+    return jax.tree.map(put, local, batch_shardings(mesh, len(local.pcm) // len(place) * streams))
+
+
+def check_batch(data: DataConfig, mesh: Mesh) -> None:
     """Raises UserError if a batch cannot be cut evenly over the mesh."""
     shards = batch_shards(mesh)
-    for name, size in (("rows", rows), ("clips", clips)):
+    if shards % data.streams and data.streams % shards:
+        raise UserError(
+            f"data.streams={data.streams} and {shards} data shards (mesh {dict(mesh.shape)}): one must divide the "
+            f"other; set data.streams={shards}, which gives the run other data, or change the mesh"
+        )
+    for name, size in (("rows", data.rows), ("clips", data.clips)):
         if size % shards:
             near = max(shards, size // shards * shards)
             raise UserError(

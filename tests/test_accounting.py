@@ -29,10 +29,19 @@ def test_the_13b_costs_four_operations_a_parameter_and_token():
     c = config.model.llama
     weights = c.layers * c.width * (4 * c.width + 3 * c.ffn) + c.width * c.vocabulary
     assert flops.llama == 4 * weights * config.data.rows * config.data.sequence
-    assert flops.remat == 0 and flops.duplicated == 0
-    spread = dataclasses.replace(config, mesh={"tensor": 4})
-    assert accounting.step_flops(spread).model == flops.model
-    assert accounting.step_flops(spread).hardware > flops.hardware
+    assert flops.duplicated == 0 and flops.hardware == flops.model + flops.remat
+    assert accounting.step_flops(dataclasses.replace(config, remat="none")).remat == 0
+
+
+def test_chips_that_share_a_language_model_share_its_clips_where_they_can():
+    config = dataclasses.replace(get_config("salmonn_13b_stage2"), mesh={"tensor": 4})
+    assert accounting.step_flops(config, 64).duplicated == 0
+    few = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=16, clips=16))
+    alone = accounting.step_flops(few, 16)
+    assert accounting.step_flops(few, 64).model == alone.model
+    assert accounting.step_flops(few, 64).duplicated == 3 * (
+        alone.features + alone.whisper + alone.beats + alone.qformer
+    )
 
 
 def test_bytes_by_kind_are_those_of_the_program():

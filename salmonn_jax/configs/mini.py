@@ -45,6 +45,7 @@ DATA = DataConfig(
     sequence=56,
     answer=24,
     transcript=20,
+    streams=4,
 )
 
 OPTIMIZER = OptimizerConfig(peak=1e-3, start=1e-4, end=1e-4, warmup_steps=30, beta2=0.98, clip_norm=1.0)

@@ -19,13 +19,13 @@ MODEL_7B = ModelConfig(
 
 
 def _stages(size: str, model: ModelConfig) -> tuple[RunConfig, ...]:
-    data = DataConfig(corpus="", cache="", rows=256, clips=256, sequence=512)
-    stage1 = RunConfig(name=f"salmonn_{size}_stage1", model=model, data=data)
+    data = DataConfig(corpus="", cache="", rows=256, clips=256, sequence=512, streams=64)
+    stage1 = RunConfig(name=f"salmonn_{size}_stage1", model=model, data=data, remat="full")
     stage2 = dataclasses.replace(stage1, name=f"salmonn_{size}_stage2")
     stage3 = dataclasses.replace(
         stage1,
         name=f"salmonn_{size}_stage3",
-        data=dataclasses.replace(data, rows=1, clips=1, sequence=1024),
+        data=dataclasses.replace(data, rows=1, clips=1, sequence=1024, streams=1),
         optimizer=OptimizerConfig(warmup_steps=0, end=3e-5),
         steps=12,
         save_every=12,

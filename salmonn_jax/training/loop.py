@@ -6,11 +6,10 @@ import math
 
 import grain
 import jax
-import numpy as np
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
-from salmonn_jax.config import SAMPLE_RATE, RunConfig
+from salmonn_jax.config import RunConfig
 from salmonn_jax.distributed import Watchdog
 from salmonn_jax.models.parameters import Params, Structure
 from salmonn_jax.training.checkpoint import Checkpoints
@@ -42,20 +41,20 @@ def train(
       Diverged: the loss of a step is not finite. The last checkpoint is from before it.
     """
     step_function = make_train_step(config, structure, mesh)
-    placement = sharding.batch_sharding(mesh)
     pending = None
     with jax.transfer_guard("disallow"):
         for step in range(int(jax.device_get(state.step)), config.steps):
             if step % config.save_every == 0 and step != checkpoints.latest():
                 checkpoints.save(state, data)
-            local: Batch = next(data)
-            batch = _on_devices(local, placement)
+            local: Batch = next(data)  # the part of it that this process reads
+            with jax.transfer_guard_host_to_device("allow"):  # the one transfer to devices of a step
+                batch = sharding.to_devices(local, mesh, config.data.streams)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = step_function(state, frozen, batch)
             if pending:
                 _log(telemetry, *pending)
                 watchdog.alive()
-            pending = step + 1, metrics, local
+            pending = step + 1, metrics
         if pending:
             _log(telemetry, *pending)
         if config.steps != checkpoints.latest():
@@ -64,16 +63,8 @@ def train(
     return state
 
 
-def _on_devices(batch: Batch, placement: jax.sharding.NamedSharding) -> Batch:
-    """This process' rows as its part of the global arrays: the one transfer to devices of a step."""
-    with jax.transfer_guard_host_to_device("allow"):
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(placement, np.asarray(x)), batch)
-
-
-def _log(telemetry: Telemetry, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
+def _log(telemetry: Telemetry, step: int, metrics: dict[str, jax.Array]) -> None:
     values = {key: float(value) for key, value in jax.device_get(metrics).items()}
     if not math.isfinite(values["loss"]):
         raise Diverged(f"the loss of step {step} is {values['loss']}; lower optimizer.peak, or look at the data")
-    hosts = jax.process_count()
-    seconds = float(batch.pcm_length.sum()) / SAMPLE_RATE
-    telemetry.log(step, values, examples=len(batch.tokens) * hosts, audio_seconds=seconds * hosts)
+    telemetry.log(step, values)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
-from salmonn_jax.config import RunConfig
+from salmonn_jax.config import SAMPLE_RATE, RunConfig
 from salmonn_jax.models.parameters import Params, Structure, trainable_paths
 from salmonn_jax.models.salmonn import answer_losses
 from salmonn_jax.training.optim import learning_rate, make_optimizer
@@ -85,12 +85,13 @@ def ctc_loss(embedding: Array, audio_tokens: Array, transcript: Array, blank: in
 def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Callable:
     """Compiles `(state, frozen, batch) -> (state, metrics)`; `state` is donated, frozen weights lie as their rules say.
 
-    Metrics are float32 scalars: those of `batch_loss`, `gradient_norm` and `learning_rate`.
+    Metrics are float32 scalars: those of `batch_loss`, `gradient_norm`, `learning_rate`, and how many `examples` and
+    `audio_seconds` the batch holds.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
     schedule = learning_rate(config.optimizer, config.steps)
     shards = sharding.batch_shards(mesh)
-    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    everywhere, split = sharding.replicated(mesh), sharding.batch_shardings(mesh, config.data.clips)
     chosen = trainable_paths(structure.shapes, config.trainable)
     placement = sharding.Placement(mesh)
     parts = {p: placement(p, leaf).sharding for p, leaf in structure.shapes.items() if p not in chosen}
@@ -106,6 +107,8 @@ def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Call
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": schedule(state.step)}
+        metrics["examples"] = batch.segments.max(axis=1).sum().astype(jnp.float32)
+        metrics["audio_seconds"] = batch.pcm_length.astype(jnp.float32).sum() / SAMPLE_RATE
         return TrainState(state.step + 1, trainable, optimizer_state), metrics
 
     return jax.jit(

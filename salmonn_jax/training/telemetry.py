@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
-import jax
 import tensorboardX
 from tqdm import tqdm
 
@@ -19,8 +18,8 @@ from salmonn_jax import distributed
 class Telemetry(Protocol):
     """What the training loop tells."""
 
-    def log(self, step: int, metrics: Mapping[str, jax.Array | float], *, examples: int, audio_seconds: float) -> None:
-        """Records step number `step` (counted from 1), which read so many examples and seconds of audio."""
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records step number `step`, counted from 1."""
 
     def close(self) -> None: ...
 
@@ -33,8 +32,8 @@ def open_telemetry(run: pathlib.Path, *, name: str, start: int, steps: int, bega
 class Silent:
     """Of the processes that leave the writing to another."""
 
-    def log(self, step: int, metrics: Mapping[str, jax.Array | float], *, examples: int, audio_seconds: float) -> None:
-        del step, metrics, examples, audio_seconds
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        del step, metrics
 
     def close(self) -> None:
         pass
@@ -57,14 +56,15 @@ class Written:
         self._clock = time.monotonic()
         self._began: float | None = began
 
-    def log(self, step: int, metrics: Mapping[str, jax.Array | float], *, examples: int, audio_seconds: float) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
         if self._began is not None:
             self._bar.write(f"the first step ended {now - self._began:.1f} s after the start", file=sys.stderr)
             self._began = None
         seconds, self._clock = now - self._clock, now
-        values = {key: float(value) for key, value in metrics.items()}
-        values |= {"examples_per_second": examples / seconds, "audio_seconds_per_second": audio_seconds / seconds}
+        values = dict(metrics)
+        for key in ("examples", "audio_seconds"):
+            values[f"{key}_per_second"] = values.pop(key) / seconds
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for key, value in values.items():

@@ -24,10 +24,10 @@ def corpus(tmp_path_factory):
     return corpora.open_corpus("tones", tmp_path_factory.mktemp("tones"))
 
 
-def stream(corpus, data=CONFIG.data, seed=0, host=0, hosts=1):
+def stream(corpus, data=CONFIG.data, seed=0, streams=None):
     tokenizer = load_tokenizer(corpus.tokenizer)
     return training_stream(
-        lambda source: corpus.read(source, "train"), tokenizer, CONFIG.model, data, seed=seed, host=host, hosts=hosts
+        lambda source: corpus.read(source, "train"), tokenizer, CONFIG.model, data, seed=seed, streams=streams
     )
 
 
@@ -51,28 +51,28 @@ def test_the_seed_decides_the_order(corpus):
 
 
 def test_epochs_are_reshuffled_and_complete(corpus):
-    """60 clips of 8 a step: 15 steps are two epochs."""
-    batches = stream(corpus)
+    """60 clips of 8 a step, in four streams: 15 steps are two epochs."""
+    batches = stream(corpus, dataclasses.replace(CONFIG.data, streams=4))
     clips = np.concatenate([next(batches).pcm for _ in range(15)])
-    first, second = ([clip.tobytes() for clip in part] for part in np.split(clips, 2))
-    assert len(set(first)) == 60
-    assert sorted(first) == sorted(second)
-    assert first != second
+    heard = [clip.tobytes() for clip in clips]
+    assert len(set(heard)) == 60 and all(heard.count(clip) == 2 for clip in heard)
+    assert len(set(heard[:56])) == len(set(heard[-56:])) == 56
+    assert heard[:56] != heard[60:116]
 
 
-def test_hosts_read_different_examples(corpus):
-    clips = [
-        {clip.tobytes() for _ in range(7) for clip in next(part).pcm}
-        for part in (stream(corpus, host=h, hosts=2) for h in range(2))
-        for _ in range(1)
-    ]
-    assert all(len(next(stream(corpus, host=h, hosts=2)).pcm) == 4 for h in range(2))
-    assert not clips[0] & clips[1]
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+def test_hosts_read_parts_of_one_sequence(corpus, hosts):
+    whole = stream(corpus)
+    parts = [stream(corpus, streams=range(h * 8 // hosts, (h + 1) * 8 // hosts)) for h in range(hosts)]
+    for _ in range(3):
+        read = [next(part) for part in parts]
+        assert equal(next(whole), [np.concatenate(arrays) for arrays in zip(*read, strict=True)])
 
 
 def test_shares_are_exact(corpus):
     """Two sources 3:1 over the text rows of eight steps."""
-    data = dataclasses.replace(CONFIG.data, mixture={}, clips=0, rows=8, text_mixture={"words": 3.0, "tones": 1.0})
+    shares = {"words": 3.0, "tones": 1.0}
+    data = dataclasses.replace(CONFIG.data, mixture={}, clips=0, rows=8, streams=2, text_mixture=shares)
     names = source_names(data)
 
     def read(source):
@@ -115,9 +115,9 @@ def test_layout_of_a_row():
         ({"text_mixture": {}}, "leaves 8 rows without a clip"),
         ({"clips": 17}, "more than data.rows=16"),
         ({"mixture": {"tones": 0.0}}, "share of source 'tones' is 0.0"),
-        ({"rows": 15}, "does not divide over 2 hosts"),
+        ({"rows": 15}, "does not divide over data.streams=8"),
     ],
 )
 def test_a_mixture_that_cannot_be(corpus, change, says):
     with pytest.raises(UserError, match=says):
-        stream(corpus, dataclasses.replace(CONFIG.data, **change), hosts=2)
+        stream(corpus, dataclasses.replace(CONFIG.data, **change))

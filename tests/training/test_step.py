@@ -56,7 +56,7 @@ def take_steps(config: RunConfig, mesh, batches):
     frozen = {path: jax.device_put(x, placement(path, x).sharding) for path, x in frozen.items()}
     step, metrics = make_train_step(config, structure, mesh), []
     for batch in batches:
-        state, values = step(state, frozen, jax.device_put(batch, sharding.batch_sharding(mesh)))
+        state, values = step(state, frozen, sharding.to_devices(batch, mesh, CONFIG.data.streams))
         metrics.append(jax.device_get(values))
     return params, state, metrics
 
