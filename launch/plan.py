@@ -26,13 +26,16 @@ def main() -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as salmonn_13b_stage2")
     parser.add_argument("--topology", required=True, help="slice, such as v5p-128, v5e-16 or v6e-64")
+    parser.add_argument("--chips", type=int, help="with a generation as --topology (v5p): so many chips in all")
     parser.add_argument("--slices", type=int, default=1, help="how many of them (default: %(default)s)")
     parser.add_argument(
         "--placement",
         choices=(*PLACEMENTS, "auto"),
         help="of the frozen weights; auto: the first of these that fits. Default: the configuration's mesh",
     )
-    parser.add_argument("--search", action="store_true", help="also try numbers of rows and remat; propose the fastest")
+    parser.add_argument(
+        "--search", action="store_true", help="also try numbers of rows and remat; propose what is projected fastest"
+    )
     parser.add_argument("--train-only", action="store_true", help="leave the programs of decoding out")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="write all of it as JSON")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
@@ -47,7 +50,10 @@ def run(config: Any, arguments: argparse.Namespace) -> int:
     """Plans, prints, writes. Returns the exit code."""
     from salmonn_jax import planning, topologies
 
-    topology = topologies.find(arguments.topology, arguments.slices)
+    if arguments.chips is None:
+        topology = topologies.find(arguments.topology, arguments.slices)
+    else:
+        topology = topologies.find_chips(arguments.topology, arguments.chips, arguments.slices)
     placements = PLACEMENTS if arguments.placement == "auto" else (arguments.placement,)
     if arguments.search:
         plans = planning.search(config, topology, PLACEMENTS if arguments.placement is None else placements, told)

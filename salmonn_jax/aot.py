@@ -82,8 +82,8 @@ def devices(topology: Topology) -> list[jax.Device]:
     return list(described.devices)
 
 
-def compile_train_step(config: RunConfig, mesh: Mesh) -> Program:
-    """The train step of a configuration."""
+def compile_train_step(config: RunConfig, mesh: Mesh, memory: float = math.inf) -> Program:
+    """The train step of a configuration; not compiled where its inputs alone take more than `memory` of a chip."""
     structure = parameters.structure(config.model)
     trained, frozen = _weights(config, structure, mesh)
     everywhere = sharding.replicated(mesh)
@@ -92,7 +92,7 @@ def compile_train_step(config: RunConfig, mesh: Mesh) -> Program:
     batch = _batch(config, mesh)
     step = make_train_step(config, structure, mesh)
     kinds = {"frozen": frozen, "trained": state.trainable, "optimizer": state.optimizer, "batch": batch}
-    return _compile("train step", step, (state, frozen, batch), kinds)
+    return _compile("train step", step, (state, frozen, batch), kinds, memory)
 
 
 def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[Program, Program]:
@@ -169,8 +169,11 @@ def _decoding_places(state: greedy.Decoding, mesh: Mesh) -> greedy.Decoding:
     return greedy.Decoding(everywhere, split, split, split, split, type(state.cache)(cache, cache, everywhere))
 
 
-def _compile(name: str, function: Any, arguments: tuple, kinds: dict[str, Any]) -> Program:
+def _compile(name: str, function: Any, arguments: tuple, kinds: dict[str, Any], memory: float = math.inf) -> Program:
     held = {kind: _held(tree) for kind, tree in kinds.items()}
+    if sum(held.values()) > memory:
+        nothing = {"temporary": None, "collectives": (), "lower_seconds": 0.0, "compile_seconds": 0.0}
+        return Program(name, **held, needed=sum(held.values()), **nothing)
     began = time.monotonic()
     lowered = function.lower(*arguments)
     lowered_at = time.monotonic()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.metadata
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +17,7 @@ from salmonn_jax.projection import Projection
 from salmonn_jax.topologies import Topology
 
 GB = 1e9
+MOST_ROWS = 64  # of a data shard, in a search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,7 @@ def plan(config: RunConfig, topology: Topology, placement: str | None) -> Plan:
     if placement is not None:
         config = dataclasses.replace(config, mesh=mesh_sizes(placement, topology))
     mesh = sharding.make_mesh(config.mesh, aot.devices(topology))
-    train = aot.compile_train_step(config, mesh)
+    train = aot.compile_train_step(config, mesh, (1 - projection.MARGIN) * topology.chip.hbm)
     flops = accounting.step_flops(config, topology.chips)
     projected = None
     if train.temporary is not None:
@@ -71,23 +75,42 @@ def first_that_fits(
 def search(
     config: RunConfig, topology: Topology, placements: Sequence[str | None], told: Callable[[str], Any]
 ) -> list[Plan]:
-    """For each placement and remat, doubles the rows while they fit. The last of the plans is the fastest that fits."""
+    """Finds the most rows that fit, for each placement and remat. The last of the plans is projected the fastest.
+
+    Rows and clips of a step are equal, and a power of two on each data shard. Memory grows evenly with them, so two
+    sizes tell about the others. A remat that keeps more needs more, so each begins with the most rows that fitted the
+    one before.
+    """
     plans = []
     for placement in placements:
-        for remat in ("none", "dots", "full"):
-            sizes = config.mesh if placement is None else mesh_sizes(placement, topology)
-            shards = topology.chips // sizes.get("tensor", 1)
-            rows = shards
-            while True:
-                data = dataclasses.replace(config.data, rows=rows, clips=rows)
-                tried = dataclasses.replace(config, remat=remat, data=data)
-                plans.append(_tried(tried, topology, placement, told))
-                if not plans[-1].fits or rows >= 64 * shards:
-                    break
-                rows *= 2
+        sizes = config.mesh if placement is None else mesh_sizes(placement, topology)
+        shards = topology.chips // sizes.get("tensor", 1)
+
+        @functools.cache
+        def tried(remat: str, rows: int, placement: str | None = placement) -> Plan:
+            data = dataclasses.replace(config.data, rows=rows, clips=rows, streams=math.gcd(rows, config.data.streams))
+            plans.append(_tried(dataclasses.replace(config, remat=remat, data=data), topology, placement, told))
+            return plans[-1]
+
+        one, four = tried("full", shards), tried("full", 4 * shards)
+        rows = _most_rows(one, four, topology) if one.fits else 0
+        for remat in ("full", "dots", "none"):
+            while rows >= shards and not tried(remat, rows).fits:
+                rows //= 2
     fitting = [p for p in plans if p.fits]
     best = max(fitting, key=lambda p: p.projection.clips_per_second) if fitting else plans[-1]
     return [*(p for p in plans if p is not best), best]
+
+
+def _most_rows(one: Plan, four: Plan, topology: Topology) -> int:
+    """The most rows that should fit, from plans with one and with four rows on each data shard."""
+    shards = one.config.data.rows
+    if not four.fits:
+        return 2 * shards
+    room = (1 - projection.MARGIN) * topology.chip.hbm - one.train.needed
+    each = (four.train.needed - one.train.needed) / 3
+    most = MOST_ROWS if each <= 0 else min(MOST_ROWS, 1 + room / each)
+    return shards * 2 ** math.floor(math.log2(most))
 
 
 def report(made: Plan, topology: Topology) -> list[str]:
@@ -147,14 +170,17 @@ def to_json(made: Plan, topology: Topology) -> dict[str, Any]:
         "flops": dataclasses.asdict(made.flops),
         "projection": projected,
         "assumptions": projection.__doc__,
+        "compiler": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     }
 
 
 def _tried(config: RunConfig, topology: Topology, placement: str | None, told: Callable[[str], Any]) -> Plan:
     made = plan(config, topology, placement)
     c = made.config
+    seconds = made.train.compile_seconds
     told(
         f"{placement or made.mesh}, {c.data.rows} rows, remat {c.remat}: {made.train.needed / GB:.1f} GB of a chip, "
-        f"{'fits' if made.fits else 'does not fit'} (compiled in {made.train.compile_seconds:.0f} s)"
+        f"{'fits' if made.fits else 'does not fit'} "
+        f"({f'compiled in {seconds:.0f} s' if seconds else 'its inputs alone, not compiled'})"
     )
     return made

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import UserError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,22 @@ CHIPS = {
     "v5p": Chip("v5p", "default", 95.74 * _GIB, 459e12, 2.77e12, 90e9, 6.25e9, (2, 2, 1), 2),
     "v6e": Chip("v6e", "default", 31.25 * _GIB, 918e12, 1.64e12, 90e9, 12.5e9, (2, 2), 1),
 }
+
+
+class Cloud(NamedTuple):
+    """How Google Cloud names a generation where slices are ordered."""
+
+    accelerator_type: str  # in gcloud, before the size
+    runtime_version: str  # the image of its TPU VMs
+    gke_accelerator: str  # the label of GKE's nodes
+
+
+CLOUD = {
+    "v4": Cloud("v4", "tpu-ubuntu2204-base", "tpu-v4-podslice"),
+    "v5e": Cloud("v5litepod", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice"),
+    "v5p": Cloud("v5p", "v2-alpha-tpuv5", "tpu-v5p-slice"),
+    "v6e": Cloud("v6e", "v2-alpha-tpuv6e", "tpu-v6e-slice"),
+}
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 GRIDS = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
@@ -71,11 +88,21 @@ class Topology:
 
 
 def find(name: str, slices: int = 1) -> Topology:
-    """The slice of this name, such as v5p-128 or v5litepod-16. Raises UserError, listing what there is."""
+    """Equal slices of this name, such as v5p-128 or v5litepod-16. Raises UserError, listing what there is."""
     for topology in known():
         if name in (topology.name, topology.name.replace("v5e-", "v5litepod-")):
             return dataclasses.replace(topology, slices=slices)
     raise UserError(f"unknown topology {name!r}; there are {', '.join(t.name for t in known())}")
+
+
+def find_chips(generation: str, chips: int, slices: int = 1) -> Topology:
+    """Equal slices of this generation that have so many chips in all. Raises UserError, listing what there is."""
+    if generation not in CHIPS:
+        raise unknown_name("TPU generation", generation, CHIPS)
+    found = {slices * t.chips: t for t in known() if t.chip is CHIPS[generation]}
+    if chips not in found:
+        raise UserError(f"{slices} slice(s) of {generation} with {chips} chips do not exist; there are {list(found)}")
+    return dataclasses.replace(found[chips], slices=slices)
 
 
 def known() -> list[Topology]:

@@ -29,6 +29,15 @@ def test_an_unknown_one_lists_what_there_is():
         topologies.find("v9-8")
 
 
+def test_a_slice_by_its_chips():
+    assert topologies.find_chips("v5p", 64) == topologies.find("v5p-128")
+    assert topologies.find_chips("v5e", 32, slices=2) == topologies.find("v5e-16", slices=2)
+    with pytest.raises(UserError, match=r"v5e with 24 chips do not exist; there are \[4, 8, 16"):
+        topologies.find_chips("v5e", 24)
+    with pytest.raises(UserError, match="did you mean 'v5p'"):
+        topologies.find_chips("v5pp", 64)
+
+
 def test_placements_are_meshes():
     slices = topologies.find("v5p-128", slices=2)
     assert planning.mesh_sizes("replicate", slices) == {}
