@@ -109,7 +109,7 @@ def _projected(plan: dict[str, Any]) -> list[str]:
 
 
 def _mesh(sizes: dict[str, int]) -> str:
-    return " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
 
 
 if __name__ == "__main__":

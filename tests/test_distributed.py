@@ -76,6 +76,17 @@ def test_the_run_is_written_once(folder, whole):
     assert not list(whole.glob(".preflight*"))
 
 
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_one_process_has_the_losses_of_two(folder, whole, devices):
+    """Whatever the number of its devices: all read the same batches. Only sums are added up in another order."""
+    output = f"alone on {devices}"
+    words = ("launch.train", "debug", "--output", output)
+    finish(folder, start(folder, *words, processes=1, devices=devices))
+    ours, theirs = losses(folder / output), losses(whole)
+    assert len(ours) == len(theirs) == 6
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
 def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):
     """Then the same command goes on, with the losses of the run that was not interrupted."""
     words = ("launch.train", "debug", "--output", "killed", "--watchdog-minutes", "1")

@@ -38,6 +38,10 @@ def test_a_slice_by_its_chips():
         topologies.find_chips("v5pp", 64)
 
 
+def test_every_generation_can_be_ordered():
+    assert topologies.CLOUD.keys() == topologies.CHIPS.keys() == topologies.GRIDS.keys()
+
+
 def test_placements_are_meshes():
     slices = topologies.find("v5p-128", slices=2)
     assert planning.mesh_sizes("replicate", slices) == {}

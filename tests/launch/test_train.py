@@ -65,6 +65,29 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, whole):
     assert losses(folder / "killed") == losses(whole)
 
 
+def test_a_second_start_compiles_nothing_again(folder):
+    """The train step is in the cache of compiled programs: the first start writes it there, the second reads it."""
+    environment = ENVIRONMENT | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_LOG_COMPILES": "1",
+    }
+
+    def start(output: str) -> str:
+        words = command("debug", "--output", output, "steps=1")
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "the first step ended" in done.stderr
+        return done.stderr
+
+    def kept() -> set[str]:
+        return {path.name for path in (folder / "compiled").glob("jit_train_step*-cache")}
+
+    hit = "Persistent compilation cache hit for 'jit_train_step'"
+    assert hit not in start("cold") and len(kept()) == 1
+    assert hit in start("warm") and len(kept()) == 1
+
+
 def test_every_step_is_logged_once(whole):
     assert list(losses(whole)) == [1, 2, 3, 4, 5, 6]
     assert any((whole / "tensorboard").iterdir())

@@ -1,0 +1,53 @@
+#!/bin/bash
+# What every host of a slice does when it boots, as root: launch/tpu_vm.py fills this in and hands it over as the
+# startup script of the machines. So the job starts when the queue yields the slice, and needs nobody to be connected.
+set -euo pipefail
+export HOME=/root DEBIAN_FRONTEND=noninteractive
+mkdir -p /opt/salmonn
+
+# Buckets as directories.
+if ! command -v gcsfuse >/dev/null; then
+    key=/usr/share/keyrings/cloud.google.asc
+    packages=https://packages.cloud.google.com/apt
+    curl --retry 5 -fsSL "$packages/doc/apt-key.gpg" -o "$key"
+    echo "deb [signed-by=$key] $packages gcsfuse-$(lsb_release -cs) main" >/etc/apt/sources.list.d/gcsfuse.list
+    # Other jobs of the first minutes hold apt's lock.
+    apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=5 update
+    apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=5 install --yes gcsfuse
+fi
+{% for bucket in buckets %}
+mkdir -p {{ directory }}/{{ bucket | quote }}
+mountpoint -q {{ directory }}/{{ bucket | quote }} || gcsfuse{% for option in mount_options %} --{{ option }}{% endfor %} {{ bucket | quote }} {{ directory }}/{{ bucket | quote }}
+{% endfor %}
+
+# The package, with a Python of its own: that of the machine may be too old.
+if [[ ! -x /opt/salmonn/venv/bin/python ]]; then
+    curl --retry 5 -fsSL https://astral.sh/uv/install.sh | env UV_INSTALL_DIR=/usr/local/bin sh
+    /usr/local/bin/uv venv --python 3.12 /opt/salmonn/venv
+fi
+/usr/local/bin/uv pip install --python /opt/salmonn/venv/bin/python {{ package | quote }} 'jax[tpu]'
+
+cat >/opt/salmonn/train.sh <<'END'
+{% for name, value in environment.items() %}
+export {{ name }}={{ value | quote }}
+{% endfor %}
+exec /opt/salmonn/venv/bin/{{ words | map("quote") | join(" ") }}
+END
+
+# systemd starts it again, except after bad input; the chips' driver locks memory.
+cat >/etc/systemd/system/salmonn.service <<'END'
+[Unit]
+Description=salmonn_jax
+StartLimitIntervalSec=infinity
+StartLimitBurst={{ restarts + 1 }}
+
+[Service]
+WorkingDirectory=/opt/salmonn
+ExecStart=/bin/bash /opt/salmonn/train.sh
+Restart=on-failure
+RestartSec=30
+RestartPreventExitStatus=2
+LimitMEMLOCK=infinity
+END
+systemctl daemon-reload
+systemctl start salmonn
