@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+from typing import Literal
 
 import librosa
 import numpy as np
@@ -20,39 +21,58 @@ _FULL_SCALE = 32768.0
 _HEADERLESS = (".g722", ".gsm")
 
 Source = str | os.PathLike | bytes | tuple[np.ndarray, int]
+Channels = Literal["first", "mean"]
 
 
-def load_audio(source: Source) -> np.ndarray:
-    """Decodes audio, takes the first channel (as the original SALMONN does) and resamples it.
+class AudioError(UserError):
+    """Audio that cannot be used.
+
+    Attributes:
+      reason: in one or two words: "missing", "undecodable", "empty" or "not finite".
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def load_audio(
+    source: Source, *, start: float = 0.0, end: float | None = None, channels: Channels = "first"
+) -> np.ndarray:
+    """Decodes audio, makes it one channel and resamples it with soxr.
 
     Neither cut nor padded. 16-bit audio at 16 kHz comes back bit for bit.
 
     Args:
       source: the path of a file; the bytes of one; or samples with their rate in Hz, as [samples] or
         [samples, channels], integers of any width or floats in -1 to 1.
+      start, end: seconds between which it is read; None reads to the end.
+      channels: "first", as the original SALMONN takes it, or the "mean" of all.
 
     Returns:
       int16[samples] at 16 kHz, at least one sample.
 
     Raises:
-      UserError: the file is missing, empty, or no audio that can be decoded; there are no samples; a sample is not a
+      AudioError: the file is missing, empty, or no audio that can be decoded; there are no samples; a sample is not a
         number.
     """
     if isinstance(source, tuple):
         name, (samples, rate) = "the audio", source
         samples = np.asarray(samples)
+        samples = samples[slice(*_span(start, end, rate))]
     else:
         name = "the audio" if isinstance(source, bytes) else os.fspath(source)
-        samples, rate = _decode(source, name)
-    if samples.ndim > 1:
-        samples = samples[:, 0]
-    if samples.size == 0:
-        raise UserError(f"{name} holds no samples")
+        samples, rate = _decode(source, name, start, end)
     if rate <= 0:
-        raise UserError(f"{name} has a sample rate of {rate} Hz")
-    if samples.dtype == np.int16 and rate == SAMPLE_RATE:
+        raise AudioError("undecodable", f"{name} has a sample rate of {rate} Hz")
+    if samples.size == 0:
+        raise AudioError("empty", f"{name} holds no samples{f' from {start:g} s on' if start else ''}")
+    if samples.ndim > 1 and (channels == "first" or samples.shape[1] == 1):
+        samples = samples[:, 0]
+    if samples.ndim == 1 and samples.dtype == np.int16 and rate == SAMPLE_RATE:
         return np.ascontiguousarray(samples)
-    return to_pcm(_resample(_to_float(samples, name), rate))
+    samples = _to_float(samples, name)
+    return to_pcm(_resample(samples if samples.ndim == 1 else samples.mean(axis=1), rate))
 
 
 def to_pcm(samples: np.ndarray) -> np.ndarray:
@@ -68,12 +88,12 @@ def to_float(samples: np.ndarray) -> np.ndarray:
 def _to_float(samples: np.ndarray, name: str) -> np.ndarray:
     if np.issubdtype(samples.dtype, np.floating):
         if not np.all(np.isfinite(samples)):
-            raise UserError(f"{name} holds samples that are not finite numbers")
+            raise AudioError("not finite", f"{name} holds samples that are not finite numbers")
         return samples.astype(np.float32)
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128) / 128
     if not np.issubdtype(samples.dtype, np.signedinteger):
-        raise UserError(f"{name} holds samples of type {samples.dtype}; give integers or floats")
+        raise AudioError("undecodable", f"{name} holds samples of type {samples.dtype}; give integers or floats")
     return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
 
 
@@ -83,47 +103,59 @@ def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
     return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
 
 
-def _decode(source: str | os.PathLike | bytes, name: str) -> tuple[np.ndarray, int]:
+def _span(start: float, end: float | None, rate: int) -> tuple[int, int | None]:
+    """Seconds as samples."""
+    return round(start * rate), None if end is None else round(end * rate)
+
+
+def _decode(source: str | os.PathLike | bytes, name: str, start: float, end: float | None) -> tuple[np.ndarray, int]:
     """Returns [samples, channels] of the type the codec gives, and the rate."""
     if isinstance(source, bytes):
         size, opened = len(source), io.BytesIO(source)
     else:
         path = pathlib.Path(source)
         if not path.is_file():
-            raise UserError(f"no audio file {name}")
+            raise AudioError("missing", f"no audio file {name}")
         size, opened = path.stat().st_size, path
     if size == 0:
-        raise UserError(f"{name} is empty")
+        raise AudioError("empty", f"{name} is empty")
     if isinstance(opened, pathlib.Path) and opened.suffix.lower() in _HEADERLESS:
-        return _decode_with_av(source, name)
+        return _decode_with_av(source, name, start, end)
     try:
         with soundfile.SoundFile(opened) as file:
             exact = file.subtype == "PCM_16"
-            return file.read(dtype="int16" if exact else "float32", always_2d=True), file.samplerate
+            first, last = _span(start, end, file.samplerate)
+            file.seek(min(first, file.frames))
+            frames = -1 if last is None else max(0, min(last, file.frames) - file.tell())
+            return file.read(frames, dtype="int16" if exact else "float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, TypeError, ValueError):  # the others: it takes noise for a stream
-        return _decode_with_av(source, name)
+        return _decode_with_av(source, name, start, end)
 
 
-def _decode_with_av(source: str | os.PathLike | bytes, name: str) -> tuple[np.ndarray, int]:
+def _decode_with_av(
+    source: str | os.PathLike | bytes, name: str, start: float, end: float | None
+) -> tuple[np.ndarray, int]:
     """For what libsndfile cannot read, such as G.722, AAC or the sound of a video."""
     try:
         import av
     except ImportError:
-        raise UserError(
-            f"{name} cannot be decoded; if it is audio, more formats come with: pip install 'salmonn-jax[minicorpus]'"
+        raise AudioError(
+            "undecodable",
+            f"{name} cannot be decoded; if it is audio, more formats come with: pip install 'salmonn-jax[minicorpus]'",
         ) from None
     try:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
             if not container.streams.audio:
-                raise UserError(f"{name} has no sound track")
+                raise AudioError("undecodable", f"{name} has no sound track")
             rate = container.streams.audio[0].rate
             first = []  # channel, of each frame; a packed frame has its channels in turns
             for frame in container.decode(audio=0):
                 row = frame.to_ndarray()[0]
                 first.append(row if frame.format.is_planar else row[:: frame.layout.nb_channels])
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{name} is not audio that can be decoded: {_first_line(error)}") from None
-    return np.concatenate(first)[:, None] if first else np.zeros((0, 1), np.int16), rate
+        raise AudioError("undecodable", f"{name} is not audio that can be decoded: {_first_line(error)}") from None
+    samples = np.concatenate(first)[:, None] if first else np.zeros((0, 1), np.int16)
+    return samples[slice(*_span(start, end, rate))], rate
 
 
 def _first_line(error: Exception) -> str:
