@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
+import fsspec
+
 from data_pipelines import minicorpus, tones
+from data_pipelines.audio import AudioRules
 from data_pipelines.examples import Example
+from data_pipelines.manifests import ManifestSource
+from data_pipelines.shards import open_split, splits
+from data_pipelines.tfds_source import TfdsSource
 from salmonn_jax.errors import UserError, unknown_name
 
 
@@ -17,7 +24,7 @@ class Corpus:
 
     read: Callable[[str, str], Sequence[Example]]  # (source, split) -> random access
     heard: Callable[[str], Sequence[str]]  # split -> the sources with audio that have it
-    tokenizer: pathlib.Path  # directory that holds it
+    tokenizer: pathlib.Path | None  # directory that holds it; None where only a model brings one
     notes: Sequence[str]  # what its splits hold out, for reports
 
 
@@ -40,13 +47,55 @@ def _tones(cache: pathlib.Path) -> Corpus:
     )
 
 
-CORPORA: dict[str, Callable[[pathlib.Path], Corpus]] = {"minicorpus": _minicorpus, "tones": _tones}
+def _files(folder: str, rules: AudioRules) -> Corpus:
+    """Sources by their names in a directory or URL.
+
+    NAME/ as `launch.prepare` makes it, with splits of its own; NAME.tfds.json, which describes a TFDS data set; or a
+    manifest, NAME.jsonl or NAME.json of the split "train", NAME.SPLIT.jsonl or .json of another.
+    """
+    system, root = fsspec.url_to_fs(folder)
+
+    def location(source: str, split: str) -> str | None:
+        stem = source if split == "train" else f"{source}.{split}"
+        for name in (source, f"{source}.tfds.json", f"{stem}.jsonl", f"{stem}.json"):
+            if system.exists(f"{root}/{name}"):
+                return f"{folder.rstrip('/')}/{name}"
+        return None
+
+    def read(source: str, split: str) -> Sequence[Example]:
+        found = location(source, split)
+        if found is None:
+            raise UserError(f"there is no source {source!r} in {folder}: neither {source}/ nor {source}.jsonl or .json")
+        if found.endswith(".tfds.json"):
+            return TfdsSource(found, source, split, rules)
+        if found.endswith((".json", ".jsonl")):
+            return ManifestSource(found, source, rules)
+        return open_split(found, source, split)
+
+    def has(source: str, split: str) -> bool:
+        found = location(source, split)
+        if found is None or found.endswith((".json", ".jsonl")):
+            return found is not None
+        with contextlib.suppress(UserError):
+            return split in splits(found)
+        return False
+
+    def heard(split: str) -> list[str]:
+        names = {path.rstrip("/").rsplit("/", 1)[-1].split(".")[0] for path in system.ls(root, detail=False)}
+        return sorted(name for name in names if has(name, split))
+
+    return Corpus(read=read, heard=heard, tokenizer=None, notes=())
 
 
-def open_corpus(name: str, cache: pathlib.Path) -> Corpus:
-    """Opens a corpus by name. Raises UserError if it is unknown or was not prepared."""
-    if not name:
-        raise UserError("the configuration names no corpus; set data.corpus, data.cache and data.mixture.NAME=SHARE")
+CORPORA: dict[str, Callable[[str, AudioRules], Corpus]] = {
+    "minicorpus": lambda cache, rules: _minicorpus(pathlib.Path(cache)),
+    "tones": lambda cache, rules: _tones(pathlib.Path(cache)),
+    "files": lambda cache, rules: _files(cache, rules),
+}
+
+
+def open_corpus(name: str, cache: str | pathlib.Path, rules: AudioRules = AudioRules()) -> Corpus:  # noqa: B008
+    """Opens a corpus by name; its audio is read by the rules. Raises UserError if it is unknown or not prepared."""
     if name not in CORPORA:
         raise unknown_name("corpus", name, CORPORA)
-    return CORPORA[name](pathlib.Path(cache))
+    return CORPORA[name](str(cache), rules)

@@ -1,125 +1,139 @@
-"""The training stream: sources dealt out to streams, shuffled, repeated, mixed by name, batched. numpy only.
+"""Which source an example comes from: shares that are exact from the first example on, in every stream.
 
-Everything up to the last line is random access: batch number i is a function of the seed and i alone, whatever the
-number of hosts and of reading processes, and a checkpoint of the stream is one number.
+A mixture is a share for each source. A stream takes its examples one by one; after any number k of them, source s with
+share w has been taken k w times, give or take less than one. Streams begin at phases of their own, so that what is rare
+does not fall on the same steps everywhere.
 """
 
 from __future__ import annotations
 
 import itertools
-import zlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
-from data_pipelines.rows import Layout, ToRow, to_batch
-from salmonn_jax.batch import Batch
-from salmonn_jax.config import DataConfig, ModelConfig
+from data_pipelines.entries import BadExample
+from data_pipelines.examples import Example
+from salmonn_jax.config import SAMPLE_RATE, DataConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
 
-ENDLESS = 2**40  # batches: groups are zipped, and must be equally long for that
-MORE = 2**50  # examples of a source in a stream: enough for those batches, and few enough for grain to count a mix
+AHEAD = 128  # draws that are looked ahead for deadlines
+MEASURED = 64  # examples of a source from which its mean length is taken
+_ROUNDING = 1e-9
 
 
-def layout(model: ModelConfig, data: DataConfig) -> Layout:
-    """The sizes of rows and batches that a configuration asks for."""
-    return Layout(
-        template=model.prompt_template,
-        audio_tokens=model.audio_tokens,
-        window=model.audio.window_samples,
-        sequence=data.sequence,
-        answer=data.answer,
-        transcript=data.transcript,
-    )
+class Mix:
+    """The order in which one stream takes from its sources: a function of the shares and the number of the stream.
 
-
-def source_names(data: DataConfig) -> tuple[str, ...]:
-    """The names that `Batch.source` counts through."""
-    return tuple(sorted({*data.mixture, *data.text_mixture}))
-
-
-def training_stream(
-    read: Callable[[str], Sequence],
-    tokenizer: Tokenizer,
-    model: ModelConfig,
-    data: DataConfig,
-    *,
-    seed: int,
-    streams: Sequence[int] | None = None,
-) -> grain.DatasetIterator:
-    """An endless iterator of a host's parts of the `Batch`es, with `get_state` and `set_state`.
+    The i-th example of a source with share w must come after (i - 1) / w draws and before i / w. (Tasks that share a
+    processor so are called P-fair; Baruah et al. 1996.) Among the sources that may come, the one whose time by the
+    stream's phase is earliest does, unless another's deadline would be missed.
 
     Args:
-      read: gives the training examples of a source by its name, as a random-access sequence.
-      seed: decides the order.
-      streams: those this host reads, of `data.streams`; by default all.
+      shares: by source; they sum to one.
+      stream: its number.
+      state: of a mix that goes on. With other shares than it had, shares are exact from here on.
+    """
+
+    def __init__(self, shares: Mapping[str, float], stream: int, state: Mapping[str, Any] | None = None):
+        state = state or {"shares": dict(shares), "drawn": {}, "before": {}}
+        self.drawn: dict[str, int] = dict.fromkeys(shares, 0) | state["drawn"]  # how often a source was taken, ever
+        self._before = state["before"] if state["shares"] == dict(shares) else dict(self.drawn)
+        self._names = sorted(shares)
+        self._shares = np.array([shares[name] for name in self._names])
+        self._counts = np.array([self.drawn[name] - self._before.get(name, 0) for name in self._names], np.int64)
+        self._phases = np.array([phase(stream, number) for number in range(len(self._names))])
+        self._due = np.arange(AHEAD)[:, None] * self._shares + _ROUNDING
+
+    def state(self) -> dict[str, Any]:
+        """All that it is, as JSON."""
+        shares = dict(zip(self._names, self._shares.tolist(), strict=True))
+        return {"shares": shares, "drawn": dict(self.drawn), "before": self._before}
+
+    def draw(self) -> tuple[str, int]:
+        """The next source, and how often it was taken before."""
+        total, counts, shares = int(self._counts.sum()), self._counts, self._shares
+        may = (total + 1) * shares - counts > _ROUNDING
+        # How many examples of each source must have come within the next h draws, this one being the first.
+        must = np.maximum(np.floor((total + 1) * shares + self._due) - counts, 0)
+        full = np.flatnonzero(must.sum(axis=1) > np.arange(AHEAD))
+        if len(full):
+            may &= must[full[0]] > 0
+        times = np.where(may, (counts + 0.5 - self._phases) / shares, np.inf)
+        chosen = int(times.argmin())
+        counts[chosen] += 1
+        name = self._names[chosen]
+        self.drawn[name] += 1
+        return name, self.drawn[name] - 1
+
+
+def phase(stream: int, number: int) -> float:
+    """Where in its turn a source begins in a stream: in -0.5 to 0.5, spread evenly over streams for each source.
+
+    By multiples of the square roots of primes, which no two sources share.
+    """
+    primes = (p for p in itertools.count(2) if all(p % q for q in range(2, math.isqrt(p) + 1)))
+    root = math.sqrt(next(itertools.islice(primes, number, None)))
+    return (0.5 + stream * root) % 1.0 - 0.5
+
+
+def shares(data: DataConfig, means: Mapping[str, float]) -> dict[str, float]:
+    """The share of examples of each source of a configuration; they sum to one.
+
+    Args:
+      data: its weights count what `data.unit` says.
+      means: of an example of each source, in that unit (see `measure`); not used where weights count examples.
 
     Raises:
-      UserError: the mixture is empty or does not go with the numbers of rows and clips.
+      UserError: a weight is not above 0, or the older sources leave nothing to the others.
     """
-    _check(data)
-    to_row = ToRow(tokenizer, layout(model, data), source_names(data))
-    streams = range(data.streams) if streams is None else streams
-
-    def mixed(weights: dict[str, float], size: int, stream: int) -> grain.MapDataset:
-        parts = []
-        for name in sorted(weights):
-            # Seeded by the name, so that a source keeps its order when another one joins. Dealt out when shuffled and
-            # repeated: so all streams together see every example once an epoch, however small the source.
-            shuffled = grain.MapDataset.source(read(name)).seed(seed ^ zlib.crc32(name.encode())).shuffle().repeat()
-            parts.append(shuffled.slice(slice(stream, MORE * data.streams, data.streams)))
-        return (
-            grain.MapDataset.mix(parts, [weights[name] for name in sorted(weights)])
-            .map(to_row)
-            .batch(size, batch_fn=list)
-        )
-
-    groups = []
-    for stream in streams:
-        if data.clips:
-            groups.append(mixed(data.mixture, data.clips // data.streams, stream))
-        if data.rows > data.clips:
-            groups.append(mixed(data.text_mixture, (data.rows - data.clips) // data.streams, stream))
-    batches = grain.experimental.ZipMapDataset([group.slice(slice(ENDLESS)) for group in groups]).map(
-        Collate(to_row.layout, tuple(streams))
-    )
-    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    if data.workers:
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2))
-    return iter(stream)
-
-
-class Collate(grain.transforms.Map):
-    """Joins the groups of rows of one step, in the order of their streams, into those parts of a `Batch`."""
-
-    def __init__(self, layout: Layout, streams: tuple[int, ...]):
-        self.layout, self.streams = layout, streams
-
-    def map(self, groups: Sequence[Sequence[Any]]):
-        size = len(groups) // len(self.streams)
-        of_streams = [list(itertools.chain(*groups[i : i + size])) for i in range(0, len(groups), size)]
-        parts = [to_batch(rows, self.layout, part) for part, rows in zip(self.streams, of_streams, strict=True)]
-        return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
-def _check(data: DataConfig) -> None:
-    if data.clips > data.rows:
-        raise UserError(f"data.clips={data.clips} is more than data.rows={data.rows}; a row holds one clip at most")
-    for name, size in (("rows", data.rows), ("clips", data.clips)):
-        if size % data.streams:
-            raise UserError(f"data.{name}={size} does not divide over data.streams={data.streams}")
-    if data.clips and not data.mixture:
-        raise UserError("data.mixture names no source; give it {name: share}")
-    if data.rows > data.clips and not data.text_mixture:
-        raise UserError(
-            f"data.rows={data.rows} leaves {data.rows - data.clips} rows without a clip and data.text_mixture names "
-            "no source for them"
-        )
-    for name, share in {**data.mixture, **data.text_mixture}.items():
-        if share <= 0:
+    for name, weight in {**data.mixture, **data.replay}.items():
+        if not weight > 0:
             raise UserError(
-                f"the share of source {name!r} is {share}; it must be above 0 (leave the source out instead)"
+                f"the weight of source {name!r} is {weight}; it must be above 0 (leave the source out instead)"
             )
+    both = sorted(data.mixture.keys() & data.replay.keys())
+    if both:
+        raise UserError(f"source {both[0]!r} is in data.mixture and in data.replay; leave it out of one")
+    if not data.mixture:
+        raise UserError("data.mixture names no source; give it {name: weight}")
+    mixture = _normalised({name: w ** (1 / data.temperature) for name, w in _normalised(data.mixture).items()})
+    if data.replay_as == "additive":
+        whole = mixture | data.replay
+    else:
+        rest = 1.0 - sum(data.replay.values())
+        if rest <= 0:
+            raise UserError(f"data.replay takes {1 - rest:g} of everything; shares must leave some to data.mixture")
+        whole = {name: rest * w for name, w in mixture.items()} | data.replay
+    if data.unit != "examples":
+        unknown = [name for name in sorted(whole) if not means[name] > 0]
+        if unknown:
+            raise UserError(f"source {unknown[0]!r} has no {data.unit}, in which data.unit says weights are; change it")
+        whole = {name: w / means[name] for name, w in whole.items()}
+    return _normalised(whole)
+
+
+def measure(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, answer: int) -> float:
+    """The mean of an example of a source: its hours of audio, or its tokens that are to be predicted.
+
+    Taken from at most `MEASURED` examples spread evenly over the source; those that cannot be used are left out.
+    """
+    found = []
+    for index in np.linspace(0, len(examples) - 1, min(MEASURED, len(examples))).astype(int):
+        try:
+            example = examples[int(index)]
+        except BadExample:
+            continue
+        if unit == "hours":
+            found.append(0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE / 3600)
+        else:
+            found.append(min(len(tokenizer.encode(example.answer)) + 1, answer))
+    return float(np.mean(found)) if found else 0.0
+
+
+def _normalised(weights: Mapping[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}

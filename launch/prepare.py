@@ -1,11 +1,22 @@
-"""Prepares data: `python -m launch.prepare minicorpus` builds the quickstart's corpus."""
+"""Prepares data sets: the quickstart's corpus, a manifest, or one of the paper's corpora.
+
+    python -m launch.prepare minicorpus
+    python -m launch.prepare manifest MANIFEST --output DATA/NAME [--split train]
+    python -m launch.prepare corpus NAME --folder DIR --split SPLIT --output DATA/NAME
+
+The last two decode every clip once and store it without loss in ArrayRecord files, which TFDS reads. Interrupted, the
+same command goes on where it stopped. What cannot be used is listed in DATA/NAME/SPLIT.rejected.jsonl. On a cluster
+(--beam) MANIFEST, DIR and DATA/NAME must be URLs, or absolute paths that all workers share.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import pathlib
+from collections.abc import Callable, Iterator
 
-from data_pipelines import minicorpus
 from launch import cli
 
 
@@ -15,8 +26,11 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
       arguments: of the command line; None for this process' own.
     """
-    parser = argparse.ArgumentParser(prog="python -m launch.prepare", description="Prepares a data set.")
-    verbs = parser.add_subparsers(dest="corpus", required=True)
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
     verb = verbs.add_parser(
         "minicorpus",
         help="the quickstart's corpus, about two minutes",
@@ -24,8 +38,97 @@ def main(arguments: list[str] | None = None) -> None:
     )
     verb.add_argument("--cache", type=pathlib.Path, default=pathlib.Path(".cache/minicorpus"), help="where to build it")
     verb.add_argument("--workers", type=int, default=2, help="processes that make clips")
+    verb.set_defaults(run=_minicorpus)
+
+    verb = verbs.add_parser("manifest", help="the clips and answers that a manifest lists")
+    verb.add_argument(
+        "manifest", metavar="MANIFEST", help="path or URL: .jsonl of ours, or .json of the original's annotations"
+    )
+    verb.add_argument("--split", default="train", help="what to call it (default: %(default)s)")
+    verb.set_defaults(run=_manifest)
+    _add_options(verb)
+
+    verb = verbs.add_parser("corpus", help="a corpus of the paper, from the files its authors give out")
+    verb.add_argument("name", metavar="NAME", help="of the corpus")
+    verb.add_argument("--folder", required=True, type=pathlib.Path, help="where its files are")
+    verb.add_argument("--split", required=True, help="one that the corpus has")
+    verb.set_defaults(run=_corpus)
+    _add_options(verb)
+
     options = parser.parse_args(arguments)
+    options.run(options)
+
+
+def _add_options(verb: argparse.ArgumentParser) -> None:
+    """What manifests and corpora have in common."""
+    default = "(default: %(default)s)"
+    verb.add_argument("--output", required=True, metavar="DATA/NAME", help="folder of the data set; may be a URL")
+    verb.add_argument("--audio", choices=("flac", "pcm"), default="flac", help=f"how clips are stored {default}")
+    verb.add_argument("--channels", choices=("first", "mean"), default="first", help=f"which to hear {default}")
+    verb.add_argument(
+        "--too-long",
+        choices=("truncate", "chunk", "drop", "error"),
+        default="truncate",
+        help=f"clips over 30 s; chunk keeps them whole {default}",
+    )
+    verb.add_argument("--tokenizer", metavar="DIR", help="count answers in the tokens of this model, too")
+    verb.add_argument("--clips-per-shard", type=int, default=500, help=default)
+    verb.add_argument("--rejected-share", type=float, default=0.05, help=f"end with an error above it {default}")
+    makers = verb.add_mutually_exclusive_group()
+    makers.add_argument("--workers", type=int, default=os.cpu_count(), help=f"processes {default}")
+    makers.add_argument(
+        "--beam",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="last: make the shards on Apache Beam, with these options of its, such as --runner=DirectRunner",
+    )
+
+
+def _minicorpus(options: argparse.Namespace) -> None:
+    from data_pipelines import minicorpus
+
     minicorpus.prepare(options.cache, workers=options.workers)
+
+
+def _manifest(options: argparse.Namespace) -> None:
+    from data_pipelines.manifests import Manifest
+
+    def entries() -> Iterator:
+        manifest = Manifest(options.manifest)
+        return map(manifest.__getitem__, range(len(manifest)))
+
+    _prepare(entries, options.manifest, options)
+
+
+def _corpus(options: argparse.Namespace) -> None:
+    from data_pipelines import paper
+
+    def located(entry):
+        pieces = tuple(piece._replace(path=str(options.folder / piece.path)) for piece in entry.audio)
+        return dataclasses.replace(entry, audio=pieces)
+
+    def entries() -> Iterator:
+        return map(located, paper.read(options.name, options.folder, options.split))
+
+    _prepare(entries, f"{options.name} in {options.folder}", options)
+
+
+def _prepare(entries: Callable[[], Iterator], source: str, options: argparse.Namespace) -> None:
+    from data_pipelines.audio import AudioRules
+    from data_pipelines.build import prepare
+    from data_pipelines.making import Recipe
+
+    rules = AudioRules(channels=options.channels, too_long=options.too_long)
+    prepare(
+        entries,
+        Recipe(source=source, rules=rules, audio=options.audio, tokenizer=options.tokenizer),
+        options.output,
+        options.split,
+        workers=options.workers,
+        beam=options.beam,
+        clips_per_shard=options.clips_per_shard,
+        rejected_share=options.rejected_share,
+    )
 
 
 if __name__ == "__main__":

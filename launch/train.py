@@ -58,8 +58,10 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     import jax
 
     from data_pipelines import corpora
-    from data_pipelines.mixture import training_stream
+    from data_pipelines.quarantine import Quarantine
+    from data_pipelines.training import audio_rules, training_data
     from salmonn_jax import distributed, sharding
+    from salmonn_jax.errors import UserError
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
     from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
@@ -69,10 +71,13 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.data, mesh)
-    corpus = corpora.open_corpus(config.data.corpus, config.data.cache)
-    data = training_stream(
-        lambda source: corpus.read(source, "train"),
-        load_tokenizer(corpus.tokenizer if model is None else model),
+    corpus = corpora.open_corpus(config.data.corpus, config.data.cache, audio_rules(config.model, config.data))
+    tokenizer = corpus.tokenizer if model is None else model
+    if tokenizer is None:
+        raise UserError(f"--model must be given: the corpus {config.data.corpus!r} brings no tokenizer")
+    data = training_data(
+        corpus,
+        load_tokenizer(tokenizer),
         config.model,
         config.data,
         seed=config.seed,
@@ -83,7 +88,8 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     data.set_state(start)
     if jax.process_count() > 1:
         distributed.preflight(output)
-    run = run_directory.open_run(config, output, model, tokenizer=corpus.tokenizer, mesh=mesh)
+    run = run_directory.open_run(config, output, model, tokenizer=tokenizer, mesh=mesh)
+    data.rejected = Quarantine(output / f"rejected-{jax.process_index()}.jsonl").add
     everywhere = sharding.replicated(mesh)
     state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(run.trainable)
     checkpoints = Checkpoints(output, keep=config.keep)
@@ -98,6 +104,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     finally:
         watchdog.stop()
         telemetry.close()
+        data.close()
 
 
 if __name__ == "__main__":

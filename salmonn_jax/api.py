@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from salmonn_jax import model_directory
 from salmonn_jax.audio_files import Source, load_audio
-from salmonn_jax.batch import Batch, Row, collate
+from salmonn_jax.batch import Batch, Segment, collate
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
@@ -86,7 +86,7 @@ class Model:
     def encode_audio(self, audio: Source | list[Source]) -> np.ndarray:
         """The audio tokens of clips: float32[clips, audio tokens, D]."""
         self._need_ears()
-        batch = self._collate([Row([], [], 0, load_audio(clip)) for clip in _listed(audio)], 0)
+        batch = self._collate([Segment([], [], 0, (load_audio(clip),)) for clip in _listed(audio)], 0)
         return np.asarray(self._encode(self.module, batch.pcm, batch.pcm_length).astype(jnp.float32))
 
     def score(
@@ -114,7 +114,7 @@ class Model:
         scores = [-losses[i, row.prompt - 1 : len(row.tokens) - 1] for i, row in enumerate(rows)]
         return scores if isinstance(audio, list) else scores[0]
 
-    def _rows(self, audio: Audio | list[Audio], prompt: str | Sequence[str]) -> list[Row]:
+    def _rows(self, audio: Audio | list[Audio], prompt: str | Sequence[str]) -> list[Segment]:
         """Questions as rows, up to where their answers begin."""
         if self.config.llama is None:
             raise UserError("this model directory holds no language model: there is nothing to answer with")
@@ -133,13 +133,14 @@ class Model:
                 self.tokenizer,
                 self.config.prompt_template,
                 text,
-                clips=int(clip is not None),
+                windows=() if clip is None else (1,),
                 audio_tokens=self.config.audio_tokens,
             )
-            rows.append(Row(laid.tokens, laid.slots, len(laid.tokens), None if clip is None else load_audio(clip)))
+            heard = () if clip is None else (load_audio(clip),)
+            rows.append(Segment(laid.tokens, laid.slots, len(laid.tokens), heard))
         return rows
 
-    def _check_context(self, rows: Sequence[Row], more: int) -> None:
+    def _check_context(self, rows: Sequence[Segment], more: int) -> None:
         longest, context = max(len(row.tokens) for row in rows), self.config.llama.context
         if longest + more > context:
             raise UserError(
@@ -150,9 +151,9 @@ class Model:
         if self.config.qformer is None:
             raise UserError("this model directory holds one part of a model: nothing turns audio into audio tokens")
 
-    def _collate(self, rows: Sequence[Row], width: int) -> Batch:
+    def _collate(self, rows: Sequence[Segment], width: int) -> Batch:
         window, audio_tokens = self.config.audio.window_samples, self.config.audio_tokens
-        return collate(rows, sequence=width, window=window, audio_tokens=audio_tokens)
+        return collate([[row] for row in rows], sequence=width, window=window, audio_tokens=audio_tokens)
 
     @functools.cached_property
     def _generate(self):

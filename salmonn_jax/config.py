@@ -10,7 +10,7 @@ import dataclasses
 import json
 import types
 import typing
-from typing import Any
+from typing import Any, Literal
 
 from salmonn_jax.errors import UserError, unknown_name
 
@@ -172,25 +172,37 @@ class ModelConfig:
 class DataConfig:
     """What a run reads.
 
-    A step takes `rows` examples over all devices, of which `clips` have audio and come from `mixture`, the others
-    from `text_mixture` (they cost no encoder work). Both mixtures give shares by source, which are normalised.
+    A step has `rows` rows of `sequence` tokens and `clips` slots for audio, over all devices; an example without audio
+    takes no slot. Sources are mixed by weight, whatever they hold.
 
-    Every source is dealt out to `streams` streams, each of which makes an equal part of every batch; the processes of
-    a job share the streams. So what a step sees is the same for any number of processes and devices, which must
-    divide the number of streams, or be divided by it.
+    Every source is dealt out to `streams` streams, each of which mixes, packs and makes an equal part of every batch;
+    the processes of a job share the streams. So what a step sees is the same for any number of processes and devices,
+    whose data shards must divide the number of streams.
     """
 
     corpus: str = "minicorpus"
-    cache: str = ".cache/minicorpus"
-    mixture: dict[str, float] = dataclasses.field(default_factory=dict)
-    text_mixture: dict[str, float] = dataclasses.field(default_factory=dict)
+    cache: str = ".cache/minicorpus"  # where it lies; of the corpus "files": a directory or URL with a source a name
+    mixture: dict[str, float] = dataclasses.field(default_factory=dict)  # weights by source
+    unit: Literal["examples", "hours", "tokens"] = "examples"  # what weights count: tokens that are predicted
+    temperature: float = 1.0  # weights are raised to 1 / temperature: above 1, small sources are heard more
+    replay: dict[str, float] = dataclasses.field(default_factory=dict)  # of older sources, against forgetting
+    replay_as: Literal["additive", "share"] = "additive"  # its weights: on top of the mixture's 1, or of everything
     rows: int = 8
     clips: int = 8
-    sequence: int = 512  # tokens of a row: prompt, audio tokens and answer
+    sequence: int = 512
     answer: int = 300  # tokens kept of an answer, `</s>` included
     transcript: int = 0  # tokens kept of a transcript, for the CTC loss
     streams: int = 8
-    workers: int = 0  # processes that read ahead; 0 reads in threads
+    packing: Literal["pack", "pad"] = "pack"  # several examples a row, which do not see each other; or one
+    lookahead: int = 32  # examples of a stream that wait to be packed
+    wordings: str = ""  # file of prompts by task, such as the original's train_prompt.json; "": ours
+    channels: Literal["first", "mean"] = "first"  # of audio, as the original; or the mean of all
+    too_long: Literal["truncate", "chunk", "drop", "error"] = "truncate"  # see `data_pipelines.audio.AudioRules`
+    speed: float = 0.0  # augmentation: faster or slower by up to this part
+    gain: float = 0.0  # augmentation: louder or softer by up to so many dB
+    noise: float = 0.0  # augmentation: the share of clips that get white noise, 10 to 30 dB below them
+    bad_share: float = 0.05  # the run ends when more than this share of the examples cannot be used
+    workers: int = 0  # processes that read and decode; 0 reads in threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,6 +254,7 @@ class RunConfig:
 
 # What may change when a run goes on: where and how it is computed, not what.
 OPERATIONAL = ("mesh", "remat", "save_every", "keep")
+OPERATIONAL_DATA = ("cache", "mixture", "unit", "temperature", "replay", "replay_as", "bad_share", "workers")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -301,6 +314,10 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         return _cast(typing.get_args(hint)[0], value, where)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise unknown_name(f"value of {where}", str(value), typing.get_args(hint))
+        return value
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -8,6 +8,7 @@ Text on either side of a clip is tokenised on its own, as in the original: each 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from salmonn_jax.errors import UserError
@@ -18,32 +19,35 @@ TEXT = -1  # in `slots`: an ordinary token
 
 
 class Sequence(NamedTuple):
-    """Token ids, and beside each the audio token that stands in its place: clip * audio tokens + index, or TEXT."""
+    """Token ids, and beside each the audio token that stands in its place: window * audio tokens + index, or TEXT."""
 
     tokens: list[int]
     slots: list[int]
 
 
-def encode_prompt(tokenizer: Tokenizer, template: str, prompt: str, *, clips: int, audio_tokens: int) -> Sequence:
+def encode_prompt(
+    tokenizer: Tokenizer, template: str, prompt: str, *, windows: Collection[int], audio_tokens: int
+) -> Sequence:
     """Wraps `prompt` in the template and lays it out up to where the answer begins.
 
     Args:
       template: holds `{}` where the prompt goes.
       prompt: holds one `<SpeechHere>` per clip.
-      clips: how many clips there are.
-      audio_tokens: what each takes.
+      windows: into how many windows each clip is cut, one for all but the longest; they are heard one after another.
+      audio_tokens: what a window takes.
 
     Raises:
       UserError: the prompt has not as many placeholders as there are clips, or is empty.
     """
     parts = template.replace("{}", prompt, 1).split(PLACEHOLDER)
-    if len(parts) != clips + 1:
-        raise UserError(f"prompt {prompt!r} has {len(parts) - 1} {PLACEHOLDER} for {clips} clip(s)")
+    if len(parts) != len(windows) + 1:
+        raise UserError(f"prompt {prompt!r} has {len(parts) - 1} {PLACEHOLDER} for {len(windows)} clip(s)")
     tokens, slots = list(tokenizer.prefix), [TEXT] * len(tokenizer.prefix)
-    for clip, part in enumerate(parts):
-        if clip:
-            tokens += [tokenizer.bos] * audio_tokens  # replaced by the audio; any valid id will do
-            slots += range((clip - 1) * audio_tokens, clip * audio_tokens)
+    heard = 0
+    for part, count in zip(parts, (0, *windows), strict=True):
+        tokens += [tokenizer.bos] * (count * audio_tokens)  # replaced by the audio; any valid id will do
+        slots += range(heard * audio_tokens, (heard + count) * audio_tokens)
+        heard += count
         ids = tokenizer.encode(part)
         tokens += ids
         slots += [TEXT] * len(ids)

@@ -148,13 +148,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def local_streams(mesh: Mesh, streams: int) -> tuple[int, ...]:
     """Which of the streams that make a batch (stream v its v-th equal part) hold rows of this process' devices."""
     here, parts = jax.process_index(), mesh.devices.reshape(batch_shards(mesh), -1)
-    mine = [i for i, part in enumerate(parts) if any(device.process_index == here for device in part)]
-    shards = len(parts)
-    return tuple(
-        v
-        for v in range(streams)
-        if any(v * shards < (i + 1) * streams and i * streams < (v + 1) * shards for i in mine)
-    )
+    mine = {i for i, part in enumerate(parts) if any(device.process_index == here for device in part)}
+    return tuple(v for v in range(streams) if v * len(parts) // streams in mine)
 
 
 def to_devices(local: Batch, mesh: Mesh, streams: int) -> Batch:
@@ -177,10 +172,10 @@ def to_devices(local: Batch, mesh: Mesh, streams: int) -> Batch:
 def check_batch(data: DataConfig, mesh: Mesh) -> None:
     """Raises UserError if a batch cannot be cut evenly over the mesh."""
     shards = batch_shards(mesh)
-    if shards % data.streams and data.streams % shards:
+    if data.streams % shards:
         raise UserError(
-            f"data.streams={data.streams} and {shards} data shards (mesh {dict(mesh.shape)}): one must divide the "
-            f"other; set data.streams={shards}, which gives the run other data, or change the mesh"
+            f"data.streams={data.streams} does not divide over {shards} data shards (mesh {dict(mesh.shape)}); set it "
+            f"to a multiple of {shards}, which gives the run another order of its data, or change the mesh"
         )
     for name, size in (("rows", data.rows), ("clips", data.clips)):
         if size % shards:

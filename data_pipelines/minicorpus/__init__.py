@@ -12,8 +12,8 @@ import pathlib
 
 from data_pipelines.minicorpus.build import check_ready, heard_sources, notes, prepare, source_folder
 from data_pipelines.minicorpus.clips import FILLER, SIZES
-from data_pipelines.minicorpus.reader import Clips, open_split
 from data_pipelines.minicorpus.recordings import CLIP_SECONDS
+from data_pipelines.shards import Shards, open_split
 from salmonn_jax.errors import unknown_name
 
 __all__ = ["CLIP_SECONDS", "FILLER", "SOURCES", "heard_sources", "notes", "prepare", "read"]
@@ -21,7 +21,7 @@ __all__ = ["CLIP_SECONDS", "FILLER", "SOURCES", "heard_sources", "notes", "prepa
 SOURCES = tuple(SIZES)
 
 
-def read(cache: pathlib.Path, source: str, split: str) -> Clips:
+def read(cache: pathlib.Path, source: str, split: str) -> Shards:
     """Opens a split of a source: a sequence of `data_pipelines.examples.Example`, picklable.
 
     Args:

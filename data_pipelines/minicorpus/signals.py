@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-import soundfile
 import soxr
 
 from salmonn_jax.config import SAMPLE_RATE
@@ -75,18 +72,6 @@ def repeat_to(x: np.ndarray, length: int, gap: int) -> np.ndarray:
     """Repeats a sound, with `gap` samples of silence between, to `length` samples."""
     once = pad(x, 0, len(x) + gap)
     return np.tile(once, -(-length // len(once)))[:length]
-
-
-def to_flac(pcm: np.ndarray) -> bytes:
-    """int16[samples] -> a FLAC file, lossless."""
-    out = io.BytesIO()
-    soundfile.write(out, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return out.getvalue()
-
-
-def from_flac(data: bytes) -> np.ndarray:
-    """The int16[samples] that `to_flac` was given."""
-    return soundfile.read(io.BytesIO(data), dtype="int16")[0]
 
 
 def _frame_power(x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from salmonn_jax import api, audio, prompts
 from salmonn_jax.audio_files import Source, load_audio
-from salmonn_jax.batch import Row, collate
+from salmonn_jax.batch import Segment, collate
 from salmonn_jax.conversion import torch_side
 from salmonn_jax.conversion.torch_side import Stages
 from salmonn_jax.errors import UserError
@@ -86,7 +86,7 @@ def _question(model: api.Model, prompt: str, clips: int) -> prompts.Sequence:
         model.tokenizer,
         model.config.prompt_template,
         prompt,
-        clips=clips,
+        windows=(1,) * clips,
         audio_tokens=model.config.audio_tokens,
     )
 
@@ -112,9 +112,9 @@ def _ours(model: Salmonn, pcm: np.ndarray, question: prompts.Sequence | None, *,
     """The same stages of ours, of a clip padded to the window."""
     config = model.config
     tokens, slots = ([], []) if question is None else question
-    row = Row(list(tokens), list(slots), 0, pcm)
+    segment = Segment(list(tokens), list(slots), 0, (pcm,))
     batch = collate(
-        [row], sequence=len(tokens), window=config.audio.window_samples, audio_tokens=max(config.audio_tokens, 1)
+        [[segment]], sequence=len(tokens), window=config.audio.window_samples, audio_tokens=max(config.audio_tokens, 1)
     )
     stages = jax.device_get(jax.jit(_stages, static_argnums=2)(model, batch, heard))
     named: Stages = {}

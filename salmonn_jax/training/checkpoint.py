@@ -2,15 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
-import grain
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.args import CheckpointArgs, register_with_handler
 
+from salmonn_jax.batch import Batch
 from salmonn_jax.model_directory import CHECKPOINTS
 from salmonn_jax.training.step import TrainState
 from salmonn_jax.weights import flat, nested
+
+
+class Data(Protocol):
+    """What yields a process' parts of the batches: `data_pipelines.stream.TrainingData`."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> Mapping[str, Any]:
+        """Where its streams stand, by their numbers, as JSON."""
+        ...
+
+    def set_state(self, states: Mapping[str, Any]) -> None:
+        """Moves there. `states` may hold streams that other processes read."""
+        ...
+
+
+class _Streams(ocp.CheckpointHandler):
+    """States of streams, each process writing those it reads, and reading all: so any other number may go on."""
+
+    def save(self, directory: Any, args: StreamsSave) -> None:
+        (pathlib.Path(directory) / f"{jax.process_index()}.json").write_text(json.dumps(args.states))
+
+    def restore(self, directory: Any, args: StreamsRestore) -> dict[str, Any]:
+        del args
+        states: dict[str, Any] = {}
+        for path in sorted(pathlib.Path(directory).glob("*.json")):
+            states |= json.loads(path.read_text())
+        return states
+
+
+@register_with_handler(_Streams, for_save=True)
+@dataclasses.dataclass
+class StreamsSave(CheckpointArgs):
+    states: Mapping[str, Any]
+
+
+@register_with_handler(_Streams, for_restore=True)
+@dataclasses.dataclass
+class StreamsRestore(CheckpointArgs):
+    pass
 
 
 class Checkpoints:
@@ -24,23 +71,24 @@ class Checkpoints:
         """The step of the latest finished checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data: grain.DatasetIterator) -> None:
+    def save(self, state: TrainState, data: Data) -> None:
         """Saves the state with the iterator that will yield the next step's batch."""
         items = {
             "delta": ocp.args.StandardSave(nested(state.trainable)),
             "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.optimizer}),
-            "data": grain.checkpoint.CheckpointSave(data),
+            "data": StreamsSave(data.get_state()),
         }
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
-    def restore(self, abstract: TrainState, data: grain.DatasetIterator) -> TrainState:
+    def restore(self, abstract: TrainState, data: Data) -> TrainState:
         """Reads the latest checkpoint into the shapes and shardings of `abstract`, and moves `data` to its place."""
         items = {
             "delta": ocp.args.StandardRestore(nested(abstract.trainable)),
             "optimizer": ocp.args.StandardRestore({"step": abstract.step, "state": abstract.optimizer}),
-            "data": grain.checkpoint.CheckpointRestore(data),
+            "data": StreamsRestore(),
         }
         read = self._manager.restore(self.latest(), args=ocp.args.Composite(**items))
+        data.set_state(read["data"])
         optimizer = read["optimizer"]
         return TrainState(optimizer["step"], flat(read["delta"]), optimizer["state"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import grain
 import jax
 
 from salmonn_jax import sharding
@@ -12,7 +11,7 @@ from salmonn_jax.batch import Batch
 from salmonn_jax.config import RunConfig
 from salmonn_jax.distributed import Watchdog
 from salmonn_jax.models.parameters import Params, Structure
-from salmonn_jax.training.checkpoint import Checkpoints
+from salmonn_jax.training.checkpoint import Checkpoints, Data
 from salmonn_jax.training.step import TrainState, make_train_step
 from salmonn_jax.training.telemetry import Telemetry
 
@@ -26,7 +25,7 @@ def train(
     structure: Structure,
     frozen: Params,
     state: TrainState,
-    data: grain.DatasetIterator,
+    data: Data,
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
     telemetry: Telemetry,

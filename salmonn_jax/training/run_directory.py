@@ -114,7 +114,8 @@ def _split(structure: Structure, params: Params, placement: Placement) -> Run:
 
 
 def _meaning(run: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in run.items() if key not in configuration.OPERATIONAL}
+    data = {key: value for key, value in run["data"].items() if key not in configuration.OPERATIONAL_DATA}
+    return {key: value for key, value in run.items() if key not in configuration.OPERATIONAL} | {"data": data}
 
 
 def _check_same(theirs: configuration.ModelConfig, ours: configuration.ModelConfig, what: str) -> None:

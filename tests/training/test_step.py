@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import corpora
-from data_pipelines.mixture import training_stream
+from data_pipelines.training import training_data
 from salmonn_jax import sharding
 from salmonn_jax.config import OptimizerConfig, RunConfig
 from salmonn_jax.configs import get_config
@@ -32,13 +32,7 @@ UNUSED |= {"qformer/layers/cross_attention/key/bias"}
 def batches(tmp_path_factory):
     """Two batches of the debug configuration."""
     corpus = corpora.open_corpus("tones", tmp_path_factory.mktemp("tones"))
-    stream = training_stream(
-        lambda source: corpus.read(source, "train"),
-        load_tokenizer(corpus.tokenizer),
-        CONFIG.model,
-        CONFIG.data,
-        seed=0,
-    )
+    stream = training_data(corpus, load_tokenizer(corpus.tokenizer), CONFIG.model, CONFIG.data, seed=0)
     return [next(stream) for _ in range(2)]
 
 

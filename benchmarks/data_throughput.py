@@ -1,0 +1,154 @@
+"""Clips a second and core, from files to batches: this pipeline and the original's way, on the same files in one run.
+
+    python -m benchmarks.data_throughput --audio CLIP ... [--workers 2]
+
+The original's way: soundfile, 30 s at most, transformers' `WhisperFeatureExtractor` and the raw samples, in batches of
+8 by a torch `DataLoader`. Ours: packed batches of int16 samples, whose features the accelerator computes; from FLAC
+files by a manifest, and from ArrayRecord files that `launch.prepare manifest` made of it. All with the same number of
+worker processes. Needs `pip install -e '.[compare]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import soundfile
+
+from benchmarks.packing import read_aloud
+from data_pipelines import corpora
+from data_pipelines.training import audio_rules, training_data
+from salmonn_jax.audio_files import load_audio
+from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
+from salmonn_jax.tokenizer import load_tokenizer
+
+BATCH = 8
+ANSWER = "the duck says what the mountain hears"
+
+
+class OriginalWay:
+    """A data set as the original's `SALMONNDataset`. At module level, so that worker processes can be given it."""
+
+    def __init__(self, paths: list[str]):
+        from transformers import WhisperFeatureExtractor
+
+        self._paths, self._extract = paths, WhisperFeatureExtractor()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, i: int):
+        samples, rate = soundfile.read(self._paths[i])
+        samples = samples[:, 0] if samples.ndim == 2 else samples
+        samples = np.pad(samples, (0, max(0, rate - len(samples))))[: 30 * rate]
+        features = self._extract(samples, sampling_rate=rate, return_tensors="pt")["input_features"].squeeze()
+        return features, samples, ANSWER
+
+    @staticmethod
+    def collate(items):
+        import torch
+
+        features, samples, answers = zip(*items, strict=True)
+        raw = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(x) for x in samples], batch_first=True)
+        return torch.stack(features), raw, answers
+
+
+def original(paths: list[str], workers: int) -> Iterator[int]:
+    """Yields how many clips each batch has."""
+    import torch
+
+    torch.set_num_threads(1)
+    loader = torch.utils.data.DataLoader(
+        OriginalWay(paths), BATCH, shuffle=True, num_workers=workers, collate_fn=OriginalWay.collate, drop_last=True
+    )
+    while True:
+        for features, _, _ in loader:
+            yield len(features)
+
+
+def ours(folder: pathlib.Path, source: str, workers: int) -> Iterator[int]:
+    """Yields how many clips each batch has."""
+    model = ModelConfig()
+    data = DataConfig(
+        corpus="files", cache=str(folder), mixture={source: 1.0}, rows=8, clips=32, sequence=1024, streams=4,
+        workers=workers,
+    )  # fmt: skip
+    corpus = corpora.open_corpus("files", data.cache, audio_rules(model, data))
+    stream = training_data(corpus, load_tokenizer(folder), model, data, seed=0)
+    for batch in stream:
+        yield int((batch.pcm_length > 0).sum())
+
+
+def make(folder: pathlib.Path, sounds: list[str], count: int) -> list[str]:
+    """Writes clips as long as LibriSpeech's, cut from recordings; the manifest; the data set; a tokenizer."""
+    from data_pipelines import tones
+    from launch import prepare
+
+    random = np.random.default_rng(0)
+    recorded = np.concatenate([load_audio(sound) for sound in sounds])
+    paths, lines = [], []
+    for i in range(count):
+        start = int(random.integers(len(recorded)))
+        clip = np.take(recorded, np.arange(start, start + int(read_aloud(random) * SAMPLE_RATE)), mode="wrap")
+        paths.append(str(folder / f"{i}.flac"))
+        soundfile.write(paths[-1], clip, SAMPLE_RATE)
+        lines.append(json.dumps({"id": str(i), "audio": paths[-1], "answer": ANSWER}))
+    (folder / "files.jsonl").write_text("\n".join(lines) + "\n")
+    prepare.main(["manifest", str(folder / "files.jsonl"), "--output", str(folder / "prepared")])
+    tones.prepare(folder)
+    return paths
+
+
+def rate(batches: Iterator[int], clips: int) -> float:
+    """Clips a second, when it runs: after the first batches, over at least so many clips."""
+    for _ in range(3):
+        next(batches)
+    begin, read = time.perf_counter(), 0
+    while read < clips:
+        read += next(batches)
+    return read / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data_throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of each (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=400, help="files that are made (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--audio", nargs="+", required=True, metavar="CLIP", help="recordings to cut clips from")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = pathlib.Path(made)
+        paths = make(folder, options.audio, options.clips)
+        ways: dict[str, Callable[[], Iterator[int]]] = {
+            "original": lambda: original(paths, options.workers),
+            "ours, FLAC files": lambda: ours(folder, "files", options.workers),
+            "ours, ArrayRecord": lambda: ours(folder, "prepared", options.workers),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(options.rounds):  # in turns, so that what else the machine does meets all
+            for name, way in ways.items():
+                rates[name].append(rate(way(), 2 * options.clips))
+    cores = min(options.workers, os.cpu_count() or 1)
+    reference = statistics.median(rates["original"])
+    print(f"{options.workers} worker processes on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    for name, found in rates.items():
+        middle = statistics.median(found)
+        print(
+            f"{name:20} {middle / cores:8.1f} clips/s a core (of {options.rounds} rounds: {min(found) / cores:.1f} to "
+            f"{max(found) / cores:.1f}), {middle / reference:.1f} times"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Which of the examples that wait go into the rows of the next step, so that little of the rows and clips is wasted.
+
+A stream has a few rows and clip slots of every step, and a window of examples that wait, the longest waiting first.
+Shapes are static: what is left of a row is padding, and what is left of the clip slots is silence that was encoded for
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Size(NamedTuple):
+    """What an example takes of a step."""
+
+    tokens: int
+    clips: int
+
+
+class Room(NamedTuple):
+    """What a stream has of a step."""
+
+    rows: int
+    sequence: int  # tokens of a row
+    clips: int  # slots of all its rows together
+
+
+def pack(window: Sequence[Size], room: Room) -> list[list[int]]:
+    """Several examples a row. Returns the places in the window of those in each row.
+
+    Each row begins with the example that has waited longest and still fits, so that none waits for ever, and takes
+    with it those that fill its tokens and its share of the clips best: of all that could, found by counting which
+    numbers of tokens can be reached with how many clips.
+    """
+    left, clips, rows = list(range(len(window))), room.clips, []
+    for row in range(room.rows):
+        share = -(-clips // (room.rows - row))
+        most = clips if row == room.rows - 1 else min(clips, share + 1)
+        first = next((i for i in left if window[i].clips <= most), None)
+        chosen = [] if first is None else _fullest(window, left, first, room.sequence, share, most)
+        rows.append(chosen)
+        left = [i for i in left if i not in chosen]
+        clips -= sum(window[i].clips for i in chosen)
+    return rows
+
+
+def pad(window: Sequence[Size], room: Room) -> list[list[int]]:
+    """One example a row, those that have waited longest; with clips as far as there are slots."""
+    rows, clips = [], room.clips
+    # Of those without a clip no more than rows that cannot have one, as long as others wait.
+    text = room.rows - room.clips
+    late = []
+    for i, size in enumerate(window):
+        if len(rows) == room.rows:
+            break
+        if size.clips > clips:
+            continue
+        if size.clips == 0 and text <= 0:
+            late.append([i])
+            continue
+        text -= size.clips == 0
+        rows.append([i])
+        clips -= size.clips
+    rows += late[: room.rows - len(rows)]
+    return rows + [[] for _ in range(room.rows - len(rows))]
+
+
+PACKINGS: dict[str, Callable[[Sequence[Size], Room], list[list[int]]]] = {"pack": pack, "pad": pad}
+
+
+def _fullest(
+    window: Sequence[Size], left: Sequence[int], first: int, sequence: int, share: int, most: int
+) -> list[int]:
+    """The row that begins with `first`. Bit t of `reached[c]` says that t tokens can be reached with c clips."""
+    begin = window[first]
+    within = (1 << (sequence + 1)) - 1
+    reached = [0] * (most + 1)
+    reached[begin.clips] = 1 << begin.tokens
+    others, before = [i for i in left if i != first], []
+    for i in others:
+        before.append(reached)
+        tokens, clips = window[i]
+        moved = [0] * clips + [(bits << tokens) & within for bits in reached[: len(reached) - clips]]
+        reached = [a | b for a, b in zip(reached, moved, strict=True)]
+
+    def worth(c: int) -> float:
+        return (reached[c].bit_length() - 1) / sequence + min(c, share) / max(share, 1) if reached[c] else -1.0
+
+    clips = max(range(most + 1), key=worth)
+    tokens = reached[clips].bit_length() - 1
+    chosen = [first]
+    for i, bits in zip(reversed(others), reversed(before), strict=True):
+        if bits[clips] >> tokens & 1:
+            continue  # reached without it
+        chosen.append(i)
+        tokens -= window[i].tokens
+        clips -= window[i].clips
+    return [chosen[0], *reversed(chosen[1:])]

@@ -1,0 +1,76 @@
+"""What a record of a data set holds: the texts of an example and its clip, compressed without loss. No TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import soundfile
+
+from data_pipelines.examples import Example
+from salmonn_jax.config import SAMPLE_RATE
+
+Coding = Literal["flac", "pcm"]
+_TEXTS = ("id", "prompt", "question", "answer", "task", "transcript")
+_PCM = np.dtype("<i2")
+
+
+def to_flac(pcm: np.ndarray) -> bytes:
+    """int16[samples] -> a FLAC file, lossless."""
+    out = io.BytesIO()
+    soundfile.write(out, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
+
+
+def from_flac(data: bytes) -> np.ndarray:
+    """The int16[samples] that `to_flac` was given."""
+    return soundfile.read(io.BytesIO(data), dtype="int16")[0]
+
+
+@functools.cache
+def features():
+    """The features of TFDS that records have."""
+    import tensorflow_datasets as tfds  # slow to import
+
+    texts = {name: tfds.features.Text() for name in (*_TEXTS, "coding")}
+    return tfds.features.FeaturesDict({"audio": tfds.features.Tensor(shape=(), dtype=np.object_), **texts})
+
+
+@functools.cache
+def _serializer():
+    from tensorflow_datasets.core import example_serializer
+
+    return example_serializer.ExampleSerializer(features().get_serialized_info())
+
+
+def to_record(example: Example, coding: Coding) -> bytes:
+    """An example as it is stored. The source is not: it is given when a data set is read."""
+    record = {name: getattr(example, name) for name in _TEXTS}
+    if example.audio is None:
+        record |= {"audio": b"", "coding": ""}
+    else:
+        audio = to_flac(example.audio) if coding == "flac" else example.audio.astype(_PCM).tobytes()
+        record |= {"audio": audio, "coding": coding}
+    # Not `features().serialize_example`: the order of its bytes is another in every process.
+    message = _serializer().get_tf_example(features().encode_example(record))
+    return message.SerializeToString(deterministic=True)
+
+
+def from_record(record: Mapping[str, bytes], source: str, *, hear: bool = True) -> Example:
+    """The example that TFDS read as `record`.
+
+    Args:
+      record: perhaps of a builder of its own that has fewer texts; audio is FLAC where it does not say.
+      source: goes into the example.
+      hear: False leaves the audio out, which is fast.
+    """
+    texts = {name: record[name].decode() for name in _TEXTS if name in record}
+    audio = record["audio"] if hear else b""
+    return Example(audio=_decoded(audio, record.get("coding", b"flac")) if audio else None, source=source, **texts)
+
+
+def _decoded(audio: bytes, coding: bytes) -> np.ndarray:
+    return from_flac(audio) if coding == b"flac" else np.frombuffer(audio, _PCM).astype(np.int16)

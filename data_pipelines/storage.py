@@ -1,0 +1,85 @@
+"""A folder, here or in a bucket, whose files are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tempfile
+import uuid
+from collections.abc import Iterator
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from salmonn_jax.errors import disk_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A place for files, by their names in it. Picklable.
+
+    Args:
+      location: a local path, or any URL that fsspec writes to.
+    """
+
+    location: str
+
+    def __str__(self) -> str:
+        return self.location
+
+    def read(self, name: str) -> bytes | None:
+        """What a file holds; None where there is none."""
+        files, path = self._path(name)
+        try:
+            return files.cat_file(path)
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file, over one that is there."""
+        with self.placed(name) as path:
+            path.write_bytes(data)
+
+    @contextlib.contextmanager
+    def placed(self, name: str) -> Iterator[pathlib.Path]:
+        """A local path to write to, which becomes the file `name` when all went well.
+
+        Two that write the same file at a time, as workers of a cluster may, do not meet: the last one stays.
+        """
+        files, path = self._path(name)
+        files.makedirs(files._parent(path), exist_ok=True)
+        if isinstance(files, LocalFileSystem):
+            unfinished = pathlib.Path(f"{path}.{uuid.uuid4().hex}.unfinished")
+            try:
+                with disk_errors(pathlib.Path(path)):
+                    yield unfinished
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        else:
+            with tempfile.TemporaryDirectory() as temporary:
+                yield pathlib.Path(temporary) / "file"
+                files.put_file(f"{temporary}/file", path)
+
+    def size(self, name: str) -> int | None:
+        """The bytes of a file; None where there is none."""
+        files, path = self._path(name)
+        return files.size(path) if files.exists(path) else None
+
+    def names(self, beginning: str) -> list[str]:
+        """The names of files that begin so."""
+        files, root = self._path("")
+        files.invalidate_cache()  # others write here too
+        found = (path.rstrip("/").rsplit("/", 1)[-1] for path in files.ls(root, detail=False))
+        return [name for name in found if name.startswith(beginning)]
+
+    def remove(self, name: str) -> None:
+        """Removes a file, or a folder with all that is in it, if it is there."""
+        files, path = self._path(name)
+        if files.exists(path):
+            files.rm(path, recursive=True)
+
+    def _path(self, name: str):
+        return fsspec.url_to_fs(f"{self.location.rstrip('/')}/{name}")

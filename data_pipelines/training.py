@@ -1,0 +1,67 @@
+"""A run's data, put together from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_pipelines import mixture
+from data_pipelines.audio import AudioRules
+from data_pipelines.augment import augmentation
+from data_pipelines.corpora import Corpus
+from data_pipelines.draws import Reader
+from data_pipelines.segments import layout
+from data_pipelines.stream import TrainingData
+from data_pipelines.wordings import Wordings
+from salmonn_jax.config import DataConfig, ModelConfig
+from salmonn_jax.tokenizer import Tokenizer
+
+
+def audio_rules(model: ModelConfig, data: DataConfig) -> AudioRules:
+    """How a configuration wants its clips."""
+    return AudioRules(
+        channels=data.channels,
+        minimum_seconds=model.audio.minimum_seconds,
+        maximum_seconds=model.audio.window_seconds,
+        too_long=data.too_long,
+    )
+
+
+def source_names(data: DataConfig) -> tuple[str, ...]:
+    """The names that `Batch.source` counts through."""
+    return tuple(sorted({*data.mixture, *data.replay}))
+
+
+def training_data(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    data: DataConfig,
+    *,
+    seed: int,
+    streams: Sequence[int] | None = None,
+) -> TrainingData:
+    """The training stream of a configuration (see `stream.TrainingData`).
+
+    Args:
+      seed: decides the order.
+      streams: those this process reads, of `data.streams`; by default all.
+
+    Raises:
+      UserError: a source is not there; or the mixture or its sizes do not go together.
+    """
+    sources = {name: corpus.read(name, "train") for name in source_names(data)}
+    means = {}
+    if data.unit != "examples":
+        means = {name: mixture.measure(source, data.unit, tokenizer, data.answer) for name, source in sources.items()}
+    shares = mixture.shares(data, means)
+    reader = Reader(
+        sources=sources,
+        tokenizer=tokenizer,
+        wordings=Wordings.load(data.wordings or None),
+        sizes=layout(model, data),
+        rules=audio_rules(model, data),
+        augmentation=augmentation(data),
+        streams=data.streams,
+        seed=seed,
+    )
+    return TrainingData(reader, data, shares, streams=streams)
