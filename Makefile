@@ -11,7 +11,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test plan lint format clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/python -m launch.quickstart
@@ -20,6 +20,10 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The tables of plans in the README, compiled anew: about an hour.
+plan: $(VENV)/.test
+	$(BIN)/python -m launch.plan_table
 
 lint format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

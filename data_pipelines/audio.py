@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +14,7 @@ from data_pipelines.entries import GAP, BadExample, Piece
 from salmonn_jax.audio_files import AudioError, Channels, load_audio
 from salmonn_jax.config import SAMPLE_RATE
 
+RETRIES = (1.0, 10.0)  # seconds to wait before a URL is tried again
 TooLong = Literal["truncate", "chunk", "drop", "error"]
 
 
@@ -57,18 +59,31 @@ def fit_clip(pcm: np.ndarray, rules: AudioRules) -> np.ndarray:
         if rules.too_long != "truncate":
             raise BadExample("too long", f"{len(pcm) / SAMPLE_RATE:.1f} s, of at most {rules.maximum_seconds:g} s")
         pcm = pcm[:longest]
-    if not len(pcm) or int(np.abs(pcm.astype(np.int32)).max()) <= rules.silence:
+    if not len(pcm) or max(int(pcm.max()), -int(pcm.min())) <= rules.silence:
         raise BadExample("silent", f"no sample is above {rules.silence}")
-    shortest = round(rules.minimum_seconds * SAMPLE_RATE)
-    return np.pad(pcm, (0, max(0, shortest - len(pcm))))
+    missing = round(rules.minimum_seconds * SAMPLE_RATE) - len(pcm)
+    return np.pad(pcm, (0, missing)) if missing > 0 else pcm
 
 
 def _opened(path: str) -> str | bytes:
-    """A local path as it is; what a URL names, as bytes."""
+    """A local path as it is; what a URL names, as bytes. A network that fails is tried again."""
     if "://" not in path:
         return path
     try:
-        with fsspec.open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError, ImportError) as error:
+        for wait in RETRIES:
+            try:
+                return _fetched(path)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                time.sleep(wait)
+        return _fetched(path)
+    except (FileNotFoundError, ValueError, ImportError) as error:
         raise BadExample("missing", f"{path}: {error}") from None
+    except OSError as error:
+        raise BadExample("unreachable", f"{path}: {error}") from None
+
+
+def _fetched(url: str) -> bytes:
+    with fsspec.open(url, "rb") as file:
+        return file.read()

@@ -13,8 +13,8 @@ class BadExample(Exception):
     """An example that cannot be used. It is skipped and counted, and never ends a run by itself.
 
     Attributes:
-      reason: one of a few words, by which it is counted: "missing", "undecodable", "empty", "not finite", "silent",
-        "too long", "does not fit", "wrong line".
+      reason: one of a few words, by which it is counted: "missing", "unreachable", "undecodable", "empty",
+        "not finite", "silent", "too long", "does not fit", "wrong line".
     """
 
     def __init__(self, reason: str, detail: str):

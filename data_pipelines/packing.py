@@ -29,9 +29,9 @@ class Room(NamedTuple):
 def pack(window: Sequence[Size], room: Room) -> list[list[int]]:
     """Several examples a row. Returns the places in the window of those in each row.
 
-    Each row begins with the example that has waited longest and still fits, so that none waits for ever, and takes
-    with it those that fill its tokens and its share of the clips best: of all that could, found by counting which
-    numbers of tokens can be reached with how many clips.
+    Each row begins with the example that has waited longest, so that none waits for ever, and takes with it those that
+    fill its tokens best, with about its share of the clips: of all that could, found by counting which numbers of
+    tokens can be reached with how many clips.
     """
     left, clips, rows = list(range(len(window))), room.clips, []
     for row in range(room.rows):
@@ -84,10 +84,7 @@ def _fullest(
         moved = [0] * clips + [(bits << tokens) & within for bits in reached[: len(reached) - clips]]
         reached = [a | b for a, b in zip(reached, moved, strict=True)]
 
-    def worth(c: int) -> float:
-        return (reached[c].bit_length() - 1) / sequence + min(c, share) / max(share, 1) if reached[c] else -1.0
-
-    clips = max(range(most + 1), key=worth)
+    clips = max(range(most + 1), key=lambda c: (reached[c].bit_length(), -abs(c - share)))
     tokens = reached[clips].bit_length() - 1
     chosen = [first]
     for i, bits in zip(reversed(others), reversed(before), strict=True):

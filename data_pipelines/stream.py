@@ -77,8 +77,8 @@ class TrainingData:
         rejected: Callable[[Rejected], object] = lambda one: None,
     ):
         check_sizes(data)
-        self.rejected = rejected
-        self._reader, self._data, self._shares = reader, data, shares
+        self.rejected, self.shares = rejected, shares
+        self._reader, self._data = reader, data
         self._numbers = tuple(range(data.streams)) if streams is None else tuple(streams)
         self._room = Room(data.rows // data.streams, data.sequence, data.clips // data.streams)
         self._pool = _pool(reader, data.workers)
@@ -111,7 +111,7 @@ class TrainingData:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """By source, of the streams of this process up to the last batch: `drawn`, and how many for each reason not."""
-        counts: dict[str, collections.Counter] = {name: collections.Counter() for name in self._shares}
+        counts: dict[str, collections.Counter] = {name: collections.Counter() for name in self.shares}
         for state in self._state.values():
             for source, drawn in state["mix"]["drawn"].items():
                 counts.setdefault(source, collections.Counter())["drawn"] += drawn
@@ -184,10 +184,10 @@ class TrainingData:
 
     def _restored(self, number: int, state: Mapping[str, Any]) -> Stream:
         """A stream as it was: what waits in it is read again. Of a source that is mixed in no longer, nothing waits."""
-        stream = Stream(number, self._shares)
-        stream.mix = Mix(self._shares, number, state["mix"])
+        stream = Stream(number, self.shares)
+        stream.mix = Mix(self.shares, number, state["mix"])
         stream.rejected.update({(source, reason): count for source, reason, count in state["rejected"]})
-        waiting = [Draw(number, source, count) for source, count in state["window"] if source in self._shares]
+        waiting = [Draw(number, source, count) for source, count in state["window"] if source in self.shares]
         read = zip(waiting, self._read(waiting), strict=True)
         stream.window = [(draw, found) for draw, found in read if not isinstance(found, Rejected)]
         return stream

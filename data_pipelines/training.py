@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 
 from data_pipelines import mixture
@@ -13,6 +14,7 @@ from data_pipelines.segments import layout
 from data_pipelines.stream import TrainingData
 from data_pipelines.wordings import Wordings
 from salmonn_jax.config import DataConfig, ModelConfig
+from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
 
 
@@ -29,6 +31,14 @@ def audio_rules(model: ModelConfig, data: DataConfig) -> AudioRules:
 def source_names(data: DataConfig) -> tuple[str, ...]:
     """The names that `Batch.source` counts through."""
     return tuple(sorted({*data.mixture, *data.replay}))
+
+
+def tokenizer_folder(corpus: Corpus, model: pathlib.Path | None) -> pathlib.Path:
+    """Where the tokenizer lies: with the model to start from, or else with the corpus. UserError if in neither."""
+    found = model or corpus.tokenizer
+    if found is None:
+        raise UserError("--model must be given: this corpus brings no tokenizer")
+    return found
 
 
 def training_data(

@@ -8,8 +8,11 @@ the clip: what a model scores there, it scores without hearing.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from launch import cli
 
@@ -51,10 +54,11 @@ def evaluate(
 
     import salmonn_jax
     from data_pipelines import corpora
+    from data_pipelines.wordings import Wordings
     from salmonn_jax import distributed
     from salmonn_jax.evaluation import predictions, report, run, tasks
 
-    opened = corpora.open_corpus(corpus, cache)
+    opened, wordings = corpora.open_corpus(corpus, cache), Wordings.load()
     loaded = salmonn_jax.load(model)
     output.mkdir(parents=True, exist_ok=True)
     keys: set[str] = set()
@@ -62,7 +66,7 @@ def evaluate(
     mine = predictions.file_of(output, jax.process_index())
     with predictions.PredictionLog(mine, [p for p in predictions.files(output) if p != mine]) as log:
         for split in splits:
-            examples = [e for source in opened.heard(split) for e in opened.read(source, split)]
+            examples = [e for source in opened.heard(split) for e in questions(opened.read(source, split), wordings)]
             clips |= {example.id: example.audio for example in examples}
             for hearing in ("audio", "silence"):
                 keys |= run.predict(
@@ -86,6 +90,23 @@ def evaluate(
     report.write_report(output / "index.html", rows, made, clips.get, title=title, notes=opened.notes)
     print(tasks.format_table(rows))
     print(f"\nreport: {output / 'index.html'}")
+
+
+def questions(source: Sequence, wordings: Any) -> Iterator:
+    """The examples that can be used, each with a prompt: the first wording of its task, where it brings none."""
+    from data_pipelines.entries import BadExample
+
+    for index in range(len(source)):
+        try:
+            example = source[index]
+            if not example.prompt:
+                heard = example.audio is not None
+                prompt = wordings.choose(example.task, example.question, 0, audio=heard)
+                example = dataclasses.replace(example, prompt=prompt)
+        except BadExample as bad:
+            print(f"left out: example {index} of {source}: {bad}", file=sys.stderr)
+            continue
+        yield example
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Prepares data sets: the quickstart's corpus, a manifest, or one of the paper's corpora.
+"""Prepares data sets: the quickstart's corpus, a manifest, or one of the paper's corpora; or shows what a run will see.
 
     python -m launch.prepare minicorpus
     python -m launch.prepare manifest MANIFEST --output DATA/NAME [--split train]
     python -m launch.prepare corpus NAME --folder DIR --split SPLIT --output DATA/NAME
+    python -m launch.prepare inspect CONFIG [field=value ...] --batches 20 --output PAGE.html
 
-The last two decode every clip once and store it without loss in ArrayRecord files, which TFDS reads. Interrupted, the
-same command goes on where it stopped. What cannot be used is listed in DATA/NAME/SPLIT.rejected.jsonl. On a cluster
-(--beam) MANIFEST, DIR and DATA/NAME must be URLs, or absolute paths that all workers share.
+`manifest` and `corpus` decode every clip once and store it without loss in ArrayRecord files, which TFDS reads.
+Interrupted, the same command goes on where it stopped. What cannot be used is listed in
+DATA/NAME/SPLIT.rejected.jsonl. On a cluster (--beam) MANIFEST, DIR and DATA/NAME must be URLs, or absolute paths that
+all workers share.
 """
 
 from __future__ import annotations
@@ -55,6 +57,15 @@ def main(arguments: list[str] | None = None) -> None:
     verb.set_defaults(run=_corpus)
     _add_options(verb)
 
+    verb = verbs.add_parser("inspect", help="what a run will really see, read off its batches")
+    verb.add_argument("config", metavar="CONFIG", help="name of a configuration, such as mini_stage1")
+    verb.add_argument("--batches", type=int, default=20, help="how many to read (default: %(default)s)")
+    verb.add_argument("--model", type=pathlib.Path, help="model directory with the tokenizer, if the corpus has none")
+    verb.add_argument("--samples", type=int, default=3, help="examples of each source to show (default: %(default)s)")
+    verb.add_argument("--output", type=pathlib.Path, metavar="PAGE", help="write a page with players, too")
+    verb.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
+    verb.set_defaults(run=_inspect)
+
     options = parser.parse_args(arguments)
     options.run(options)
 
@@ -102,8 +113,11 @@ def _manifest(options: argparse.Namespace) -> None:
 
 def _corpus(options: argparse.Namespace) -> None:
     from data_pipelines import paper
+    from data_pipelines.entries import BadExample
 
     def located(entry):
+        if isinstance(entry, BadExample):  # a generator that raised would end
+            raise entry
         pieces = tuple(piece._replace(path=str(options.folder / piece.path)) for piece in entry.audio)
         return dataclasses.replace(entry, audio=pieces)
 
@@ -111,6 +125,30 @@ def _corpus(options: argparse.Namespace) -> None:
         return map(located, paper.read(options.name, options.folder, options.split))
 
     _prepare(entries, f"{options.name} in {options.folder}", options)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from data_pipelines import corpora, inspection
+    from data_pipelines.training import audio_rules, source_names, tokenizer_folder, training_data
+    from launch.train import resolve
+    from salmonn_jax.tokenizer import load_tokenizer
+
+    config = resolve(options.config, options.overrides)
+    corpus = corpora.open_corpus(config.data.corpus, config.data.cache, audio_rules(config.model, config.data))
+    tokenizer = load_tokenizer(tokenizer_folder(corpus, options.model))
+    data = training_data(corpus, tokenizer, config.model, config.data, seed=config.seed)
+    seen = inspection.inspect(
+        data, options.batches, source_names(config.data), tokenizer, config.model.audio_tokens, options.samples
+    )
+    print(inspection.table(seen, data.shares))
+    for source, counts in data.counts().items():
+        bad = {reason: count for reason, count in counts.items() if reason != "drawn"}
+        if bad:
+            print(f"{source}: of {counts['drawn']} drawn, skipped {bad}")
+    data.close()
+    if options.output:
+        inspection.write_page(options.output, seen, data.shares, f"What {config.name} reads")
+        print(f"page: {options.output}")
 
 
 def _prepare(entries: Callable[[], Iterator], source: str, options: argparse.Namespace) -> None:

@@ -59,9 +59,8 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
 
     from data_pipelines import corpora
     from data_pipelines.quarantine import Quarantine
-    from data_pipelines.training import audio_rules, training_data
+    from data_pipelines.training import audio_rules, tokenizer_folder, training_data
     from salmonn_jax import distributed, sharding
-    from salmonn_jax.errors import UserError
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
     from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
@@ -72,9 +71,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.data, mesh)
     corpus = corpora.open_corpus(config.data.corpus, config.data.cache, audio_rules(config.model, config.data))
-    tokenizer = corpus.tokenizer if model is None else model
-    if tokenizer is None:
-        raise UserError(f"--model must be given: the corpus {config.data.corpus!r} brings no tokenizer")
+    tokenizer = tokenizer_folder(corpus, model)
     data = training_data(
         corpus,
         load_tokenizer(tokenizer),
