@@ -4,7 +4,7 @@
 
 The original's way: soundfile, 30 s at most, transformers' `WhisperFeatureExtractor` and the raw samples, in batches of
 8 by a torch `DataLoader`. Ours: packed batches of int16 samples, whose features the accelerator computes; from FLAC
-files by a manifest, and from ArrayRecord files that `launch.prepare manifest` made of it. All with the same number of
+files by a manifest, and from ArrayRecord files that `launch.prepare manifest` made of them. All with the same number of
 worker processes. Needs `pip install -e '.[compare]'`.
 """
 
@@ -101,7 +101,9 @@ def make(folder: pathlib.Path, sounds: list[str], count: int) -> list[str]:
         soundfile.write(paths[-1], clip, SAMPLE_RATE)
         lines.append(json.dumps({"id": str(i), "audio": paths[-1], "answer": ANSWER}))
     (folder / "files.jsonl").write_text("\n".join(lines) + "\n")
-    prepare.main(["manifest", str(folder / "files.jsonl"), "--output", str(folder / "prepared")])
+    for coding in ("flac", "pcm"):
+        made = str(folder / f"prepared_{coding}")
+        prepare.main(["manifest", str(folder / "files.jsonl"), "--output", made, "--audio", coding, "--workers", "1"])
     tones.prepare(folder)
     return paths
 
@@ -133,7 +135,8 @@ def main() -> None:
         ways: dict[str, Callable[[], Iterator[int]]] = {
             "original": lambda: original(paths, options.workers),
             "ours, FLAC files": lambda: ours(folder, "files", options.workers),
-            "ours, ArrayRecord": lambda: ours(folder, "prepared", options.workers),
+            "ours, prepared, FLAC": lambda: ours(folder, "prepared_flac", options.workers),
+            "ours, prepared, PCM": lambda: ours(folder, "prepared_pcm", options.workers),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):  # in turns, so that what else the machine does meets all

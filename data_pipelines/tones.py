@@ -11,6 +11,7 @@ import sentencepiece
 
 from data_pipelines.examples import Example
 from salmonn_jax.config import SAMPLE_RATE
+from salmonn_jax.errors import unknown_name
 
 SOURCES = ("tones", "words")  # the second is text only
 TONES = {"low": 220.0, "middle": 660.0, "high": 1980.0}
@@ -23,6 +24,8 @@ class Tones:
     """Random access to the examples of one split of one source. Example i is a function of i alone."""
 
     def __init__(self, source: str, split: str):
+        if source not in SOURCES:
+            raise unknown_name("source of the tones", source, SOURCES)
         self._source, self._split = source, split
 
     def __len__(self) -> int:

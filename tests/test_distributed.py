@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -85,6 +86,17 @@ def test_one_process_has_the_losses_of_two(folder, whole, devices):
     ours, theirs = losses(folder / output), losses(whole)
     assert len(ours) == len(theirs) == 6
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_one_process_goes_on_where_two_stopped(folder, whole):
+    """From the checkpoint after step 2: what each of the two streams' readers had read is put together."""
+    shutil.copytree(whole, folder / "moved")
+    for later in ("4", "6"):
+        shutil.rmtree(folder / "moved" / "checkpoints" / later)
+    assert sorted(path.name for path in (whole / "checkpoints" / "2" / "data").glob("*.json")) == ["0.json", "1.json"]
+    finish(folder, start(folder, "launch.train", "debug", "--output", "moved", processes=1))
+    assert "going on from step 2" in (folder / "process-0.log").read_text()
+    np.testing.assert_allclose(losses(folder / "moved"), losses(whole), rtol=1e-5)
 
 
 def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):

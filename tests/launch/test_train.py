@@ -132,9 +132,15 @@ def test_a_run_starts_from_another_run(folder, whole):
         (("debug", "--output", "x", "stepps=3"), "did you mean 'steps'"),
         (("debug", "--output", "x", "steps=many"), "steps must be int"),
         (
-            ("debug", "--output", "x", "data.rows=12", "data.streams=4", 'mesh={"data": 8}'),
+            ("debug", "--output", "x", "data.rows=12", 'mesh={"data": 8}'),
             "data.rows=12 does not divide over 8 data shards",
         ),
+        (
+            ("debug", "--output", "x", "data.streams=4", 'mesh={"data": 8}'),
+            "data.streams=4 does not divide over 8 data shards",
+        ),
+        (("debug", "--output", "x", "data.packing=pac"), "did you mean 'pack'"),
+        (("debug", "--output", "x", "data.mixture.wrods=1"), "did you mean 'words'"),
         (("debug", "--output", "x", "data.clips=24"), "data.clips=24 is more than data.rows=16"),
         (("debug", "--output", "x", "data.corpus=tonse"), "did you mean 'tones'"),
         (("debug", "--output", "x", "data.sequence=20"), "set data.sequence to at least"),
