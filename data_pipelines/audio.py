@@ -46,7 +46,9 @@ def read_clip(pieces: Sequence[Piece], rules: AudioRules) -> np.ndarray:
         try:
             parts.append(load_audio(_opened(piece.path), start=piece.start, end=piece.end, channels=rules.channels))
         except AudioError as error:
-            raise BadExample(error.reason, f"{piece.path}: {error}") from None
+            # Of what came by a URL, only the bytes were named.
+            detail = str(error) if "://" not in piece.path else f"{piece.path}: {error}"
+            raise BadExample(error.reason, detail) from None
     gap = np.zeros(GAP, np.int16)
     joined = [x for part in parts for x in (gap, part)][1:]
     return fit_clip(np.concatenate(joined), rules)

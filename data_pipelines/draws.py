@@ -33,7 +33,7 @@ class Rejected(NamedTuple):
     source: str
     index: int  # in the source
     reason: str  # of `BadExample`
-    detail: str
+    detail: str  # of it, too
 
 
 @dataclasses.dataclass
@@ -68,7 +68,7 @@ class Reader:
         try:
             return self._segment(self.sources[draw.source][index], draw.source, place)
         except BadExample as bad:
-            return Rejected(draw.source, index, bad.reason, str(bad))
+            return Rejected(draw.source, index, bad.reason, bad.detail)
 
     def example(self, draw: Draw) -> Example:
         """The example as its source gives it, for a person to look at. Raises BadExample as the source does."""

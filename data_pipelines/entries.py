@@ -15,11 +15,12 @@ class BadExample(Exception):
     Attributes:
       reason: one of a few words, by which it is counted: "missing", "unreachable", "undecodable", "empty",
         "not finite", "silent", "too long", "does not fit", "wrong line".
+      detail: what exactly.
     """
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 class Piece(NamedTuple):

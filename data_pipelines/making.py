@@ -42,7 +42,7 @@ class Rejected(NamedTuple):
 
     @classmethod
     def because(cls, id: str, error: BadExample) -> Rejected:
-        return cls(id, error.reason, str(error).removeprefix(f"{error.reason}: "))
+        return cls(id, error.reason, error.detail)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -172,11 +172,13 @@ class TrainingData:
         drawn = sum(sum(stream.mix.drawn.values()) for stream in self._streams)
         bad = sum(stream.rejected.total() for stream in self._streams)
         if last.reason == "too long" and self._data.too_long == "error":
-            raise UserError(f"example {last.index} of {last.source} is {last.detail}, and data.too_long is error")
+            raise UserError(
+                f"example {last.index} of {last.source} is too long ({last.detail}), and data.too_long is error"
+            )
         if bad > self._data.bad_share * max(drawn, JUDGED):
             raise UserError(
                 f"{bad} of {drawn} examples cannot be used, more than data.bad_share={self._data.bad_share:g}; "
-                f"the last is example {last.index} of {last.source}, {last.detail}"
+                f"the last is example {last.index} of {last.source}, {last.reason}: {last.detail}"
             )
 
     def _snapshot(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_changes_reach_nested_fields():
     config = configuration.replace(config, "trainable", '["a", "b"]')
     assert config.optimizer.peak == 1.0
     assert isinstance(config.optimizer.peak, float)
-    assert config.data.mixture == {"tones": 2.5}
+    assert config.data.mixture == {"tones": 2.5, "words": 1.0}
     assert config.trainable == ("a", "b")
 
 
@@ -58,3 +58,9 @@ def test_first_difference_names_the_field():
     new = configuration.to_dict(configuration.replace(get_config("debug"), "model.llama.ffn", "65"))
     assert configuration.first_difference(old, new) == "model.llama.ffn is 64 there and 65 here"
     assert configuration.first_difference(old, old) is None
+
+
+def test_a_field_that_names_a_choice_takes_no_other():
+    with pytest.raises(UserError, match=r"unknown value of data.packing 'pak'; did you mean 'pack'"):
+        configuration.replace(get_config("debug"), "data.packing", "pak")
+    assert configuration.replace(get_config("debug"), "data.packing", "pack").data.packing == "pack"
