@@ -91,6 +91,8 @@ def preflight(storage: pathlib.Path, seconds: float = 300) -> None:
         f"({jax.devices()[0].device_kind})",
         file=sys.stderr,
     )
+    # What connects the devices of CPU processes waits 30 s for the others, who may still be reading their first batch.
+    barrier("preflight: all are here", seconds)
     with deadline(seconds, "a sum over all devices; a host or a link between hosts does not answer"):
         mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
         everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("all"))
