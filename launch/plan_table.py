@@ -48,13 +48,14 @@ def made(command: Sequence[str]) -> dict[str, Any]:
 
 
 def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Bytes of a chip by kind, and the projection: Markdown lines, one a plan with decoding."""
+    """Bytes of a chip by kind, and the projection: Markdown lines, one a plan with decoding of a released model."""
     lines = [
         "| configuration, slice | chips | mesh | rows | frozen | trained, optimiser | temporary | train step | prefill "
         "| decode step | of | *projected:* step | MFU | clips/s | chip-hours of the stage |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for plan in (entry["plan"] for entry in entries if entry["plan"] and len(entry["plan"]["programs"]) > 1):
+    released = [e["plan"] for e in entries if e["plan"] and e["command"][0].startswith("salmonn")]
+    for plan in (plan for plan in released if len(plan["programs"]) > 1):
         train, *decoding = plan["programs"]
         cells = [
             f"{plan['config']['name']}, {plan['topology']['name']}",
@@ -79,7 +80,8 @@ def scaling_table(entries: Sequence[dict[str, Any]]) -> list[str]:
         "| handed to collectives by a chip | *projected:* collectives | chip-hours a million clips |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for plan in (entry["plan"] for entry in entries if entry["plan"] and len(entry["plan"]["programs"]) == 1):
+    plans = [entry["plan"] for entry in entries if entry["plan"] and len(entry["plan"]["programs"]) == 1]
+    for plan in plans:
         train, chips, projected = plan["programs"][0], plan["topology"]["chips"], plan["projection"]
         inputs = sum(train[kind] for kind in ("frozen", "trained", "optimizer", "batch"))
         cells = [
@@ -95,7 +97,7 @@ def scaling_table(entries: Sequence[dict[str, Any]]) -> list[str]:
             f"{chips * 1e6 / projected['clips_per_second'] / 3600:.0f}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
+    return lines if plans else []
 
 
 def _projected(plan: dict[str, Any]) -> list[str]:

