@@ -70,10 +70,6 @@ class Reader:
         except BadExample as bad:
             return Rejected(draw.source, index, bad.reason, bad.detail)
 
-    def example(self, draw: Draw) -> Example:
-        """The example as its source gives it, for a person to look at. Raises BadExample as the source does."""
-        return self.sources[draw.source][int(self._orders[draw.source][draw.count * self.streams + draw.stream])]
-
     def _segment(self, example: Example, source: str, place: int) -> Segment:
         random = np.random.default_rng([self._seed(source), place])
         wording = int(random.integers(2**31))

@@ -77,9 +77,9 @@ def search(
 ) -> list[Plan]:
     """Finds the most rows that fit, for each placement and remat. The last of the plans is projected the fastest.
 
-    Rows and clips of a step are equal, and a power of two on each data shard. Memory grows evenly with them, so two
-    sizes tell about the others. A remat that keeps more needs more, so each begins with the most rows that fitted the
-    one before.
+    Rows are a power of two on each data shard, with as many clips each as in the configuration. Memory grows evenly
+    with them, so two sizes tell about the others. A remat that keeps more needs more, so each begins with the most rows
+    that fitted the one before.
     """
     plans = []
     for placement in placements:
@@ -87,8 +87,9 @@ def search(
         shards = topology.chips // sizes.get("tensor", 1)
 
         @functools.cache
-        def tried(remat: str, rows: int, placement: str | None = placement) -> Plan:
-            data = dataclasses.replace(config.data, rows=rows, clips=rows, streams=math.gcd(rows, config.data.streams))
+        def tried(remat: str, rows: int, placement: str | None = placement, streams: int = shards) -> Plan:
+            clips = rows * config.data.clips // config.data.rows
+            data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=streams)
             plans.append(_tried(dataclasses.replace(config, remat=remat, data=data), topology, placement, told))
             return plans[-1]
 
