@@ -1,4 +1,4 @@
-"""How much of the rows and clips of stage 2 is filled, packed and as the original pads: python -m benchmarks.packing
+"""How much of the rows and clips of stage 2 is filled, our ways and as the original pads: python -m benchmarks.packing
 
 Lengths are simulated, for the corpora are licensed: of each source of the paper's table its share, how long its
 answers are, and its prompt. Clips are as long as the corpora say; tokens a second or a word are LLaMA's on English
@@ -9,16 +9,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_pipelines.packing import Room, Size, pack
+from data_pipelines.mixture import Mix, normalised
+from data_pipelines.packing import PACKINGS, Room, Size
 from salmonn_jax.config import DataConfig
 from salmonn_jax.configs import get_config
 
 Random = np.random.Generator
 ORIGINAL_BATCH = 8  # examples on one GPU, padded to the longest
+# Ways to lay the same examples out: changes to the data of `salmonn_13b_stage2`, which packs.
+WAYS = {
+    "packed": {},
+    "padded, in buckets": {
+        "packing": "pad",
+        "rows": 384,
+        "sequence": 448,
+        "buckets": {"144": 0.53, "192": 0.32, "448": 0.15},
+    },
+    "padded": {"packing": "pad", "rows": 384, "sequence": 448},
+}
 
 
 def read_aloud(random: Random) -> float:
@@ -89,17 +102,24 @@ def simulated(data: DataConfig, audio_tokens: int, random: Random) -> Iterator[t
         yield prompt + audio_tokens, min(data.answer, 1 + round(lengths.answer(random)))
 
 
-def measured(steps: int, seed: int = 0) -> Fill:
-    """Packs so many steps of one stream of `salmonn_13b_stage2`."""
+def measured(steps: int, way: str, seed: int = 0) -> Fill:
+    """Fills so many steps of one stream of `salmonn_13b_stage2`, one of the `WAYS`."""
     config = get_config("salmonn_13b_stage2")
-    data, model = config.data, config.model
+    data, model = dataclasses.replace(config.data, **WAYS[way]), config.model
     examples = simulated(data, model.audio_tokens, np.random.default_rng(seed))
-    room = Room(data.rows // data.streams, data.sequence, data.clips // data.streams)
+    shares = normalised(data.buckets or {str(data.sequence): 1.0})
+    lengths_of_steps, tokens, slots = Mix(shares, 0), 0, 0
+    rooms = {
+        str(length): Room(data.rows // data.streams, length, data.clips // data.streams, shorter)
+        for shorter, length in itertools.pairwise([0, *sorted(map(int, shares))])
+    }
     window: list[tuple[int, tuple[int, int]]] = []  # the step since which it waits, and its lengths
     placed, waited = [], 0
     for step in range(steps):
         window += [(step, next(examples)) for _ in range(data.lookahead - len(window))]
-        rows = pack([Size(sum(lengths), 1) for _, lengths in window], room)
+        room = rooms[lengths_of_steps.draw()[0]]
+        tokens, slots = tokens + room.rows * room.sequence, slots + room.clips
+        rows = PACKINGS[data.packing]([Size(sum(lengths), 1) for _, lengths in window], room)
         chosen = {i for row in rows for i in row}
         waited = max([waited, *(step - window[i][0] for i in chosen)])
         placed += [window[i][1] for i in chosen]
@@ -110,9 +130,9 @@ def measured(steps: int, seed: int = 0) -> Fill:
     # The original pads prompts to the longest, and answers to the longest.
     padded = batches.max(axis=1).sum(axis=1).mean()
     return Fill(
-        tokens_filled=lengths.sum() / (steps * room.rows * room.sequence),
-        clips_filled=len(lengths) / (steps * room.clips),
-        tokens_an_example=steps * room.rows * room.sequence / len(lengths),
+        tokens_filled=lengths.sum() / tokens,
+        clips_filled=len(lengths) / slots,
+        tokens_an_example=tokens / len(lengths),
         original_tokens_an_example=padded,
         original_tokens_filled=lengths[:whole].sum() / (padded * whole),
         longest_wait=waited,
@@ -124,12 +144,17 @@ def main() -> None:
         prog="python -m benchmarks.packing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=5000, help="default: %(default)s")
-    found = measured(parser.parse_args().steps)
-    ours, theirs = found.tokens_an_example, found.original_tokens_an_example
-    print(f"packed:   {found.tokens_filled:.3f} of the tokens and {found.clips_filled:.3f} of the clip slots are used")
-    print(f"original: {found.original_tokens_filled:.3f} of the tokens, in batches of {ORIGINAL_BATCH}")
-    print(f"tokens of the language model an example: {ours:.0f} of {theirs:.0f}, {ours / theirs:.2f} times")
-    print(f"longest wait of an example: {found.longest_wait} steps")
+    steps = parser.parse_args().steps
+    for way in WAYS:
+        found = measured(steps, way)
+        print(
+            f"{way + ':':20} {found.tokens_filled:.3f} of the tokens and {found.clips_filled:.3f} of the clip slots "
+            f"are used; {found.tokens_an_example:.0f} tokens an example, longest wait {found.longest_wait} steps"
+        )
+    print(
+        f"{f'original, by {ORIGINAL_BATCH}:':20} {found.original_tokens_filled:.3f} of the tokens are used; "
+        f"{found.original_tokens_an_example:.0f} tokens an example"
+    )
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import grain
 import numpy as np
 import soxr
 
+from data_pipelines.corpora import Corpus
+from data_pipelines.entries import BadExample
 from data_pipelines.examples import Example
 from salmonn_jax.audio_files import to_float, to_pcm
 from salmonn_jax.config import SAMPLE_RATE, DataConfig
+from salmonn_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +40,58 @@ class Gain(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class Noise(grain.transforms.RandomMap):
-    """Adds white noise, 10 to 30 dB below the clip, to a `share` of the clips."""
+    """Adds noise, 10 to 30 dB below the clip, to a `share` of the clips: cut from `recordings`, or white without any.
+
+    Raises BadExample from `random_map` if the recording that was drawn cannot be used.
+    """
 
     share: float
+    recordings: Sequence[Example] = ()
 
     def random_map(self, example: Example, rng: np.random.Generator) -> Example:
         if rng.uniform() >= self.share:
             return example
         samples = to_float(example.audio)
-        loudness = np.sqrt(np.mean(np.square(samples))) * 10 ** (-rng.uniform(10, 30) / 20)
-        return _with(example, samples + loudness * rng.standard_normal(len(samples), dtype=np.float32))
+        noise = self._recorded(len(samples), rng) if self.recordings else _white(len(samples), rng)
+        loudness = _rms(samples) * 10 ** (-rng.uniform(10, 30) / 20)
+        # A cut from a pause of a recording is silent, and stays so.
+        return _with(example, samples + noise * (loudness / max(_rms(noise), 1e-9)))
+
+    def _recorded(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """A cut of a recording, which begins anywhere and starts over where the recording ends."""
+        index = int(rng.integers(len(self.recordings)))
+        try:
+            audio = self.recordings[index].audio
+        except BadExample as bad:
+            raise BadExample("noise", f"recording {index}, {bad.reason}: {bad.detail}") from None
+        if audio is None:
+            raise BadExample("noise", f"recording {index} has no audio")
+        start = int(rng.integers(len(audio)))
+        return to_float(np.take(audio, np.arange(start, start + length), mode="wrap"))
 
 
-def augmentation(data: DataConfig) -> tuple[grain.transforms.RandomMap, ...]:
-    """What a configuration asks for, in the order in which it is applied."""
-    wanted = (Speed, data.speed), (Gain, data.gain), (Noise, data.noise)
-    return tuple(make(amount) for make, amount in wanted if amount)
+def augmentation(data: DataConfig, corpus: Corpus) -> tuple[grain.transforms.RandomMap, ...]:
+    """What a configuration asks for, in the order in which it is applied.
+
+    Raises UserError if there is no noise to be had from `data.noise_source`, or it would never be heard.
+    """
+    if data.noise_source and not data.noise:
+        raise UserError("data.noise_source is never heard with data.noise=0; set the share of clips that get noise")
+    recordings = corpus.read(data.noise_source, "train") if data.noise_source else ()
+    wanted = (
+        (data.speed, Speed(data.speed)),
+        (data.gain, Gain(data.gain)),
+        (data.noise, Noise(data.noise, recordings)),
+    )
+    return tuple(transform for amount, transform in wanted if amount)
+
+
+def _white(length: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(length, dtype=np.float32)
+
+
+def _rms(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples))))
 
 
 def _with(example: Example, samples: np.ndarray) -> Example:

@@ -66,11 +66,11 @@ def inspect(
     """
     seen = Seen(sources={name: SourceSeen() for name in sources})
     kept: collections.Counter[str] = collections.Counter()
-    filled, heard = [], []
+    computed = heard = places = 0
     for _ in range(count):
         batch = next(batches)
-        filled.append((batch.segments > 0).mean())
-        heard.append((batch.pcm_length > 0).mean() if len(batch.pcm) else 1.0)
+        computed += batch.segments.size
+        heard, places = heard + int((batch.pcm_length > 0).sum()), places + len(batch.pcm)
         for row, at in _segments(batch):
             name = sources[batch.source[row, at[0]]]
             slots = batch.audio_slot[row, at]
@@ -97,7 +97,8 @@ def inspect(
                         base64.b64encode(to_flac(np.concatenate(pcm))).decode() if pcm else "",
                     )
                 )
-    seen.batches, seen.tokens_filled, seen.clips_filled = count, float(np.mean(filled)), float(np.mean(heard))
+    seen.batches = count
+    seen.tokens_filled, seen.clips_filled = sum(seen.tokens) / computed, heard / places if places else 1.0
     seen.samples.sort(key=lambda sample: sample.source)
     return seen
 

@@ -100,7 +100,7 @@ def shares(data: DataConfig, means: Mapping[str, float]) -> dict[str, float]:
         raise UserError(f"source {both[0]!r} is in data.mixture and in data.replay; leave it out of one")
     if not data.mixture:
         raise UserError("data.mixture names no source; give it {name: weight}")
-    mixture = _normalised({name: w ** (1 / data.temperature) for name, w in _normalised(data.mixture).items()})
+    mixture = normalised({name: w ** (1 / data.temperature) for name, w in normalised(data.mixture).items()})
     if data.replay_as == "additive":
         whole = mixture | data.replay
     else:
@@ -113,7 +113,7 @@ def shares(data: DataConfig, means: Mapping[str, float]) -> dict[str, float]:
         if unknown:
             raise UserError(f"source {unknown[0]!r} has no {data.unit}, in which data.unit says weights are; change it")
         whole = {name: w / means[name] for name, w in whole.items()}
-    return _normalised(whole)
+    return normalised(whole)
 
 
 def measure(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, answer: int) -> float:
@@ -134,6 +134,7 @@ def measure(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, answer
     return float(np.mean(found)) if found else 0.0
 
 
-def _normalised(weights: Mapping[str, float]) -> dict[str, float]:
+def normalised(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights over their sum."""
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}

@@ -24,6 +24,7 @@ class Room(NamedTuple):
     rows: int
     sequence: int  # tokens of a row
     clips: int  # slots of all its rows together
+    shorter: int = 0  # tokens of the next shorter rows that other steps have
 
 
 def pack(window: Sequence[Size], room: Room) -> list[list[int]]:
@@ -46,12 +47,19 @@ def pack(window: Sequence[Size], room: Room) -> list[list[int]]:
 
 
 def pad(window: Sequence[Size], room: Room) -> list[list[int]]:
-    """One example a row, those that have waited longest; with clips as far as there are slots."""
+    """One example a row, those that have waited longest; with clips as far as there are slots.
+
+    Where steps differ in the length of their rows, first come those for which shorter rows have no room: so nothing
+    waits longer than until the next steps of its own length.
+    """
     rows, clips = [], room.clips
+    fitting = [i for i, size in enumerate(window) if size.tokens <= room.sequence]
+    fitting.sort(key=lambda i: window[i].tokens <= room.shorter)
     # Of those without a clip no more than rows that cannot have one, as long as others wait.
     text = room.rows - room.clips
     late = []
-    for i, size in enumerate(window):
+    for i in fitting:
+        size = window[i]
         if len(rows) == room.rows:
             break
         if size.clips > clips:

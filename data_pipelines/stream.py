@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import itertools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.draws import Draw, Reader, Rejected
-from data_pipelines.mixture import Mix
+from data_pipelines.mixture import Mix, normalised
 from data_pipelines.packing import PACKINGS, Room, Size
 from salmonn_jax.batch import Batch, Segment, collate
 from salmonn_jax.config import DataConfig
@@ -31,8 +32,9 @@ THREADS = 8
 class Stream:
     """One of the streams: its mix, and the examples that wait in it. What it does depends on nothing else."""
 
-    def __init__(self, number: int, shares: Mapping[str, float]):
+    def __init__(self, number: int, shares: Mapping[str, float], lengths: Mapping[str, float]):
         self.number, self.mix = number, Mix(shares, number)
+        self.lengths = Mix(lengths, 0)  # of the rows of its steps: the same in all streams
         self.window: list[tuple[Draw, Segment]] = []
         self.rejected: collections.Counter[tuple[str, str]] = collections.Counter()  # by source and reason
 
@@ -47,6 +49,7 @@ class Stream:
         """All that it is, as JSON."""
         return {
             "mix": self.mix.state(),
+            "lengths": self.lengths.state(),
             "window": [[draw.source, draw.count] for draw, _ in self.window],
             "rejected": [[source, reason, count] for (source, reason), count in sorted(self.rejected.items())],
         }
@@ -80,11 +83,16 @@ class TrainingData:
         self.rejected, self.shares = rejected, shares
         self._reader, self._data = reader, data
         self._numbers = tuple(range(data.streams)) if streams is None else tuple(streams)
-        self._room = Room(data.rows // data.streams, data.sequence, data.clips // data.streams)
+        self._lengths = normalised(data.buckets or {str(data.sequence): 1.0})
+        rows, clips = data.rows // data.streams, data.clips // data.streams
+        self._rooms = {
+            str(length): Room(rows, length, clips, shorter)
+            for shorter, length in itertools.pairwise([0, *sorted(map(int, self._lengths))])
+        }
         self._pool = _pool(reader, data.workers)
         self._ahead = concurrent.futures.ThreadPoolExecutor(1)  # makes one batch after another
         self._made: collections.deque[concurrent.futures.Future] = collections.deque()
-        self._streams = [Stream(number, shares) for number in self._numbers]
+        self._streams = [Stream(number, shares, self._lengths) for number in self._numbers]
         self._state = self._snapshot()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -131,16 +139,17 @@ class TrainingData:
 
     def _part(self, stream: Stream) -> Batch:
         sizes = [Size(len(segment.tokens), len(segment.clips)) for _, segment in stream.window]
-        rows = PACKINGS[self._data.packing](sizes, self._room)
+        room = self._rooms[stream.lengths.draw()[0]]
+        rows = PACKINGS[self._data.packing](sizes, room)
         layout = self._reader.sizes
         part = collate(
             [stream.take(row) for row in rows],
-            sequence=layout.sequence,
+            sequence=room.sequence,
             window=layout.window,
             audio_tokens=layout.audio_tokens,
-            clips=self._room.clips,
+            clips=room.clips,
             transcript=layout.transcript,
-            first_clip=stream.number * self._room.clips,
+            first_clip=stream.number * room.clips,
         )
         stream.drop(place for row in rows for place in row)
         return part
@@ -186,8 +195,9 @@ class TrainingData:
 
     def _restored(self, number: int, state: Mapping[str, Any]) -> Stream:
         """A stream as it was: what waits in it is read again. Of a source that is mixed in no longer, nothing waits."""
-        stream = Stream(number, self.shares)
+        stream = Stream(number, self.shares, self._lengths)
         stream.mix = Mix(self.shares, number, state["mix"])
+        stream.lengths = Mix(self._lengths, 0, state["lengths"])
         stream.rejected.update({(source, reason): count for source, reason, count in state["rejected"]})
         waiting = [Draw(number, source, count) for source, count in state["window"] if source in self.shares]
         read = zip(waiting, self._read(waiting), strict=True)
@@ -196,7 +206,17 @@ class TrainingData:
 
 
 def check_sizes(data: DataConfig) -> None:
-    """Raises UserError if rows, clips and the window of examples do not go together."""
+    """Raises UserError if rows, their lengths, clips and the window of examples do not go together."""
+    if data.buckets:
+        if data.packing != "pad":
+            raise UserError("data.buckets are lengths of padded rows; set data.packing=pad, or leave them out")
+        if not all(length.isdecimal() for length in data.buckets) or max(map(int, data.buckets)) != data.sequence:
+            raise UserError(
+                f"data.buckets has lengths {', '.join(data.buckets)}; they must be whole numbers, and the longest "
+                f"data.sequence={data.sequence}"
+            )
+        if not min(data.buckets.values()) > 0:
+            raise UserError("a share in data.buckets is not above 0; leave that length out")
     for name, size in (("rows", data.rows), ("clips", data.clips)):
         if size % data.streams:
             raise UserError(f"data.{name}={size} does not divide over data.streams={data.streams}")

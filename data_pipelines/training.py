@@ -70,7 +70,7 @@ def training_data(
         wordings=Wordings.load(data.wordings or None),
         sizes=layout(model, data),
         rules=audio_rules(model, data),
-        augmentation=augmentation(data),
+        augmentation=augmentation(data, corpus),
         streams=data.streams,
         seed=seed,
     )

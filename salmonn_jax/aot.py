@@ -96,16 +96,19 @@ def compile_train_step(config: RunConfig, mesh: Mesh, memory: float = math.inf) 
 
 
 def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[Program, Program]:
-    """The two programs of decoding for as many rows, each with a clip: reading prompts, and choosing one token."""
+    """The two programs of decoding, for as many prompts as a step has rows, each with a clip of its own.
+
+    Reading the prompts, and choosing one token of each.
+    """
     structure = parameters.structure(config.model)
     trained, frozen = _weights(config, structure, mesh)
     options = {"end": 2, "lora_scale": config.model.lora.scale}
     split = sharding.batch_sharding(mesh)
-    batch = _batch(config, mesh)
     rows = config.data.rows
+    batch = _batch(dataclasses.replace(config, data=dataclasses.replace(config.data, clips=rows)), mesh)
 
-    def over_rows(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=split)
+    def over_rows(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=split)
 
     prompts = greedy.Prompts(
         batch.pcm, batch.pcm_length, over_rows(PROMPT_TOKENS), over_rows(PROMPT_TOKENS), over_rows()

@@ -178,6 +178,9 @@ class DataConfig:
     Every source is dealt out to `streams` streams, each of which mixes, packs and makes an equal part of every batch;
     the processes of a job share the streams. So what a step sees is the same for any number of processes and devices,
     whose data shards must divide the number of streams.
+
+    With `packing` "pad", `buckets` says which lengths rows have and in what share of the steps, `{"256": 0.8, "512":
+    0.2}`; the longest must be `sequence`. Each length is compiled once. Without buckets all steps have `sequence`.
     """
 
     corpus: str = "minicorpus"
@@ -194,13 +197,15 @@ class DataConfig:
     transcript: int = 0  # tokens kept of a transcript, for the CTC loss
     streams: int = 8
     packing: Literal["pack", "pad"] = "pack"  # several examples a row, which do not see each other; or one
+    buckets: dict[str, float] = dataclasses.field(default_factory=dict)  # lengths of padded rows; see below
     lookahead: int = 32  # examples of a stream that wait to be packed
     wordings: str = ""  # file of prompts by task, such as the original's train_prompt.json; "": ours
     channels: Literal["first", "mean"] = "first"  # of audio, as the original; or the mean of all
     too_long: Literal["truncate", "chunk", "drop", "error"] = "truncate"  # see `data_pipelines.audio.AudioRules`
     speed: float = 0.0  # augmentation: faster or slower by up to this part
     gain: float = 0.0  # augmentation: louder or softer by up to so many dB
-    noise: float = 0.0  # augmentation: the share of clips that get white noise, 10 to 30 dB below them
+    noise: float = 0.0  # augmentation: the share of clips that get noise, 10 to 30 dB below them
+    noise_source: str = ""  # whose recordings the noise is cut from; "": it is white
     bad_share: float = 0.05  # the run ends when more than this share of the examples cannot be used
     workers: int = 0  # processes that read and decode; 0 reads in threads
 

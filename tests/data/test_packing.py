@@ -58,8 +58,19 @@ def test_padded_rows_take_those_that_have_waited_longest():
     assert pad([heard], Room(2, 9, 1)) == [[0], []]
 
 
+def test_padded_rows_of_several_lengths_take_their_own_first():
+    short, long = Size(5, 1), Size(9, 1)
+    window = [short, long, short, long]
+    assert pad(window, Room(2, 9, 2, shorter=5)) == [[1], [3]]
+    assert pad(window, Room(3, 9, 3, shorter=5)) == [[1], [3], [0]]
+    assert pad(window, Room(3, 5, 3)) == [[0], [2], []]
+
+
 def test_stage_2_wastes_little():
     """The mixture of the paper in the layout of `salmonn_*_stage2`, whose lengths are simulated."""
-    found = measured(steps=300)
+    found = measured(300, "packed")
     assert found.tokens_filled > 0.93 and found.clips_filled > 0.93
     assert found.longest_wait < 100
+    bucketed = measured(300, "padded, in buckets")
+    assert bucketed.tokens_filled > 0.8 and bucketed.clips_filled > 0.93
+    assert bucketed.longest_wait < 100

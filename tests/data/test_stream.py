@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.audio import AudioRules
-from data_pipelines.augment import augmentation
+from data_pipelines.augment import Noise, augmentation
+from data_pipelines.corpora import Corpus
 from data_pipelines.draws import Reader
 from data_pipelines.entries import BadExample
 from data_pipelines.examples import Example
@@ -59,6 +60,7 @@ class Source:
         )
 
 
+CORPUS = Corpus(read=lambda name, split: Source(name), heard=lambda split: [], tokenizer=None, notes=())
 WORDINGS = Wordings("here", {"asr": ("What?", "Who speaks?")})
 
 
@@ -69,7 +71,7 @@ def stream(data=DATA, streams=None, bad=0, seed=0, rejected=lambda one: None):
         wordings=WORDINGS,
         sizes=layout(MODEL, data),
         rules=AudioRules(minimum_seconds=0.5, maximum_seconds=1.0, too_long=data.too_long),
-        augmentation=augmentation(data),
+        augmentation=augmentation(data, CORPUS),
         streams=data.streams,
         seed=seed,
     )
@@ -193,6 +195,37 @@ def test_padded_rows_hold_one_example_each():
     assert rows > 0.95 * 400 and clips > 0.95 * 320
 
 
+BUCKETED = dataclasses.replace(
+    DATA, packing="pad", rows=40, clips=40, mixture={"speech": 1.0}, buckets={"56": 0.4, "64": 0.4, "128": 0.2}
+)
+
+
+def test_steps_of_several_lengths_lose_nothing_and_waste_less():
+    """Every length in its share of the steps, the same for any hosts; each example once an epoch."""
+    whole, parts = stream(BUCKETED), [stream(BUCKETED, streams) for streams in parts_of(4)]
+    lengths, seen, used, computed = [], collections.Counter(), 0, 0
+    for _ in range(40):
+        batch = next(whole)
+        assert equal(batch, joined([next(part) for part in parts]))
+        lengths.append(batch.tokens.shape[1])
+        seen.update(examples(batch))
+        used, computed = used + (batch.segments > 0).sum(), computed + batch.segments.size
+    assert collections.Counter(lengths) == {56: 16, 64: 16, 128: 8}
+    assert len(seen) == SIZES["speech"] and max(seen.values()) - min(seen.values()) <= 6
+    padded = next(stream(dataclasses.replace(BUCKETED, buckets={})))
+    assert used / computed > 1.3 * (padded.segments > 0).mean()
+
+
+def test_steps_of_several_lengths_go_on_where_they_stopped():
+    whole, begun = stream(BUCKETED), stream(BUCKETED)
+    for _ in range(5):
+        next(whole), next(begun)
+    resumed = stream(BUCKETED)
+    resumed.set_state(json.loads(json.dumps(begun.get_state())))
+    for _ in range(5):
+        assert equal(next(whole), next(resumed))
+
+
 def test_bad_examples_are_skipped_and_nothing_else_changes():
     """What each stream draws is the same; what cannot be used is left out of it, and all else is trained on."""
     drawn, trained = {}, {}
@@ -280,6 +313,45 @@ def test_augmentation_changes_clips_and_not_their_order():
     assert not np.array_equal(faster.pcm_length, one.pcm_length)
 
 
+def test_noise_is_cut_from_recordings():
+    """Every recording of `Source` is constant: what a clip gains is constant too, and 10 to 30 dB below it."""
+    plain, noisy = next(stream()), next(stream(dataclasses.replace(DATA, noise=1.0, noise_source="events")))
+    np.testing.assert_array_equal(plain.tokens, noisy.tokens)
+    clips = [c for c in np.flatnonzero(plain.pcm_length) if plain.pcm[c, 0] >= 20]
+    for clip in clips:
+        here = slice(0, int(plain.pcm_length[clip]))
+        added = noisy.pcm[clip, here] - plain.pcm[clip, here]
+        assert (added == added[0]).all()
+        assert abs(added[0] / plain.pcm[clip, 0] - (10**-1.5 + 10**-0.5) / 2) <= (10**-0.5 - 10**-1.5) / 2 + 1 / 20
+    assert len(clips) > 10
+
+
+class Gone:
+    """One recording, whose file is not there."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        raise BadExample("missing", "gone.flac")
+
+
+def test_a_recording_that_cannot_be_used_is_told_as_noise():
+    clip = Source("speech")[3]
+    for recordings, says in (
+        (Gone(), "recording 0, missing: gone.flac"),
+        ([Source("text")[0]], "recording 0 has no audio"),
+    ):
+        with pytest.raises(BadExample, match=says) as caught:
+            Noise(1.0, recordings).random_map(clip, np.random.default_rng(0))
+        assert caught.value.reason == "noise"
+
+
+def test_noise_that_is_never_heard_is_refused():
+    with pytest.raises(UserError, match="set the share of clips that get noise"):
+        augmentation(dataclasses.replace(DATA, noise_source="events"), CORPUS)
+
+
 def test_wordings_are_drawn_anew():
     batch, lengths = next(stream()), set()
     for row in range(16):
@@ -289,11 +361,18 @@ def test_wordings_are_drawn_anew():
     assert len(lengths) >= 3  # two wordings, with and without a clip
 
 
+PADDED = {"packing": "pad", "rows": 48}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"rows": 15}, "data.rows=15 does not divide over data.streams=8"),
         ({"packing": "pad"}, "data.clips=48 is more than data.rows=16"),
+        ({"buckets": {"128": 1.0}}, "data.buckets are lengths of padded rows; set data.packing=pad"),
+        (PADDED | {"buckets": {"64": 1.0}}, "lengths 64; they must be whole numbers, and the longest data.sequence"),
+        (PADDED | {"buckets": {"long": 1.0}}, "lengths long; they must be whole numbers"),
+        (PADDED | {"buckets": {"64": 0.0, "128": 1.0}}, "a share in data.buckets is not above 0"),
         ({"lookahead": 5}, "data.lookahead=5 is less than a stream places in a step; set it to 6"),
     ],
 )
