@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 import soundfile
 
+from data_pipelines.entries import BadExample
 from data_pipelines.examples import Example
+from salmonn_jax.audio_files import decode_flac
 from salmonn_jax.config import SAMPLE_RATE
 
 Coding = Literal["flac", "pcm"]
@@ -27,7 +29,10 @@ def to_flac(pcm: np.ndarray) -> bytes:
 
 def from_flac(data: bytes) -> np.ndarray:
     """The int16[samples] that `to_flac` was given."""
-    return soundfile.read(io.BytesIO(data), dtype="int16")[0]
+    found = decode_flac(data)
+    if found is None:
+        raise BadExample("undecodable", "the FLAC data of a record is broken")
+    return found[0][:, 0]
 
 
 @functools.cache

@@ -15,12 +15,10 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from data_pipelines.draws import Draw, Reader, Rejected
 from data_pipelines.mixture import Mix, normalised
 from data_pipelines.packing import PACKINGS, Room, Size
-from salmonn_jax.batch import Batch, Segment, collate
+from salmonn_jax.batch import Batch, Segment, empty, lay, part_of
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
@@ -134,25 +132,20 @@ class TrainingData:
 
     def _make(self) -> tuple[Batch, dict[str, Any]]:
         self._refill()
-        parts = [self._part(stream) for stream in self._streams]
-        return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))), self._snapshot()
+        (room,) = {self._rooms[stream.lengths.draw()[0]] for stream in self._streams}  # one, of which each has as much
+        count, layout = len(self._streams), self._reader.sizes
+        batch = empty(count * room.rows, room.sequence, count * room.clips, layout.window, layout.transcript)
+        for i, stream in enumerate(self._streams):
+            self._lay(part_of(batch, i, count), stream, room)
+        return batch, self._snapshot()
 
-    def _part(self, stream: Stream) -> Batch:
+    def _lay(self, part: Batch, stream: Stream, room: Room) -> None:
+        """Moves what fills a stream's part of a batch from its window to there."""
         sizes = [Size(len(segment.tokens), len(segment.clips)) for _, segment in stream.window]
-        room = self._rooms[stream.lengths.draw()[0]]
         rows = PACKINGS[self._data.packing](sizes, room)
-        layout = self._reader.sizes
-        part = collate(
-            [stream.take(row) for row in rows],
-            sequence=room.sequence,
-            window=layout.window,
-            audio_tokens=layout.audio_tokens,
-            clips=room.clips,
-            transcript=layout.transcript,
-            first_clip=stream.number * room.clips,
-        )
+        first = stream.number * room.clips
+        lay(part, [stream.take(row) for row in rows], audio_tokens=self._reader.sizes.audio_tokens, first_clip=first)
         stream.drop(place for row in rows for place in row)
-        return part
 
     def _refill(self) -> None:
         """Draws until every window is full. What cannot be used is counted, and the next is drawn instead."""

@@ -42,48 +42,61 @@ class Segment(NamedTuple):
 
 
 def collate(
-    rows: Sequence[Sequence[Segment]],
-    *,
-    sequence: int,
-    window: int,
-    audio_tokens: int,
-    clips: int | None = None,
-    transcript: int = 0,
-    first_clip: int = 0,
+    rows: Sequence[Sequence[Segment]], *, sequence: int, window: int, audio_tokens: int, clips: int | None = None
 ) -> Batch:
-    """Lays rows of segments out as the numpy arrays of a batch, in their order, and clips in that of their segments.
+    """Rows of segments as the numpy arrays of a batch, which has `clips` slots, or as many as are needed."""
+    heard = sum(len(segment.clips) for row in rows for segment in row)
+    batch = empty(len(rows), sequence, heard if clips is None else clips, window, 0)
+    lay(batch, rows, audio_tokens=audio_tokens)
+    return batch
+
+
+def empty(rows: int, sequence: int, clips: int, window: int, transcript: int) -> Batch:
+    """A batch of padding: numpy arrays of the sizes R, S, A, N and U."""
+    tokens, positions, segments = (np.zeros((rows, sequence), np.int32) for _ in range(3))
+    return Batch(
+        pcm=np.zeros((clips, window), np.int16),
+        pcm_length=np.zeros(clips, np.int32),
+        tokens=tokens,
+        positions=positions,
+        segments=segments,
+        loss_mask=np.zeros((rows, sequence), bool),
+        audio_slot=np.full((rows, sequence), TEXT, np.int32),
+        source=np.full((rows, sequence), -1, np.int32),
+        transcript=np.full((clips, transcript), -1, np.int32),
+    )
+
+
+def part_of(batch: Batch, number: int, parts: int) -> Batch:
+    """Views of one of the equal parts that all arrays of a batch are cut into."""
+    return Batch(*(np.split(array, parts)[number] for array in batch))
+
+
+def lay(batch: Batch, rows: Sequence[Sequence[Segment]], *, audio_tokens: int, first_clip: int = 0) -> None:
+    """Writes rows of segments into an empty batch, in their order, and clips in that of their segments.
 
     Args:
-      sequence: S, at least as long as the longest row.
-      window: N; longer clips are cut.
+      batch: changed in place; its rows are at least as long as these, and it has slots for all clips. Clips longer than
+        its window are cut, and so are transcripts.
       audio_tokens: of one clip.
-      clips: A, at least as many as the segments have; slots beyond theirs are silent. None for as many.
-      transcript: U; longer transcripts are cut.
-      first_clip: clips of the batch before these rows', where they are a part of one.
+      first_clip: clips before those of this batch, where it is a part of one.
     """
-    heard = [clip for row in rows for segment in row for clip in segment.clips]
-    places = len(heard) if clips is None else clips
-    shape = (len(rows), sequence)
-    tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
-    slot, source, mask = np.full(shape, TEXT, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, bool)
-    pcm, length = np.zeros((places, window), np.int16), np.zeros(places, np.int32)
-    spoken = np.full((places, transcript), -1, np.int32)
-    for i, clip in enumerate(heard):
-        length[i] = min(len(clip), window)
-        pcm[i, : length[i]] = clip[:window]
     clip = 0
     for i, row in enumerate(rows):
         start = 0
         for number, segment in enumerate(row, 1):
             end = start + len(segment.tokens)
             here = slice(start, end)
-            tokens[i, here], segments[i, here], source[i, here] = segment.tokens, number, segment.source
-            positions[i, here], mask[i, start + segment.prompt : end] = np.arange(end - start), True
+            batch.tokens[i, here], batch.segments[i, here] = segment.tokens, number
+            batch.source[i, here] = segment.source
+            batch.positions[i, here], batch.loss_mask[i, start + segment.prompt : end] = np.arange(end - start), True
             slots = np.asarray(segment.slots, np.int32)
-            slot[i, here] = np.where(slots == TEXT, TEXT, slots + (first_clip + clip) * audio_tokens)
-            if segment.clips and transcript:
-                words = segment.transcript[:transcript]
-                spoken[clip, : len(words)] = words
-            clip += len(segment.clips)
+            batch.audio_slot[i, here] = np.where(slots == TEXT, TEXT, slots + (first_clip + clip) * audio_tokens)
+            if segment.clips:
+                words = segment.transcript[: batch.transcript.shape[1]]
+                batch.transcript[clip, : len(words)] = words
+            for pcm in segment.clips:
+                length = min(len(pcm), batch.pcm.shape[1])
+                batch.pcm[clip, :length], batch.pcm_length[clip] = pcm[:length], length
+                clip += 1
             start = end
-    return Batch(pcm, length, tokens, positions, segments, mask, slot, source, spoken)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from salmonn_jax.audio_files import load_audio
+from salmonn_jax.audio_files import decode_flac, load_audio
 from salmonn_jax.errors import UserError
 
 PCM = np.random.default_rng(0).integers(-32768, 32768, 4000, dtype=np.int16)
@@ -105,3 +105,32 @@ def test_without_av_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match=r"pip install 'salmonn-jax\[minicorpus\]'"):
         load_audio(b"not audio either, but it might have been" * 10)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_flac_is_what_libsndfile_reads(channels, subtype, tmp_path):
+    """Decoded by another library where it is of 16 bits, as a whole; from a time on, or of more bits, by this one."""
+    path = tmp_path / "a.flac"
+    samples = np.random.default_rng(0).integers(-9000, 9000, (16_000, channels)).astype(np.int16)
+    soundfile.write(path, samples, 16_000, subtype=subtype)
+    assert (decode_flac(path.read_bytes()) is None) == (subtype == "PCM_24")
+    for source in (path, path.read_bytes()):
+        np.testing.assert_array_equal(load_audio(source), samples[:, 0])
+        np.testing.assert_array_equal(load_audio(source, start=0.25, end=0.5), samples[4000:8000, 0])
+
+
+@pytest.mark.parametrize("cut", [0.99, 0.5, 0.01])
+def test_flac_that_is_cut_off_is_not_taken_for_whole(cut, tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).integers(-9000, 9000, 16_000).astype(np.int16), 16_000)
+    path.write_bytes(path.read_bytes()[: int(cut * path.stat().st_size)])
+    assert decode_flac(path.read_bytes()) is None
+
+
+def test_flac_with_a_broken_frame_is_not_taken_for_whole(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).integers(-9000, 9000, 48_000).astype(np.int16), 16_000)
+    data = bytearray(path.read_bytes())
+    data[20_000:20_100] = bytes(100)
+    assert decode_flac(bytes(data)) is None

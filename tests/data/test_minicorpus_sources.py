@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import records
+from data_pipelines.entries import BadExample
 from data_pipelines.minicorpus import packages, recordings, signals, tunes
 from data_pipelines.minicorpus.rcc import read_rcc
 from salmonn_jax.errors import UserError
@@ -48,6 +49,12 @@ def test_flac_is_exact():
     decoded = records.from_flac(records.to_flac(pcm))
     assert decoded.dtype == np.int16
     np.testing.assert_array_equal(decoded, pcm)
+
+
+def test_flac_that_is_broken_is_told():
+    data = records.to_flac(np.random.default_rng(1).integers(-32768, 32768, 8_000).astype(np.int16))
+    with pytest.raises(BadExample, match="undecodable"):
+        records.from_flac(data[: len(data) // 2])
 
 
 def test_trimming_keeps_what_sounds():
