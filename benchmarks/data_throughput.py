@@ -5,7 +5,8 @@
 The original's way: soundfile, 30 s at most, transformers' `WhisperFeatureExtractor` and the raw samples, in batches of
 8 by a torch `DataLoader`. Ours: packed batches of int16 samples, whose features the accelerator computes; from FLAC
 files by a manifest, and from ArrayRecord files that `launch.prepare manifest` made of them. All with the same number of
-worker processes. Needs `pip install -e '.[compare]'`.
+worker processes, ours with threads too, and all on as many cores as there are workers. Needs
+`pip install -e '.[compare]'`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import soundfile
 
 from benchmarks.packing import read_aloud
 from data_pipelines import corpora
+from data_pipelines.stream import THREADS
 from data_pipelines.training import audio_rules, training_data
 from salmonn_jax.audio_files import load_audio
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
@@ -129,27 +131,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--audio", nargs="+", required=True, metavar="CLIP", help="recordings to cut clips from")
     options = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))[: options.workers]
+    os.sched_setaffinity(0, cores)
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
         paths = make(folder, options.audio, options.clips)
         ways: dict[str, Callable[[], Iterator[int]]] = {
             "original": lambda: original(paths, options.workers),
             "ours, FLAC files": lambda: ours(folder, "files", options.workers),
-            "ours, prepared, FLAC": lambda: ours(folder, "prepared_flac", options.workers),
-            "ours, prepared, PCM": lambda: ours(folder, "prepared_pcm", options.workers),
+            "ours, FLAC files, threads": lambda: ours(folder, "files", 0),
+            "ours, prepared FLAC": lambda: ours(folder, "prepared_flac", options.workers),
+            "ours, prepared FLAC, threads": lambda: ours(folder, "prepared_flac", 0),
+            "ours, prepared PCM": lambda: ours(folder, "prepared_pcm", options.workers),
+            "ours, prepared PCM, threads": lambda: ours(folder, "prepared_pcm", 0),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):  # in turns, so that what else the machine does meets all
             for name, way in ways.items():
                 rates[name].append(rate(way(), 2 * options.clips))
-    cores = min(options.workers, os.cpu_count() or 1)
     reference = statistics.median(rates["original"])
-    print(f"{options.workers} worker processes on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{options.workers} worker processes or {THREADS} threads on {len(cores)} cores, load {os.getloadavg()[0]:.1f}"
+    )
     for name, found in rates.items():
         middle = statistics.median(found)
         print(
-            f"{name:20} {middle / cores:8.1f} clips/s a core (of {options.rounds} rounds: {min(found) / cores:.1f} to "
-            f"{max(found) / cores:.1f}), {middle / reference:.1f} times"
+            f"{name:28} {middle / len(cores):8.1f} clips/s a core (of {options.rounds} rounds: "
+            f"{min(found) / len(cores):.1f} to {max(found) / len(cores):.1f}), {middle / reference:.1f} times"
         )
 
 

@@ -64,17 +64,26 @@ def to_record(example: Example, coding: Coding) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
-def from_record(record: Mapping[str, bytes], source: str, *, hear: bool = True) -> Example:
-    """The example that TFDS read as `record`.
+def from_record(record: bytes, source: str, *, hear: bool = True) -> Example:
+    """The example that is stored as `record`.
 
     Args:
-      record: perhaps of a builder of its own that has fewer texts; audio is FLAC where it does not say.
+      record: as `to_record` made it, or a builder of its own that has fewer texts; audio is FLAC where it does not say.
       source: goes into the example.
       hear: False leaves the audio out, which is fast.
     """
-    texts = {name: record[name].decode() for name in _TEXTS if name in record}
-    audio = record["audio"] if hear else b""
-    return Example(audio=_decoded(audio, record.get("coding", b"flac")) if audio else None, source=source, **texts)
+    fields = _fields(record)
+    texts = {name: fields[name].decode() for name in _TEXTS if name in fields}
+    audio = fields["audio"] if hear else b""
+    return Example(audio=_decoded(audio, fields.get("coding", b"flac")) if audio else None, source=source, **texts)
+
+
+def _fields(record: bytes) -> Mapping[str, bytes]:
+    """What TFDS would parse by the features, in a fifth of the time: all of them are bytes."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    return {name: feature.bytes_list.value[0] for name, feature in features.items()}
 
 
 def _decoded(audio: bytes, coding: bytes) -> np.ndarray:

@@ -49,7 +49,9 @@ class Shards:
         if self._records is None:
             import tensorflow_datasets as tfds  # slow to import
 
-            self._records = tfds.builder_from_directory(self._folder).as_data_source(self._split)
+            builder = tfds.builder_from_directory(self._folder)
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            self._records = builder.as_data_source(self._split, deserialize_method=raw)
         return self._records
 
 
