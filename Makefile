@@ -10,15 +10,18 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # the CPU build and installed first, so that nothing takes gigabytes of CUDA along.
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Apache Beam takes older versions of what others here need: its test runs in an environment of its own.
+BEAM := $(VENV)/beam
 
 .PHONY: quickstart test plan lint format clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/python -m launch.quickstart
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.beam
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	test ! -e $(VENV)/.beam || $(BEAM)/bin/python -m pytest tests/data/test_shards.py -k test_beam
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The tables of plans in the README, compiled anew: about an hour.
@@ -48,3 +51,8 @@ $(VENV)/.test: $(VENV)/.quickstart
 		&& touch $@ \
 		|| echo 'no $(TORCH) here, or not what is compared with: tests that need them will skip'
 	$(INSTALL) -e '.[tpu]' || echo 'no TPU compiler here: tests that compile for TPU slices will skip'
+
+$(VENV)/.beam: setup.cfg | $(BIN)/uv
+	$(PYTHON) -m venv $(BEAM)
+	$(INSTALL:$(BIN)/python=$(BEAM)/bin/python) -e '.[beam]' pytest && touch $@ \
+		|| echo 'no Apache Beam here: its test will skip'
