@@ -17,7 +17,7 @@ from salmonn_jax.projection import Projection
 from salmonn_jax.topologies import Topology
 
 GB = 1e9
-MOST_ROWS = 64  # of a data shard, in a search
+MOST = 64  # times the fewest rows, in a search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,41 +77,41 @@ def search(
 ) -> list[Plan]:
     """Finds the most rows that fit, for each placement and remat. The last of the plans is projected the fastest.
 
-    Rows are a power of two on each data shard, with as many clips each as in the configuration. Memory grows evenly
-    with them, so two sizes tell about the others. A remat that keeps more needs more, so each begins with the most rows
-    that fitted the one before.
+    Rows and clips keep their proportion: the fewest of each on a data shard, times a power of two. Memory grows evenly
+    with that, so two sizes tell about the others. A remat that keeps more needs more, so each begins with the most that
+    fitted the one before.
     """
     plans = []
+    together = math.gcd(config.data.rows, config.data.clips)
     for placement in placements:
         sizes = config.mesh if placement is None else mesh_sizes(placement, topology)
         shards = topology.chips // sizes.get("tensor", 1)
 
         @functools.cache
-        def tried(remat: str, rows: int, placement: str | None = placement, streams: int = shards) -> Plan:
-            clips = rows * config.data.clips // config.data.rows
-            data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=streams)
+        def tried(remat: str, times: int, placement: str | None = placement, shards: int = shards) -> Plan:
+            rows, clips = (times * shards * n // together for n in (config.data.rows, config.data.clips))
+            data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=shards)
             plans.append(_tried(dataclasses.replace(config, remat=remat, data=data), topology, placement, told))
             return plans[-1]
 
-        one, four = tried("full", shards), tried("full", 4 * shards)
-        rows = _most_rows(one, four, topology) if one.fits else 0
+        one, four = tried("full", 1), tried("full", 4)
+        times = _most(one, four, topology) if one.fits else 0
         for remat in ("full", "dots", "none"):
-            while rows >= shards and not tried(remat, rows).fits:
-                rows //= 2
+            while times and not tried(remat, times).fits:
+                times //= 2
     fitting = [p for p in plans if p.fits]
     best = max(fitting, key=lambda p: p.projection.clips_per_second) if fitting else plans[-1]
     return [*(p for p in plans if p is not best), best]
 
 
-def _most_rows(one: Plan, four: Plan, topology: Topology) -> int:
-    """The most rows that should fit, from plans with one and with four rows on each data shard."""
-    shards = one.config.data.rows
+def _most(one: Plan, four: Plan, topology: Topology) -> int:
+    """How many times the fewest rows should fit: a power of two, from the plans with one and with four times them."""
     if not four.fits:
-        return 2 * shards
+        return 2
     room = (1 - projection.MARGIN) * topology.chip.hbm - one.train.needed
     each = (four.train.needed - one.train.needed) / 3
-    most = MOST_ROWS if each <= 0 else min(MOST_ROWS, 1 + room / each)
-    return shards * 2 ** math.floor(math.log2(most))
+    most = MOST if each <= 0 else min(MOST, 1 + room / each)
+    return 2 ** math.floor(math.log2(most))
 
 
 def report(made: Plan, topology: Topology) -> list[str]:

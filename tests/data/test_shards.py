@@ -343,7 +343,9 @@ def test_entries_behind_a_wrong_one_are_read(folder):
 
 
 def test_beam_makes_the_same_bytes(folder):
-    pytest.importorskip("apache_beam", reason="apache-beam takes an environment of its own, where `make test` runs this")
+    pytest.importorskip(
+        "apache_beam", reason="apache-beam takes an environment of its own, where `make test` runs this"
+    )
     prepare(folder / "all.jsonl", folder / "here")
     prepare(folder / "all.jsonl", folder / "beam", beam=["--runner=DirectRunner"])
     assert shards(folder / "here") == shards(folder / "beam")
