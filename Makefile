@@ -53,6 +53,7 @@ $(VENV)/.test: $(VENV)/.quickstart
 	$(INSTALL) -e '.[tpu]' || echo 'no TPU compiler here: tests that compile for TPU slices will skip'
 
 $(VENV)/.beam: setup.cfg | $(BIN)/uv
+	rm -f $@
 	$(PYTHON) -m venv $(BEAM)
 	$(INSTALL:$(BIN)/python=$(BEAM)/bin/python) -e '.[beam]' pytest && touch $@ \
 		|| echo 'no Apache Beam here: its test will skip'

@@ -9,7 +9,6 @@ import grain
 import numpy as np
 import soxr
 
-from data_pipelines.corpora import Corpus
 from data_pipelines.entries import BadExample
 from data_pipelines.examples import Example
 from salmonn_jax.audio_files import to_float, to_pcm
@@ -52,8 +51,8 @@ class Noise(grain.transforms.RandomMap):
         if rng.uniform() >= self.share:
             return example
         samples = to_float(example.audio)
-        noise = self._recorded(len(samples), rng) if self.recordings else _white(len(samples), rng)
         loudness = _rms(samples) * 10 ** (-rng.uniform(10, 30) / 20)
+        noise = self._recorded(len(samples), rng) if self.recordings else _white(len(samples), rng)
         # A cut from a pause of a recording is silent, and stays so.
         return _with(example, samples + noise * (loudness / max(_rms(noise), 1e-9)))
 
@@ -70,18 +69,26 @@ class Noise(grain.transforms.RandomMap):
         return to_float(np.take(audio, np.arange(start, start + length), mode="wrap"))
 
 
-def augmentation(data: DataConfig, corpus: Corpus) -> tuple[grain.transforms.RandomMap, ...]:
+def augmentation(
+    data: DataConfig, recordings: Sequence[Example] | None = None
+) -> tuple[grain.transforms.RandomMap, ...]:
     """What a configuration asks for, in the order in which it is applied.
 
-    Raises UserError if there is no noise to be had from `data.noise_source`, or it would never be heard.
+    Args:
+      data: the configuration.
+      recordings: of `data.noise_source`, if it names one.
+
+    Raises:
+      UserError: there are no recordings, or they would never be heard.
     """
-    if data.noise_source and not data.noise:
+    if recordings is not None and not data.noise:
         raise UserError("data.noise_source is never heard with data.noise=0; set the share of clips that get noise")
-    recordings = corpus.read(data.noise_source, "train") if data.noise_source else ()
+    if recordings is not None and not len(recordings):
+        raise UserError(f"data.noise_source={data.noise_source} has no recordings; name another source, or none")
     wanted = (
         (data.speed, Speed(data.speed)),
         (data.gain, Gain(data.gain)),
-        (data.noise, Noise(data.noise, recordings)),
+        (data.noise, Noise(data.noise, recordings or ())),
     )
     return tuple(transform for amount, transform in wanted if amount)
 

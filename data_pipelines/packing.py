@@ -49,8 +49,8 @@ def pack(window: Sequence[Size], room: Room) -> list[list[int]]:
 def pad(window: Sequence[Size], room: Room) -> list[list[int]]:
     """One example a row, those that have waited longest; with clips as far as there are slots.
 
-    Where steps differ in the length of their rows, first come those for which shorter rows have no room: so nothing
-    waits longer than until the next steps of its own length.
+    Where steps differ in the length of their rows, first come those for which shorter rows have no room: so none waits
+    for ever. If they come more often than their steps, they fill the window and the shorter rows stay empty.
     """
     rows, clips = [], room.clips
     fitting = [i for i, size in enumerate(window) if size.tokens <= room.sequence]

@@ -30,9 +30,12 @@ def to_flac(pcm: np.ndarray) -> bytes:
 def from_flac(data: bytes) -> np.ndarray:
     """The int16[samples] that `to_flac` was given."""
     found = decode_flac(data)
-    if found is None:
-        raise BadExample("undecodable", "the FLAC data of a record is broken")
-    return found[0][:, 0]
+    if found is not None:
+        return found[0][:, 0]
+    try:
+        return soundfile.read(io.BytesIO(data), dtype="int16")[0]
+    except soundfile.LibsndfileError as error:
+        raise BadExample("undecodable", f"the FLAC data of a record: {error}") from None
 
 
 @functools.cache
@@ -79,11 +82,12 @@ def from_record(record: bytes, source: str, *, hear: bool = True) -> Example:
 
 
 def _fields(record: bytes) -> Mapping[str, bytes]:
-    """What TFDS would parse by the features, in a fifth of the time: all of them are bytes."""
+    """What TFDS would parse by the features, in a fifth of the time: all that are wanted are bytes."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     features = tf_example_pb2.Example.FromString(record).features.feature
-    return {name: feature.bytes_list.value[0] for name, feature in features.items()}
+    wanted = (name for name in (*_TEXTS, "audio", "coding") if name in features)
+    return {name: features[name].bytes_list.value[0] for name in wanted}
 
 
 def _decoded(audio: bytes, coding: bytes) -> np.ndarray:

@@ -190,7 +190,7 @@ class TrainingData:
         """A stream as it was: what waits in it is read again. Of a source that is mixed in no longer, nothing waits."""
         stream = Stream(number, self.shares, self._lengths)
         stream.mix = Mix(self.shares, number, state["mix"])
-        stream.lengths = Mix(self._lengths, 0, state["lengths"])
+        stream.lengths = Mix(self._lengths, 0, state.get("lengths"))  # older states have none
         stream.rejected.update({(source, reason): count for source, reason, count in state["rejected"]})
         waiting = [Draw(number, source, count) for source, count in state["window"] if source in self.shares]
         read = zip(waiting, self._read(waiting), strict=True)
@@ -203,10 +203,11 @@ def check_sizes(data: DataConfig) -> None:
     if data.buckets:
         if data.packing != "pad":
             raise UserError("data.buckets are lengths of padded rows; set data.packing=pad, or leave them out")
-        if not all(length.isdecimal() for length in data.buckets) or max(map(int, data.buckets)) != data.sequence:
+        whole = all(length.isdecimal() and length == str(int(length)) != "0" for length in data.buckets)
+        if not whole or max(map(int, data.buckets)) != data.sequence:
             raise UserError(
-                f"data.buckets has lengths {', '.join(data.buckets)}; they must be whole numbers, and the longest "
-                f"data.sequence={data.sequence}"
+                f"data.buckets has lengths {', '.join(data.buckets)}; they must be whole numbers above 0, and "
+                f"the longest data.sequence={data.sequence}"
             )
         if not min(data.buckets.values()) > 0:
             raise UserError("a share in data.buckets is not above 0; leave that length out")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
 from data_pipelines import mixture
 from data_pipelines.audio import AudioRules
 from data_pipelines.augment import augmentation
-from data_pipelines.corpora import Corpus
+from data_pipelines.corpora import Corpus, open_corpus
 from data_pipelines.draws import Reader
 from data_pipelines.segments import layout
 from data_pipelines.stream import TrainingData
@@ -64,13 +65,18 @@ def training_data(
     if data.unit != "examples":
         means = {name: mixture.measure(source, data.unit, tokenizer, data.answer) for name, source in sources.items()}
     shares = mixture.shares(data, means)
+    recordings = None
+    if data.noise_source:
+        # Noise is cut from anywhere in a recording, so none is too long.
+        rules = dataclasses.replace(audio_rules(model, data), too_long="chunk")
+        recordings = open_corpus(data.corpus, data.cache, rules).read(data.noise_source, "train")
     reader = Reader(
         sources=sources,
         tokenizer=tokenizer,
         wordings=Wordings.load(data.wordings or None),
         sizes=layout(model, data),
         rules=audio_rules(model, data),
-        augmentation=augmentation(data, corpus),
+        augmentation=augmentation(data, recordings),
         streams=data.streams,
         seed=seed,
     )

@@ -34,7 +34,9 @@ def main() -> None:
         help="of the frozen weights; auto: the first of these that fits. Default: the configuration's mesh",
     )
     parser.add_argument(
-        "--search", action="store_true", help="also try numbers of rows and remat; propose what is projected fastest"
+        "--search",
+        action="store_true",
+        help="also try numbers of rows and clips, and remat; propose what is projected fastest",
     )
     parser.add_argument("--train-only", action="store_true", help="leave the programs of decoding out")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="write all of it as JSON")

@@ -120,12 +120,14 @@ def checked(arguments: argparse.Namespace) -> Job:
 
 
 def check_mesh(config: Any, topology: Any) -> None:
-    """Raises UserError if the configuration's mesh or batch does not go with the chips of these slices."""
+    """Raises UserError if the configuration's mesh or batch does not go with these slices, or is wrong in itself."""
+    from data_pipelines.stream import check_sizes
     from salmonn_jax import sharding
 
     each = topology.chips // topology.slices
     chips = [_Chip(index, index // each) for index in range(topology.chips)]
     sharding.check_batch(config.data, sharding.make_mesh(config.mesh, chips))
+    check_sizes(config.data)
 
 
 @dataclasses.dataclass(frozen=True)

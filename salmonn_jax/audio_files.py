@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pathlib
@@ -81,15 +82,16 @@ def decode_flac(data: bytes) -> tuple[np.ndarray, int] | None:
 
     Takes two thirds of the time that libsndfile does, and lets go of the interpreter's lock, so threads work at once.
     """
+    # STREAMINFO comes first: 20 bits of rate, 3 of channels, 5 of bits a sample.
+    if len(data) < 42 or (data[20] & 1) << 4 | data[21] >> 4 != 16 - 1:
+        return None
     try:
         info = miniaudio.flac_get_info(data)
-        if info.sample_width != 2:
-            return None
         samples = np.frombuffer(miniaudio.flac_read_s16(data).samples, np.int16).reshape(-1, info.nchannels)
-    except miniaudio.DecodeError:
+    except (miniaudio.DecodeError, ZeroDivisionError):  # the latter for a rate of 0
         return None
     # Frames that are broken are left out without a word.
-    return (samples, info.sample_rate) if len(samples) == info.num_frames else None
+    return (samples, info.sample_rate) if 0 < len(samples) == info.num_frames else None
 
 
 def to_pcm(samples: np.ndarray) -> np.ndarray:
@@ -139,8 +141,7 @@ def _decode(source: str | os.PathLike | bytes, name: str, start: float, end: flo
     if isinstance(opened, pathlib.Path) and opened.suffix.lower() in _HEADERLESS:
         return _decode_with_av(source, name, start, end)
     if start == 0 and end is None:
-        data = opened.read_bytes() if isinstance(opened, pathlib.Path) and opened.suffix == ".flac" else source
-        found = decode_flac(data) if isinstance(data, bytes) and data.startswith(b"fLaC") else None
+        found = decode_flac(_flac_of(source))
         if found is not None:
             return found
     try:
@@ -152,6 +153,15 @@ def _decode(source: str | os.PathLike | bytes, name: str, start: float, end: flo
             return file.read(frames, dtype="int16" if exact else "float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, TypeError, ValueError):  # the others: it takes noise for a stream
         return _decode_with_av(source, name, start, end)
+
+
+def _flac_of(source: str | os.PathLike | bytes) -> bytes:
+    """The bytes of a FLAC file; of any other, and of one that cannot be read, which others will tell, none."""
+    data = source if isinstance(source, bytes) else b""
+    if not data and os.fspath(source).lower().endswith(".flac"):
+        with contextlib.suppress(OSError):
+            data = pathlib.Path(source).read_bytes()
+    return data if data.startswith(b"fLaC") else b""
 
 
 def _decode_with_av(

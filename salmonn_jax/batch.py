@@ -69,7 +69,8 @@ def empty(rows: int, sequence: int, clips: int, window: int, transcript: int) ->
 
 def part_of(batch: Batch, number: int, parts: int) -> Batch:
     """Views of one of the equal parts that all arrays of a batch are cut into."""
-    return Batch(*(np.split(array, parts)[number] for array in batch))
+    sizes = (len(array) // parts for array in batch)
+    return Batch(*(array[number * size : (number + 1) * size] for array, size in zip(batch, sizes, strict=True)))
 
 
 def lay(batch: Batch, rows: Sequence[Sequence[Segment]], *, audio_tokens: int, first_clip: int = 0) -> None:

@@ -180,7 +180,8 @@ class DataConfig:
     whose data shards must divide the number of streams.
 
     With `packing` "pad", `buckets` says which lengths rows have and in what share of the steps, `{"256": 0.8, "512":
-    0.2}`; the longest must be `sequence`. Each length is compiled once. Without buckets all steps have `sequence`.
+    0.2}`; the longest must be `sequence`. Each length is compiled once. Examples that outnumber the steps that have
+    room for them leave shorter rows empty: `launch.prepare inspect` shows lengths and fill.
     """
 
     corpus: str = "minicorpus"
@@ -197,7 +198,7 @@ class DataConfig:
     transcript: int = 0  # tokens kept of a transcript, for the CTC loss
     streams: int = 8
     packing: Literal["pack", "pad"] = "pack"  # several examples a row, which do not see each other; or one
-    buckets: dict[str, float] = dataclasses.field(default_factory=dict)  # lengths of padded rows; see below
+    buckets: dict[str, float] = dataclasses.field(default_factory=dict)  # lengths of padded rows; see above
     lookahead: int = 32  # examples of a stream that wait to be packed
     wordings: str = ""  # file of prompts by task, such as the original's train_prompt.json; "": ours
     channels: Literal["first", "mean"] = "first"  # of audio, as the original; or the mean of all

@@ -120,8 +120,8 @@ def report(made: Plan, topology: Topology) -> list[str]:
     heads = ("frozen", "trained", "optim.", "batch", "temp.", "needed")
     lines = [
         f"{c.name} on {topology.slices} x {topology.name} ({topology.chips} chips, {topology.hosts} hosts)",
-        f"mesh {made.mesh}, {c.data.rows} rows of {c.data.sequence} tokens and {c.data.clips} clips a step, "
-        f"remat {c.remat}",
+        f"mesh {made.mesh}, remat {c.remat}; a step has {c.data.clips} clips and {c.data.rows} rows of "
+        f"{'at most ' if c.data.buckets else ''}{c.data.sequence} tokens",
         "",
         " ".join([f"{'GB of a chip':14}", *(f"{head:>8}" for head in heads), f"of {hbm / GB:.1f}"]),
     ]
@@ -180,8 +180,8 @@ def _tried(config: RunConfig, topology: Topology, placement: str | None, told: C
     c = made.config
     seconds = made.train.compile_seconds
     told(
-        f"{placement or made.mesh}, {c.data.rows} rows, remat {c.remat}: {made.train.needed / GB:.1f} GB of a chip, "
-        f"{'fits' if made.fits else 'does not fit'} "
+        f"{placement or made.mesh}, {c.data.rows} rows, {c.data.clips} clips, remat {c.remat}: "
+        f"{made.train.needed / GB:.1f} GB of a chip, {'fits' if made.fits else 'does not fit'} "
         f"({f'compiled in {seconds:.0f} s' if seconds else 'its inputs alone, not compiled'})"
     )
     return made

@@ -134,3 +134,29 @@ def test_flac_with_a_broken_frame_is_not_taken_for_whole(tmp_path):
     data = bytearray(path.read_bytes())
     data[20_000:20_100] = bytes(100)
     assert decode_flac(bytes(data)) is None
+
+
+def flac_with(rate: int, bits: int) -> bytes:
+    """A FLAC file of 16 bits, whose header says otherwise."""
+    out = io.BytesIO()
+    soundfile.write(out, PCM, 16_000, format="FLAC", subtype="PCM_16")
+    data = bytearray(out.getvalue())
+    said = int.from_bytes(data[18:26], "big") & (1 << 36) - 1  # the number of samples stays
+    data[18:26] = (rate << 44 | (bits - 1) << 36 | said).to_bytes(8, "big")
+    return bytes(data)
+
+
+def test_flac_with_another_header_is_left_to_libsndfile():
+    np.testing.assert_array_equal(decode_flac(flac_with(16_000, 16))[0][:, 0], PCM)
+    assert decode_flac(flac_with(0, 16)) is None
+    assert decode_flac(flac_with(16_000, 20)) is None
+    assert decode_flac(flac_with(16_000, 16)[:60]) is None
+
+
+def test_a_flac_file_that_may_not_be_read_is_left_to_libsndfile(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(path)
+
+    soundfile.write(tmp_path / "a.flac", PCM, 16_000, subtype="PCM_16")
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    np.testing.assert_array_equal(load_audio(tmp_path / "a.flac"), PCM)

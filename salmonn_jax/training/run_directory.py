@@ -81,7 +81,11 @@ def _take_up(
     description = model_directory.read_description(output)
     if "run" not in description:
         raise UserError(f"{output} is a model directory, not a run; name a new directory with --output")
-    difference = configuration.first_difference(_meaning(description["run"]), _meaning(configuration.to_dict(config)))
+    # Fields that came after it was written have their defaults, which mean what was done before.
+    theirs = configuration.from_dict(RunConfig, description["run"])
+    difference = configuration.first_difference(
+        _meaning(configuration.to_dict(theirs)), _meaning(configuration.to_dict(config))
+    )
     if difference:
         raise UserError(f"{output} holds another run: {difference}; name a new directory with --output")
     start = None if model is None else model_directory.load_model(model, placement)

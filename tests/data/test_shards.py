@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pathlib
 import pickle
@@ -12,12 +13,14 @@ import fsspec
 import numpy as np
 import pytest
 import soundfile
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from data_pipelines import build, making
 from data_pipelines.audio import AudioRules
 from data_pipelines.entries import BadExample, Entry, Piece
 from data_pipelines.making import Recipe, make_shard
 from data_pipelines.manifests import Manifest
+from data_pipelines.records import from_record
 from data_pipelines.shards import Shards, open_split
 from salmonn_jax.errors import UserError
 from tests.data.test_minicorpus import tone
@@ -340,6 +343,20 @@ def test_entries_behind_a_wrong_one_are_read(folder):
     assert rejected(folder / "data") == [{"id": "entry 2", "reason": "wrong line", "detail": "it is torn"}]
     with pytest.raises(UserError, match="nothing has no entries"):
         build.prepare(lambda: iter(()), Recipe(source="nothing"), str(folder / "data"), "test")
+
+
+def test_records_of_a_builder_of_its_own_are_read():
+    """With fewer texts and other features, and audio in any FLAC."""
+    out = io.BytesIO()
+    soundfile.write(out, np.full((4000, 1), 0.5), 16_000, format="FLAC", subtype="PCM_24")
+    features = tf_feature_pb2.Features()
+    fields = {"id": b"1", "prompt": b"What?", "answer": b"a dog", "task": b"sound", "audio": out.getvalue()}
+    for name, value in fields.items():
+        features.feature[name].bytes_list.value.append(value)
+    features.feature["speaker"].int64_list.value.append(3)
+    example = from_record(tf_example_pb2.Example(features=features).SerializeToString(), "mine")
+    assert (example.id, example.answer, example.source, example.question) == ("1", "a dog", "mine", "")
+    np.testing.assert_array_equal(example.audio, np.full(4000, 16384, np.int16))
 
 
 def test_beam_makes_the_same_bytes(folder):
