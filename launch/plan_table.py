@@ -50,8 +50,8 @@ def made(command: Sequence[str]) -> dict[str, Any]:
 def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Bytes of a chip by kind, and the projection: Markdown lines, one a plan with decoding of a released model."""
     lines = [
-        "| configuration, slice | chips | mesh | rows | frozen | trained, optimiser | temporary | train step | prefill "
-        "| decode step | of | *projected:* step | MFU | clips/s | chip-hours of the stage |",
+        "| configuration, slice | chips | mesh | rows x tokens, clips | frozen | trained, optimiser | temporary "
+        "| train step | prefill | decode step | of | *projected:* step | MFU | clips/s | chip-hours of the stage |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     released = [e["plan"] for e in entries if e["plan"] and e["command"][0].startswith("salmonn")]
@@ -61,7 +61,7 @@ def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
             f"{plan['config']['name']}, {plan['topology']['name']}",
             plan["topology"]["chips"],
             _mesh(plan["mesh"]),
-            plan["config"]["data"]["rows"],
+            "{rows} x {sequence}, {clips}".format(**plan["config"]["data"]),
             f"{train['frozen'] / GB:.2f}",
             f"{(train['trained'] + train['optimizer']) / GB:.2f}",
             f"{train['temporary'] / GB:.2f}",
