@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from data_pipelines.mixture import Mix, normalised
-from data_pipelines.packing import PACKINGS, Room, Size
+from data_pipelines.packing import PACKINGS, Size, rooms
 from salmonn_jax.config import DataConfig
 from salmonn_jax.configs import get_config
 
@@ -109,15 +108,11 @@ def measured(steps: int, way: str, seed: int = 0) -> Fill:
     examples = simulated(data, model.audio_tokens, np.random.default_rng(seed))
     shares = normalised(data.buckets or {str(data.sequence): 1.0})
     lengths_of_steps, tokens, slots = Mix(shares, 0), 0, 0
-    rooms = {
-        str(length): Room(data.rows // data.streams, length, data.clips // data.streams, shorter)
-        for shorter, length in itertools.pairwise([0, *sorted(map(int, shares))])
-    }
     window: list[tuple[int, tuple[int, int]]] = []  # the step since which it waits, and its lengths
     placed, waited = [], 0
     for step in range(steps):
         window += [(step, next(examples)) for _ in range(data.lookahead - len(window))]
-        room = rooms[lengths_of_steps.draw()[0]]
+        room = rooms(data)[lengths_of_steps.draw()[0]]
         tokens, slots = tokens + room.rows * room.sequence, slots + room.clips
         rows = PACKINGS[data.packing]([Size(sum(lengths), 1) for _, lengths in window], room)
         chosen = {i for row in rows for i in row}

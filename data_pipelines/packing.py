@@ -7,8 +7,11 @@ nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from salmonn_jax.config import DataConfig
 
 
 class Size(NamedTuple):
@@ -25,6 +28,13 @@ class Room(NamedTuple):
     sequence: int  # tokens of a row
     clips: int  # slots of all its rows together
     shorter: int = 0  # tokens of the next shorter rows that other steps have
+
+
+def rooms(data: DataConfig) -> dict[str, Room]:
+    """What a stream has of a step, by the length of its rows."""
+    lengths = sorted(map(int, data.buckets or (data.sequence,)))
+    rows, clips = data.rows // data.streams, data.clips // data.streams
+    return {str(long): Room(rows, long, clips, short) for short, long in itertools.pairwise([0, *lengths])}
 
 
 def pack(window: Sequence[Size], room: Room) -> list[list[int]]:

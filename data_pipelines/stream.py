@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import itertools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.draws import Draw, Reader, Rejected
 from data_pipelines.mixture import Mix, normalised
-from data_pipelines.packing import PACKINGS, Room, Size
+from data_pipelines.packing import PACKINGS, Room, Size, rooms
 from salmonn_jax.batch import Batch, Segment, empty, lay, part_of
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
@@ -82,11 +81,7 @@ class TrainingData:
         self._reader, self._data = reader, data
         self._numbers = tuple(range(data.streams)) if streams is None else tuple(streams)
         self._lengths = normalised(data.buckets or {str(data.sequence): 1.0})
-        rows, clips = data.rows // data.streams, data.clips // data.streams
-        self._rooms = {
-            str(length): Room(rows, length, clips, shorter)
-            for shorter, length in itertools.pairwise([0, *sorted(map(int, self._lengths))])
-        }
+        self._rooms = rooms(data)
         self._pool = _pool(reader, data.workers)
         self._ahead = concurrent.futures.ThreadPoolExecutor(1)  # makes one batch after another
         self._made: collections.deque[concurrent.futures.Future] = collections.deque()
