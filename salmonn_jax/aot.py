@@ -31,6 +31,10 @@ from salmonn_jax.training.step import initial_state, make_train_step
 PROMPT_TOKENS, NEW_TOKENS = 256, 200  # of the decoding programs
 
 
+class CompilerFailed(UserError):
+    """The compiler gave up on a program, and not because it is too large."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """One compiled program. All bytes are those of one chip.
@@ -186,7 +190,7 @@ def _compile(name: str, function: Any, arguments: tuple, kinds: dict[str, Any], 
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r"Used ([\d.]+)([GM]) of", str(error))
         if needed is None:
-            raise
+            raise CompilerFailed(f"the TPU compiler failed on the {name}: {str(error).splitlines()[0][:200]}") from None
         size = round(float(needed[1]) * 2 ** {"G": 30, "M": 20}[needed[2]])
         spent = time.monotonic() - lowered_at
         return Program(name, **held, temporary=None, needed=size, collectives=(), compile_seconds=spent, **seconds)

@@ -13,6 +13,7 @@ from salmonn_jax import accounting, aot, projection, sharding
 from salmonn_jax.accounting import StepFlops
 from salmonn_jax.aot import Program
 from salmonn_jax.config import RunConfig, to_dict
+from salmonn_jax.errors import UserError
 from salmonn_jax.projection import Projection
 from salmonn_jax.topologies import Topology
 
@@ -79,7 +80,7 @@ def search(
 
     Rows and clips keep their proportion: the fewest of each on a data shard, times a power of two. Memory grows evenly
     with that, so two sizes tell about the others. A remat that keeps more needs more, so each begins with the most that
-    fitted the one before.
+    fitted the one before. What the compiler fails on is told, and passed over.
     """
     plans = []
     together = math.gcd(config.data.rows, config.data.clips)
@@ -88,25 +89,31 @@ def search(
         shards = topology.chips // sizes.get("tensor", 1)
 
         @functools.cache
-        def tried(remat: str, times: int, placement: str | None = placement, shards: int = shards) -> Plan:
+        def fitting(remat: str, times: int, placement: str | None = placement, shards: int = shards) -> Plan | None:
             rows, clips = (times * shards * n // together for n in (config.data.rows, config.data.clips))
             data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=shards)
-            plans.append(_tried(dataclasses.replace(config, remat=remat, data=data), topology, placement, told))
-            return plans[-1]
+            try:
+                plans.append(_tried(dataclasses.replace(config, remat=remat, data=data), topology, placement, told))
+            except aot.CompilerFailed as error:
+                told(f"{placement}, {rows} rows, {clips} clips, remat {remat}: {error}")
+                return None
+            return plans[-1] if plans[-1].fits else None
 
-        one, four = tried("full", 1), tried("full", 4)
-        times = _most(one, four, topology) if one.fits else 0
+        one, four = fitting("full", 1), fitting("full", 4)
+        times = _most(one, four, topology) if one else 0
         for remat in ("full", "dots", "none"):
-            while times and not tried(remat, times).fits:
+            while times and not fitting(remat, times):
                 times //= 2
-    fitting = [p for p in plans if p.fits]
-    best = max(fitting, key=lambda p: p.projection.clips_per_second) if fitting else plans[-1]
+    if not plans:
+        raise UserError(f"the TPU compiler failed on all that was tried for {topology.name}; try another topology")
+    fits = [p for p in plans if p.fits]
+    best = max(fits, key=lambda p: p.projection.clips_per_second) if fits else plans[-1]
     return [*(p for p in plans if p is not best), best]
 
 
-def _most(one: Plan, four: Plan, topology: Topology) -> int:
+def _most(one: Plan, four: Plan | None, topology: Topology) -> int:
     """How many times the fewest rows should fit: a power of two, from the plans with one and with four times them."""
-    if not four.fits:
+    if four is None:
         return 2
     room = (1 - projection.MARGIN) * topology.chip.hbm - one.train.needed
     each = (four.train.needed - one.train.needed) / 3

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from salmonn_jax import planning, projection, topologies
+from salmonn_jax import aot, planning, projection, topologies
 from salmonn_jax.aot import Program
 from salmonn_jax.configs import get_config
 from salmonn_jax.projection import Projection
@@ -26,6 +26,8 @@ def compiled(monkeypatch):
         sizes = planning.mesh_sizes(placement, topology)
         shards = topology.chips // sizes.get("tensor", 1)
         data, apart = config.data, math.prod(sizes.values())
+        if placement == "tensor" and data.rows > shards:
+            raise aot.CompilerFailed("the TPU compiler failed on the train step: INTERNAL")
         for size in (data.rows, data.clips):
             assert size % shards == 0
         assert data.streams == shards
@@ -52,7 +54,8 @@ def test_the_search_finds_the_most_that_fits(compiled, name, rows, clips):
     most = 2 ** math.floor(math.log2(room / (0.1 * GB * KEPT["none"] * rows)))
     assert (best.config.mesh, best.config.remat) == ({}, "none")
     assert (best.config.data.rows, best.config.data.clips) == (16 * most * rows, 16 * most * clips)
-    assert best.fits and len(told) == len(compiled) < 25
+    assert best.fits and len(told) > len(compiled) and len(told) < 30
+    assert sum("INTERNAL" in line for line in told) == len(told) - len(compiled)
 
 
 def test_the_search_leaves_out_what_does_not_fit_at_all(compiled):
