@@ -24,7 +24,7 @@ test: $(VENV)/.test $(VENV)/.beam
 	test ! -e $(VENV)/.beam || $(BEAM)/bin/python -m pytest tests/data/test_shards.py -k test_beam
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The tables of plans in the README, compiled anew: about an hour.
+# The tables of plans in the README, compiled anew: hours on two cores.
 plan: $(VENV)/.test
 	$(BIN)/python -m launch.plan_table
 

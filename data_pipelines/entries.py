@@ -14,8 +14,8 @@ class BadExample(Exception):
 
     Attributes:
       reason: one of a few words, by which it is counted: "missing", "unreachable", "undecodable", "empty",
-        "not finite", "silent", "too long", "does not fit", "wrong line"; "noise" where it
-        is the recording to be mixed in.
+        "not finite", "silent", "too long", "does not fit", "wrong line"; "noise" where it is
+        the recording to be mixed in.
       detail: what exactly.
     """
 

@@ -95,7 +95,7 @@ def search(
             try:
                 plans.append(_tried(dataclasses.replace(config, remat=remat, data=data), topology, placement, told))
             except aot.CompilerFailed as error:
-                told(f"{placement}, {rows} rows, {clips} clips, remat {remat}: {error}")
+                told(f"{placement or config.mesh}, {rows} rows, {clips} clips, remat {remat}: {error}")
                 return None
             return plans[-1] if plans[-1].fits else None
 
