@@ -25,7 +25,7 @@ import soundfile
 
 from benchmarks.packing import read_aloud
 from data_pipelines import corpora
-from data_pipelines.stream import THREADS
+from data_pipelines.stream import cores
 from data_pipelines.training import audio_rules, training_data
 from salmonn_jax.audio_files import load_audio
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
@@ -131,8 +131,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--audio", nargs="+", required=True, metavar="CLIP", help="recordings to cut clips from")
     options = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[: options.workers]
-    os.sched_setaffinity(0, cores)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.workers])
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
         paths = make(folder, options.audio, options.clips)
@@ -150,14 +149,12 @@ def main() -> None:
             for name, way in ways.items():
                 rates[name].append(rate(way(), 2 * options.clips))
     reference = statistics.median(rates["original"])
-    print(
-        f"{options.workers} worker processes or {THREADS} threads on {len(cores)} cores, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{options.workers} workers on {cores()} cores, load {os.getloadavg()[0]:.1f}")
     for name, found in rates.items():
         middle = statistics.median(found)
         print(
-            f"{name:28} {middle / len(cores):8.1f} clips/s a core (of {options.rounds} rounds: "
-            f"{min(found) / len(cores):.1f} to {max(found) / len(cores):.1f}), {middle / reference:.1f} times"
+            f"{name:28} {middle / cores():8.1f} clips/s a core (of {options.rounds} rounds: "
+            f"{min(found) / cores():.1f} to {max(found) / cores():.1f}), {middle / reference:.1f} times"
         )
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_pipelines.mixture import Mix, normalised
+from data_pipelines.mixture import normalised
 from data_pipelines.packing import PACKINGS, Size, rooms
+from data_pipelines.schedule import Mix, orders
 from salmonn_jax.config import DataConfig
 from salmonn_jax.configs import get_config
 
@@ -107,7 +108,7 @@ def measured(steps: int, way: str, seed: int = 0) -> Fill:
     data, model = dataclasses.replace(config.data, **WAYS[way]), config.model
     examples = simulated(data, model.audio_tokens, np.random.default_rng(seed))
     shares = normalised(data.buckets or {str(data.sequence): 1.0})
-    lengths_of_steps, tokens, slots = Mix(shares, 0), 0, 0
+    lengths_of_steps, tokens, slots = Mix(shares, orders(shares, 1, [0])[0]), 0, 0
     window: list[tuple[int, tuple[int, int]]] = []  # the step since which it waits, and its lengths
     placed, waited = [], 0
     for step in range(steps):

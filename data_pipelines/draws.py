@@ -61,6 +61,10 @@ class Reader:
             for name, source in self.sources.items()
         }
 
+    def read_all(self, draws: Sequence[Draw]) -> list[Segment | Rejected]:
+        """`read` for each."""
+        return [self.read(draw) for draw in draws]
+
     def read(self, draw: Draw) -> Segment | Rejected:
         """The example, laid out; or why it cannot be used."""
         place = draw.count * self.streams + draw.stream

@@ -1,16 +1,8 @@
-"""Which source an example comes from: shares that are exact from the first example on, in every stream.
-
-A mixture is a share for each source. A stream takes its examples one by one; after any number k of them, source s with
-share w has been taken k w times, give or take less than one. Streams begin at phases of their own, so that what is rare
-does not fall on the same steps everywhere.
-"""
+"""Which share of the examples each source has: weights in any unit, and older sources on top."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,64 +12,7 @@ from salmonn_jax.config import SAMPLE_RATE, DataConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
 
-AHEAD = 128  # draws that are looked ahead for deadlines
 MEASURED = 64  # examples of a source from which its mean length is taken
-_ROUNDING = 1e-9
-
-
-class Mix:
-    """The order in which one stream takes from its sources: a function of the shares and the number of the stream.
-
-    The i-th example of a source with share w must come after (i - 1) / w draws and before i / w. (Tasks that share a
-    processor so are called P-fair; Baruah et al. 1996.) Among the sources that may come, the one whose time by the
-    stream's phase is earliest does, unless another's deadline would be missed.
-
-    Args:
-      shares: by source; they sum to one.
-      stream: its number.
-      state: of a mix that goes on. With other shares than it had, shares are exact from here on.
-    """
-
-    def __init__(self, shares: Mapping[str, float], stream: int, state: Mapping[str, Any] | None = None):
-        state = state or {"shares": dict(shares), "drawn": {}, "before": {}}
-        self.drawn: dict[str, int] = dict.fromkeys(shares, 0) | state["drawn"]  # how often a source was taken, ever
-        self._before = state["before"] if state["shares"] == dict(shares) else dict(self.drawn)
-        self._names = sorted(shares)
-        self._shares = np.array([shares[name] for name in self._names])
-        self._counts = np.array([self.drawn[name] - self._before.get(name, 0) for name in self._names], np.int64)
-        self._phases = np.array([phase(stream, number) for number in range(len(self._names))])
-        self._due = np.arange(AHEAD)[:, None] * self._shares + _ROUNDING
-
-    def state(self) -> dict[str, Any]:
-        """All that it is, as JSON."""
-        shares = dict(zip(self._names, self._shares.tolist(), strict=True))
-        return {"shares": shares, "drawn": dict(self.drawn), "before": self._before}
-
-    def draw(self) -> tuple[str, int]:
-        """The next source, and how often it was taken before."""
-        total, counts, shares = int(self._counts.sum()), self._counts, self._shares
-        may = (total + 1) * shares - counts > _ROUNDING
-        # How many examples of each source must have come within the next h draws, this one being the first.
-        must = np.maximum(np.floor((total + 1) * shares + self._due) - counts, 0)
-        full = np.flatnonzero(must.sum(axis=1) > np.arange(AHEAD))
-        if len(full):
-            may &= must[full[0]] > 0
-        times = np.where(may, (counts + 0.5 - self._phases) / shares, np.inf)
-        chosen = int(times.argmin())
-        counts[chosen] += 1
-        name = self._names[chosen]
-        self.drawn[name] += 1
-        return name, self.drawn[name] - 1
-
-
-def phase(stream: int, number: int) -> float:
-    """Where in its turn a source begins in a stream: in -0.5 to 0.5, spread evenly over streams for each source.
-
-    By multiples of the square roots of primes, which no two sources share.
-    """
-    primes = (p for p in itertools.count(2) if all(p % q for q in range(2, math.isqrt(p) + 1)))
-    root = math.sqrt(next(itertools.islice(primes, number, None)))
-    return (0.5 + stream * root) % 1.0 - 0.5
 
 
 def shares(data: DataConfig, means: Mapping[str, float]) -> dict[str, float]:

@@ -11,41 +11,69 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 from data_pipelines.draws import Draw, Reader, Rejected
-from data_pipelines.mixture import Mix, normalised
+from data_pipelines.mixture import normalised
 from data_pipelines.packing import PACKINGS, Room, Size, rooms
+from data_pipelines.schedule import Mix, orders
 from salmonn_jax.batch import Batch, Segment, empty, lay, part_of
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
 BATCHES_AHEAD = 2
 JUDGED = 200  # draws before the share of bad ones is judged
-THREADS = 8
+MOST_THREADS = 32
+CHUNK = 4  # draws that a worker process is given at a time
+
+
+class Coming(NamedTuple):
+    """A draw that is being read, with others."""
+
+    draw: Draw
+    read: Future[list[Segment | Rejected]]
+    place: int  # among what is read with it
 
 
 class Stream:
-    """One of the streams: its mix, and the examples that wait in it. What it does depends on nothing else."""
+    """One of the streams: its mix, and the examples that wait in it. What it does depends on nothing else.
 
-    def __init__(self, number: int, shares: Mapping[str, float], lengths: Mapping[str, float]):
-        self.number, self.mix = number, Mix(shares, number)
-        self.lengths = Mix(lengths, 0)  # of the rows of its steps: the same in all streams
+    Args:
+      number: of the stream.
+      mix: of its sources.
+      lengths: the mix of the lengths of the rows of its steps, the same in all streams.
+
+    Attributes:
+      window: what can be placed, the longest waiting first.
+      coming: what was drawn after it and is being read.
+    """
+
+    def __init__(self, number: int, mix: Mix, lengths: Mix):
+        self.number, self.mix, self.lengths = number, mix, lengths
         self.window: list[tuple[Draw, Segment]] = []
+        self.coming: collections.deque[Coming] = collections.deque()
         self.rejected: collections.Counter[tuple[str, str]] = collections.Counter()  # by source and reason
 
-    def take(self, places: Iterable[int]) -> list[Segment]:
-        return [self.window[i][1] for i in places]
+    def draw(self) -> Draw:
+        """The next of the mix."""
+        return Draw(self.number, *self.mix.draw())
 
     def drop(self, places: Iterable[int]) -> None:
         gone = set(places)
         self.window = [entry for i, entry in enumerate(self.window) if i not in gone]
 
+    def drawn(self) -> dict[str, int]:
+        """How many examples of each source were read."""
+        coming = collections.Counter(one.draw.source for one in self.coming)
+        return {source: count - coming[source] for source, count in self.mix.drawn.items()}
+
     def state(self) -> dict[str, Any]:
-        """All that it is, as JSON."""
+        """All that it is, as JSON. What is coming is not in it: it will be drawn again."""
         return {
-            "mix": self.mix.state(),
+            "mix": self.mix.state() | {"drawn": self.drawn()},
             "lengths": self.lengths.state(),
             "window": [[draw.source, draw.count] for draw, _ in self.window],
             "rejected": [[source, reason, count] for (source, reason), count in sorted(self.rejected.items())],
@@ -81,11 +109,13 @@ class TrainingData:
         self._reader, self._data = reader, data
         self._numbers = tuple(range(data.streams)) if streams is None else tuple(streams)
         self._lengths = normalised(data.buckets or {str(data.sequence): 1.0})
+        self._orders = orders(shares, data.streams, self._numbers)
+        self._order_of_lengths = orders(self._lengths, 1, [0])[0]
         self._rooms = rooms(data)
         self._pool = _pool(reader, data.workers)
         self._ahead = concurrent.futures.ThreadPoolExecutor(1)  # makes one batch after another
-        self._made: collections.deque[concurrent.futures.Future] = collections.deque()
-        self._streams = [Stream(number, shares, self._lengths) for number in self._numbers]
+        self._made: collections.deque[Future] = collections.deque()
+        self._streams = [self._stream(number) for number in self._numbers]
         self._state = self._snapshot()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -107,7 +137,13 @@ class TrainingData:
             future.cancel()
         concurrent.futures.wait(self._made)
         self._made.clear()
-        self._streams = [self._restored(number, states[str(number)]) for number in self._numbers]
+        for stream in self._streams:
+            for coming in stream.coming:
+                coming.read.cancel()
+        self._streams = [self._stream(number, states[str(number)]) for number in self._numbers]
+        for stream in self._streams:
+            while stream.coming:
+                self._receive(stream)
         self._state = self._snapshot()
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -126,47 +162,68 @@ class TrainingData:
         self._pool.shutdown(cancel_futures=True)
 
     def _make(self) -> tuple[Batch, dict[str, Any]]:
-        self._refill()
+        """The next batch, and where the streams stand after it."""
+        self._draw()
+        for stream in self._streams:
+            self._fill(stream)
         (room,) = {self._rooms[stream.lengths.draw()[0]] for stream in self._streams}  # one, of which each has as much
+        chosen = [self._choose(stream, room) for stream in self._streams]
+        state = self._snapshot()
+        self._draw()  # to be read while this batch is laid out
         count, layout = len(self._streams), self._reader.sizes
         batch = empty(count * room.rows, room.sequence, count * room.clips, layout.window, layout.transcript)
-        for i, stream in enumerate(self._streams):
-            self._lay(part_of(batch, i, count), stream, room)
-        return batch, self._snapshot()
+        for i, (stream, rows) in enumerate(zip(self._streams, chosen, strict=True)):
+            first = stream.number * room.clips
+            lay(part_of(batch, i, count), rows, audio_tokens=layout.audio_tokens, first_clip=first)
+        return batch, state
 
-    def _lay(self, part: Batch, stream: Stream, room: Room) -> None:
-        """Moves what fills a stream's part of a batch from its window to there."""
+    def _choose(self, stream: Stream, room: Room) -> list[list[Segment]]:
+        """Takes from the window of a stream what fills its rows."""
         sizes = [Size(len(segment.tokens), len(segment.clips)) for _, segment in stream.window]
         rows = PACKINGS[self._data.packing](sizes, room)
-        first = stream.number * room.clips
-        lay(part, [stream.take(row) for row in rows], audio_tokens=self._reader.sizes.audio_tokens, first_clip=first)
+        taken = [[stream.window[place][1] for place in row] for row in rows]
         stream.drop(place for row in rows for place in row)
+        return taken
 
-    def _refill(self) -> None:
-        """Draws until every window is full. What cannot be used is counted, and the next is drawn instead."""
-        while True:
-            draws = []
-            for stream in self._streams:
-                missing = self._data.lookahead - len(stream.window)
-                draws += [Draw(stream.number, *stream.mix.draw()) for _ in range(missing)]
-            if not draws:
-                return
-            streams = {stream.number: stream for stream in self._streams}
-            for draw, found in zip(draws, self._read(draws), strict=True):
-                if isinstance(found, Rejected):
-                    streams[draw.stream].rejected[found.source, found.reason] += 1
-                    self.rejected(found)
-                    self._judge(found)
-                else:
-                    streams[draw.stream].window.append((draw, found))
+    def _draw(self) -> None:
+        """Draws for every window what it lacks, and what it will after the next step: so reading never pauses."""
+        drawn = []
+        for stream in self._streams:
+            waiting = len(stream.window) + len(stream.coming)
+            missing = self._data.lookahead + _step(self._data) - waiting
+            drawn += [(stream, stream.draw()) for _ in range(missing)]
+        self._read(drawn)
 
-    def _read(self, draws: Sequence[Draw]) -> Iterator[Segment | Rejected]:
-        if self._data.workers:
-            return self._pool.map(_read_here, draws, chunksize=max(1, len(draws) // (4 * self._data.workers)))
-        return self._pool.map(self._reader.read, draws)
+    def _read(self, drawn: Sequence[tuple[Stream, Draw]]) -> None:
+        """Has draws read, which will come to their streams."""
+        chunk, read = (CHUNK, _read_here) if self._data.workers else (1, self._reader.read_all)
+        for start in range(0, len(drawn), chunk):
+            together = drawn[start : start + chunk]
+            future = self._pool.submit(read, [draw for _, draw in together])
+            for place, (stream, draw) in enumerate(together):
+                stream.coming.append(Coming(draw, future, place))
+
+    def _fill(self, stream: Stream) -> None:
+        """Waits until its window is full. What cannot be used is counted, and the next takes its place."""
+        while len(stream.window) < self._data.lookahead:
+            if not stream.coming:
+                self._read([(stream, stream.draw())])
+            self._receive(stream)
+
+    def _receive(self, stream: Stream) -> None:
+        """Waits for the next that is coming, and puts it into the window."""
+        draw, read, place = stream.coming[0]
+        found = read.result()[place]
+        stream.coming.popleft()
+        if isinstance(found, Rejected):
+            stream.rejected[found.source, found.reason] += 1
+            self.rejected(found)
+            self._judge(found)
+        else:
+            stream.window.append((draw, found))
 
     def _judge(self, last: Rejected) -> None:
-        drawn = sum(sum(stream.mix.drawn.values()) for stream in self._streams)
+        drawn = sum(sum(stream.drawn().values()) for stream in self._streams)
         bad = sum(stream.rejected.total() for stream in self._streams)
         if last.reason == "too long" and self._data.too_long == "error":
             raise UserError(
@@ -181,15 +238,16 @@ class TrainingData:
     def _snapshot(self) -> dict[str, Any]:
         return {str(stream.number): stream.state() for stream in self._streams}
 
-    def _restored(self, number: int, state: Mapping[str, Any]) -> Stream:
-        """A stream as it was: what waits in it is read again. Of a source that is mixed in no longer, nothing waits."""
-        stream = Stream(number, self.shares, self._lengths)
-        stream.mix = Mix(self.shares, number, state["mix"])
-        stream.lengths = Mix(self._lengths, 0, state.get("lengths"))  # older states have none
-        stream.rejected.update({(source, reason): count for source, reason, count in state["rejected"]})
-        waiting = [Draw(number, source, count) for source, count in state["window"] if source in self.shares]
-        read = zip(waiting, self._read(waiting), strict=True)
-        stream.window = [(draw, found) for draw, found in read if not isinstance(found, Rejected)]
+    def _stream(self, number: int, state: Mapping[str, Any] | None = None) -> Stream:
+        """A stream at its beginning, or as it was: what waited in it is being read, and is coming again."""
+        of_mix, of_lengths = (None, None) if state is None else (state["mix"], state.get("lengths"))
+        mix = Mix(self.shares, self._orders[number], of_mix)
+        stream = Stream(number, mix, Mix(self._lengths, self._order_of_lengths, of_lengths))
+        if state is not None:
+            stream.rejected.update({(source, reason): count for source, reason, count in state["rejected"]})
+            waiting = (Draw(number, source, count) for source, count in state["window"])
+            # Of a source that is mixed in no longer, nothing waits.
+            self._read([(stream, draw) for draw in waiting if draw.source in self.shares])
         return stream
 
 
@@ -211,9 +269,14 @@ def check_sizes(data: DataConfig) -> None:
             raise UserError(f"data.{name}={size} does not divide over data.streams={data.streams}")
     if data.packing == "pad" and data.clips > data.rows:
         raise UserError(f"data.clips={data.clips} is more than data.rows={data.rows}; a row holds one clip at most")
-    least = max(data.rows, data.clips) // data.streams
+    least = _step(data)
     if data.lookahead < least:
         raise UserError(f"data.lookahead={data.lookahead} is less than a stream places in a step; set it to {least}")
+
+
+def _step(data: DataConfig) -> int:
+    """How many examples a stream places in a step, about the most."""
+    return max(data.rows, data.clips) // data.streams
 
 
 _reader: Reader  # of a worker process
@@ -221,10 +284,16 @@ _reader: Reader  # of a worker process
 
 def _pool(reader: Reader, workers: int) -> concurrent.futures.Executor:
     if not workers:
-        return concurrent.futures.ThreadPoolExecutor(THREADS)
+        # More threads than cores take the interpreter's lock from each other: 8 on two cores read a third less.
+        return concurrent.futures.ThreadPoolExecutor(min(MOST_THREADS, cores()))
     # Not forked: this process has threads, and a fork may hang on a lock one of them holds.
     context = multiprocessing.get_context("spawn")
     return concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (reader,))
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker(reader: Reader) -> None:
@@ -232,5 +301,5 @@ def _start_worker(reader: Reader) -> None:
     _reader = reader
 
 
-def _read_here(draw: Draw) -> Segment | Rejected:
-    return _reader.read(draw)
+def _read_here(draws: Sequence[Draw]) -> list[Segment | Rejected]:
+    return _reader.read_all(draws)
