@@ -12,13 +12,14 @@ worker processes, ours with threads too, and all on as many cores as there are w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import numpy as np
 import soundfile
@@ -62,7 +63,7 @@ class OriginalWay:
         return torch.stack(features), raw, answers
 
 
-def original(paths: list[str], workers: int) -> Iterator[int]:
+def original(paths: list[str], workers: int) -> Generator[int, None, None]:
     """Yields how many clips each batch has."""
     import torch
 
@@ -75,7 +76,7 @@ def original(paths: list[str], workers: int) -> Iterator[int]:
             yield len(features)
 
 
-def ours(folder: pathlib.Path, source: str, workers: int) -> Iterator[int]:
+def ours(folder: pathlib.Path, source: str, workers: int) -> Generator[int, None, None]:
     """Yields how many clips each batch has."""
     model = ModelConfig()
     data = DataConfig(
@@ -84,8 +85,9 @@ def ours(folder: pathlib.Path, source: str, workers: int) -> Iterator[int]:
     )  # fmt: skip
     corpus = corpora.open_corpus("files", data.cache, audio_rules(model, data))
     stream = training_data(corpus, load_tokenizer(folder), model, data, seed=0)
-    for batch in stream:
-        yield int((batch.pcm_length > 0).sum())
+    with contextlib.closing(stream):
+        for batch in stream:
+            yield int((batch.pcm_length > 0).sum())
 
 
 def make(folder: pathlib.Path, sounds: list[str], count: int) -> list[str]:
@@ -110,14 +112,15 @@ def make(folder: pathlib.Path, sounds: list[str], count: int) -> list[str]:
     return paths
 
 
-def rate(batches: Iterator[int], clips: int) -> float:
-    """Clips a second, when it runs: after the first batches, over at least so many clips."""
-    for _ in range(3):
-        next(batches)
-    begin, read = time.perf_counter(), 0
-    while read < clips:
-        read += next(batches)
-    return read / (time.perf_counter() - begin)
+def rate(batches: Generator[int, None, None], seconds: float) -> float:
+    """Clips a second, when it runs: after the first batches, over at least so many seconds. Ends it."""
+    with contextlib.closing(batches):
+        for _ in range(3):
+            next(batches)
+        begin, read = time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < seconds:
+            read += next(batches)
+    return read / passed
 
 
 def main() -> None:
@@ -128,6 +131,7 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=2, help="worker processes of each (default: %(default)s)")
     parser.add_argument("--clips", type=int, default=400, help="files that are made (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="of each in a round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--audio", nargs="+", required=True, metavar="CLIP", help="recordings to cut clips from")
     options = parser.parse_args()
@@ -135,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
         paths = make(folder, options.audio, options.clips)
-        ways: dict[str, Callable[[], Iterator[int]]] = {
+        ways: dict[str, Callable[[], Generator[int, None, None]]] = {
             "original": lambda: original(paths, options.workers),
             "ours, FLAC files": lambda: ours(folder, "files", options.workers),
             "ours, FLAC files, threads": lambda: ours(folder, "files", 0),
@@ -147,7 +151,7 @@ def main() -> None:
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):  # in turns, so that what else the machine does meets all
             for name, way in ways.items():
-                rates[name].append(rate(way(), 2 * options.clips))
+                rates[name].append(rate(way(), options.seconds))
     reference = statistics.median(rates["original"])
     print(f"{options.workers} workers on {cores()} cores, load {os.getloadavg()[0]:.1f}")
     for name, found in rates.items():

@@ -9,28 +9,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines.mixture import normalised
-from data_pipelines.packing import PACKINGS, Size, rooms
+from data_pipelines.packing import PACKINGS, Room, Size, rooms
 from data_pipelines.schedule import Mix, orders
-from salmonn_jax.config import DataConfig
+from salmonn_jax import config as configuration
+from salmonn_jax.config import SAMPLE_RATE, DataConfig, RunConfig
 from salmonn_jax.configs import get_config
 
 Random = np.random.Generator
 ORIGINAL_BATCH = 8  # examples on one GPU, padded to the longest
-# Ways to lay the same examples out: changes to the data of `salmonn_13b_stage2`, which packs.
+# Ways to lay the same examples out: changes to `salmonn_13b_stage2`, which packs.
 WAYS = {
     "packed": {},
+    "packed, clips alone": {"model.audio.tokens": "clip", "data.sequence": "672"},
     "padded, in buckets": {
-        "packing": "pad",
-        "rows": 384,
-        "sequence": 448,
-        "buckets": {"144": 0.53, "192": 0.32, "448": 0.15},
+        "data.packing": "pad",
+        "data.rows": "384",
+        "data.sequence": "448",
+        "data.buckets": '{"144": 0.53, "192": 0.32, "448": 0.15}',
     },
-    "padded": {"packing": "pad", "rows": 384, "sequence": 448},
+    "padded": {"data.packing": "pad", "data.rows": "384", "data.sequence": "448"},
 }
 
 
@@ -44,37 +48,54 @@ def conversation(random: Random) -> float:
     return float(np.clip(random.gamma(1.6, 2.5), 0.5, 20))
 
 
-def words(mean: float, spread: float) -> Callable[[Random], float]:
+def about(mean: float, spread: float) -> Callable[[Random], float]:
+    """Seconds of clips of a corpus whose mean is known, 30 at most."""
+    return lambda random: float(np.clip(random.normal(mean, spread), 0.5, 30))
+
+
+def words(mean: float, spread: float) -> Callable[[Random, float], float]:
     """Tokens of an answer of so many words."""
-    return lambda random: 1.35 * max(1.0, random.gamma((mean / spread) ** 2, spread**2 / mean))
+    return lambda random, _: 1.35 * max(1.0, random.gamma((mean / spread) ** 2, spread**2 / mean))
+
+
+def spoken(tokens: float) -> Callable[[Random, float], float]:
+    """Tokens of an answer that has so many a second of the clip."""
+    return lambda _, seconds: tokens * seconds
+
+
+def always(tokens: float) -> Callable[[Random, float], float]:
+    """Tokens of an answer that is always as long."""
+    return lambda _, seconds: tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Of one source: tokens of its answers, of the wordings of its task, and of the question where it has one."""
+    """Of one source: its clips, and the tokens of its answers, of its wordings, and of its questions if it has some."""
 
-    answer: Callable[[Random], float]
+    seconds: Callable[[Random], float]
+    answer: Callable[[Random, float], float]  # by the seconds that were heard
     wording: int
     question: int = 0
 
 
+# Seconds are of the paper's table: hours over samples.
 SOURCES = {
-    "librispeech": Lengths(lambda r: 3.6 * read_aloud(r), 14),
-    "gigaspeech": Lengths(lambda r: 3.9 * conversation(r), 14),
-    "covost2": Lengths(lambda r: 1.7 * max(4.0, r.normal(21, 8)), 16),
-    "audiocaps": Lengths(words(8.8, 4), 12),
-    "clotho": Lengths(words(11.3, 3), 12),
-    "librispeech_phones": Lengths(lambda r: 2.1 * 11 * read_aloud(r), 16),
-    "iemocap": Lengths(lambda r: 2.0, 12),
-    "musiccaps": Lengths(words(48, 18), 16),
-    "librimix": Lengths(lambda r: 3.6 * (read_aloud(r) + read_aloud(r)), 17),
-    "voxceleb1": Lengths(lambda r: 2.0, 20),
-    "librispeech_gender": Lengths(lambda r: 3.0, 14),
-    "librispeech_qa": Lengths(words(13, 9), 0, 16),
-    "wavcaps_qa": Lengths(words(10, 7), 0, 14),
-    "audiocaps_qa": Lengths(words(10, 7), 0, 14),
-    "millionsong_qa": Lengths(words(14, 10), 0, 15),
-    "musicnet_qa": Lengths(words(14, 10), 0, 15),
+    "librispeech": Lengths(read_aloud, spoken(3.6), 14),
+    "gigaspeech": Lengths(conversation, spoken(3.9), 14),
+    "covost2": Lengths(about(5.3, 1.8), lambda r, _: 1.7 * max(4.0, r.normal(21, 8)), 16),
+    "audiocaps": Lengths(about(9.8, 0.5), words(8.8, 4), 12),
+    "clotho": Lengths(about(21.6, 4.5), words(11.3, 3), 12),
+    "librispeech_phones": Lengths(read_aloud, spoken(2.1 * 11), 16),
+    "iemocap": Lengths(about(4.5, 2.5), always(2), 12),
+    "musiccaps": Lengths(about(10, 0), words(48, 18), 16),
+    "librimix": Lengths(about(14.6, 3), lambda r, _: 3.6 * (read_aloud(r) + read_aloud(r)), 17),
+    "voxceleb1": Lengths(about(8.3, 2), always(2), 20),
+    "librispeech_gender": Lengths(read_aloud, always(3), 14),
+    "librispeech_qa": Lengths(read_aloud, words(13, 9), 0, 16),
+    "wavcaps_qa": Lengths(about(10.1, 5), words(10, 7), 0, 14),
+    "audiocaps_qa": Lengths(about(9.8, 0.5), words(10, 7), 0, 14),
+    "millionsong_qa": Lengths(about(30, 0), words(14, 10), 0, 15),
+    "musicnet_qa": Lengths(about(27, 0), words(14, 10), 0, 15),
 }
 AROUND = 19  # tokens of the template, and of `<Speech>` and `</Speech>`
 
@@ -91,46 +112,82 @@ class Fill:
     longest_wait: int  # steps
 
 
-def simulated(data: DataConfig, audio_tokens: int, random: Random) -> Iterator[tuple[int, int]]:
-    """Endless (tokens of the prompt with its audio, tokens of the answer)."""
-    names = sorted(data.mixture)
-    shares = np.array([data.mixture[name] for name in names])
+class Drawn(NamedTuple):
+    """Tokens of an example: of its text up to the answer, of its audio as ours reads it, and of its answer."""
+
+    prompt: int
+    audio: int
+    answer: int
+
+
+def simulated(config: RunConfig, mix: Mix, random: Random) -> Iterator[Drawn]:
+    """Endless examples of a mixture."""
     while True:
-        lengths = SOURCES[names[random.choice(len(names), p=shares / shares.sum())]]
+        lengths = SOURCES[mix.draw()[0]]
         asked = lengths.question and lengths.question + int(random.integers(-6, 10))
         prompt = AROUND + lengths.wording + asked + int(random.integers(-4, 5)) * (lengths.wording > 0)
-        yield prompt + audio_tokens, min(data.answer, 1 + round(lengths.answer(random)))
+        seconds = lengths.seconds(random)
+        answer = min(config.data.answer, 1 + round(lengths.answer(random, seconds)))
+        yield Drawn(prompt, config.model.audio_tokens_of(round(seconds * SAMPLE_RATE)), answer)
+
+
+class Step(NamedTuple):
+    """What is placed in the room of a step: examples, with the steps that each waited."""
+
+    room: Room
+    placed: list[tuple[int, Drawn]]
+
+
+def packed(data: DataConfig, examples: Iterator[Drawn]) -> Iterator[Step]:
+    """Endless steps of one stream."""
+    shares = normalised(data.buckets or {str(data.sequence): 1.0})
+    lengths_of_steps = Mix(shares, orders(shares, 1, [0])[0])
+    window: list[tuple[int, Drawn]] = []  # the step since which it waits, and its lengths
+    for step in itertools.count():
+        window += [(step, next(examples)) for _ in range(data.lookahead - len(window))]
+        room = rooms(data)[lengths_of_steps.draw()[0]]
+        rows = PACKINGS[data.packing]([Size(sum(lengths), 1) for _, lengths in window], room)
+        chosen = {i for row in rows for i in row}
+        yield Step(room, [(step - window[i][0], window[i][1]) for i in chosen])
+        window = [entry for i, entry in enumerate(window) if i not in chosen]
+
+
+def off_shares(steps: int) -> tuple[float, int]:
+    """How far sources are from their shares, at most, after any of so many steps of all streams; and the draws."""
+    config = get_config("salmonn_13b_stage2")
+    shares, streams = normalised(config.data.mixture), config.data.streams
+    mixes = [Mix(shares, order) for order in orders(shares, streams, range(streams)).values()]
+    drawn = [simulated(config, mix, np.random.default_rng(i)) for i, mix in enumerate(mixes)]
+    off, counts = 0.0, {}
+    for _ in zip(range(steps), *(packed(config.data, examples) for examples in drawn), strict=False):
+        counts = {name: sum(mix.drawn[name] for mix in mixes) for name in shares}
+        off = max([off, *(abs(counts[name] - shares[name] * sum(counts.values())) for name in shares)])
+    return off, sum(counts.values())
 
 
 def measured(steps: int, way: str, seed: int = 0) -> Fill:
     """Fills so many steps of one stream of `salmonn_13b_stage2`, one of the `WAYS`."""
     config = get_config("salmonn_13b_stage2")
-    data, model = dataclasses.replace(config.data, **WAYS[way]), config.model
-    examples = simulated(data, model.audio_tokens, np.random.default_rng(seed))
-    shares = normalised(data.buckets or {str(data.sequence): 1.0})
-    lengths_of_steps, tokens, slots = Mix(shares, orders(shares, 1, [0])[0]), 0, 0
-    window: list[tuple[int, tuple[int, int]]] = []  # the step since which it waits, and its lengths
-    placed, waited = [], 0
-    for step in range(steps):
-        window += [(step, next(examples)) for _ in range(data.lookahead - len(window))]
-        room = rooms(data)[lengths_of_steps.draw()[0]]
-        tokens, slots = tokens + room.rows * room.sequence, slots + room.clips
-        rows = PACKINGS[data.packing]([Size(sum(lengths), 1) for _, lengths in window], room)
-        chosen = {i for row in rows for i in row}
-        waited = max([waited, *(step - window[i][0] for i in chosen)])
-        placed += [window[i][1] for i in chosen]
-        window = [entry for i, entry in enumerate(window) if i not in chosen]
+    for path, text in WAYS[way].items():
+        config = configuration.replace(config, path, text)
+    shares = normalised(config.data.mixture)
+    mix = Mix(shares, orders(shares, config.data.streams, [0])[0])
+    tokens, slots, waited, placed = 0, 0, 0, []
+    for step in itertools.islice(packed(config.data, simulated(config, mix, np.random.default_rng(seed))), steps):
+        tokens, slots = tokens + step.room.rows * step.room.sequence, slots + step.room.clips
+        waited = max([waited, *(wait for wait, _ in step.placed)])
+        placed += [lengths for _, lengths in step.placed]
     lengths = np.array(placed)
     whole = len(lengths) // ORIGINAL_BATCH * ORIGINAL_BATCH
-    batches = np.random.default_rng(seed).permutation(lengths[:whole]).reshape(-1, ORIGINAL_BATCH, 2)
-    # The original pads prompts to the longest, and answers to the longest.
-    padded = batches.max(axis=1).sum(axis=1).mean()
+    batches = np.random.default_rng(seed).permutation(lengths[:whole]).reshape(-1, ORIGINAL_BATCH, 3)
+    # The original pads prompts to the longest, and answers to the longest; of audio it always reads as much.
+    padded = batches[:, :, [0, 2]].max(axis=1).sum(axis=1).mean() + config.model.audio_tokens
     return Fill(
         tokens_filled=lengths.sum() / tokens,
         clips_filled=len(lengths) / slots,
         tokens_an_example=tokens / len(lengths),
         original_tokens_an_example=padded,
-        original_tokens_filled=lengths[:whole].sum() / (padded * whole),
+        original_tokens_filled=(lengths[:whole, [0, 2]].sum() / whole + config.model.audio_tokens) / padded,
         longest_wait=waited,
     )
 
@@ -151,6 +208,8 @@ def main() -> None:
         f"{f'original, by {ORIGINAL_BATCH}:':20} {found.original_tokens_filled:.3f} of the tokens are used; "
         f"{found.original_tokens_an_example:.0f} tokens an example"
     )
+    off, draws = off_shares(steps // get_config("salmonn_13b_stage2").data.streams)
+    print(f"packed, all streams together: no source is further than {off:.1f} from its share of {draws:,} draws")
 
 
 if __name__ == "__main__":

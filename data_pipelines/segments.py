@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class Layout:
 
     template: str
     audio_tokens: int  # of one window
+    audio_tokens_of: Callable[[int], int]  # those of them that are read where so many samples are of the clip
     window: int  # samples of one
     sequence: int
     answer: int
@@ -34,6 +36,7 @@ def layout(model: ModelConfig, data: DataConfig) -> Layout:
     return Layout(
         template=model.prompt_template,
         audio_tokens=model.audio_tokens,
+        audio_tokens_of=model.audio_tokens_of,
         window=model.audio.window_samples,
         sequence=data.sequence,
         answer=data.answer,
@@ -62,7 +65,7 @@ def segment(example: Example, number: int, *, source: int, tokenizer: Tokenizer,
             tokenizer,
             sizes.template,
             prompt,
-            windows=(len(windows),) if heard else (),
+            clips=[[sizes.audio_tokens_of(len(window)) for window in windows]] if heard else [],
             audio_tokens=sizes.audio_tokens,
         )
     except UserError as error:

@@ -52,6 +52,12 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
     salmonn.add_argument("--second-stride", type=float, metavar="SECONDS")
     salmonn.add_argument("--lora-alpha", type=float, metavar="ALPHA")
     salmonn.add_argument(
+        "--audio-tokens",
+        choices=("window", "clip"),
+        default="window",
+        help="which the language model reads: of the whole window, as the original; or, to train anew, of the clip",
+    )
+    salmonn.add_argument(
         "--own-checkpoint", action="store_true", help="the checkpoint is not a released one: its LLM may be any"
     )
     salmonn.set_defaults(run=to_jax_salmonn)
@@ -155,6 +161,7 @@ def to_jax_salmonn(arguments: argparse.Namespace) -> None:
         window_seconds=arguments.second_per_window,
         stride_seconds=arguments.second_stride,
         lora_alpha=arguments.lora_alpha,
+        audio_tokens=arguments.audio_tokens,
     )
     plan = to_jax.plan_salmonn(
         arguments.whisper,

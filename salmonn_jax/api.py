@@ -125,18 +125,18 @@ class Model:
         if not clips:
             raise UserError("no clips and no questions")
         rows = []
-        for clip, text in zip(clips, prompts, strict=True):
-            if clip is not None:
+        for source, text in zip(clips, prompts, strict=True):
+            if source is not None:
                 self._need_ears()
                 text = text if PLACEHOLDER in text else PREFIX + text
+            heard = () if source is None else (load_audio(source),)
             laid = encode_prompt(
                 self.tokenizer,
                 self.config.prompt_template,
                 text,
-                windows=() if clip is None else (1,),
+                clips=[[self.config.audio_tokens_of(len(clip))] for clip in heard],
                 audio_tokens=self.config.audio_tokens,
             )
-            heard = () if clip is None else (load_audio(clip),)
             rows.append(Segment(laid.tokens, laid.slots, len(laid.tokens), heard))
         return rows
 

@@ -24,6 +24,8 @@ class AudioConfig:
 
     window_seconds: float = 30.0  # clips are zero-padded to this; longer ones are cut
     minimum_seconds: float = 1.0  # BEATs sees shorter clips zero-padded to this
+    # Which audio tokens the language model reads: of the whole window, as the original; or of what is clip in it.
+    tokens: Literal["window", "clip"] = "window"
 
     @property
     def window_samples(self) -> int:
@@ -164,8 +166,15 @@ class ModelConfig:
 
     @property
     def audio_tokens(self) -> int:
-        """What one clip costs in the language model's sequence: 88 for the released models."""
+        """What is made of one clip, whatever its length: 88 for the released models."""
         return self.windows * self.qformer.queries if self.qformer else 0
+
+    def audio_tokens_of(self, samples: int) -> int:
+        """How many of them the language model reads: all, or (`audio.tokens` "clip") those that begin in the clip."""
+        if self.audio.tokens == "window" or not self.qformer:
+            return self.audio_tokens
+        frames = -(-max(samples, self.audio.minimum_samples) // (2 * HOP))
+        return min(self.windows, -(-frames // self.qformer.stride_frames)) * self.qformer.queries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

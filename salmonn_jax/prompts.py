@@ -26,28 +26,30 @@ class Sequence(NamedTuple):
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, template: str, prompt: str, *, windows: Collection[int], audio_tokens: int
+    tokenizer: Tokenizer, template: str, prompt: str, *, clips: Collection[Collection[int]], audio_tokens: int
 ) -> Sequence:
     """Wraps `prompt` in the template and lays it out up to where the answer begins.
 
     Args:
       template: holds `{}` where the prompt goes.
       prompt: holds one `<SpeechHere>` per clip.
-      windows: into how many windows each clip is cut, one for all but the longest; they are heard one after another.
-      audio_tokens: what a window takes.
+      clips: of each, how many audio tokens are read of each of its windows; the longest clips have several windows,
+        which are heard one after another.
+      audio_tokens: how many are made of a window.
 
     Raises:
       UserError: the prompt has not as many placeholders as there are clips, or is empty.
     """
     parts = template.replace("{}", prompt, 1).split(PLACEHOLDER)
-    if len(parts) != len(windows) + 1:
-        raise UserError(f"prompt {prompt!r} has {len(parts) - 1} {PLACEHOLDER} for {len(windows)} clip(s)")
+    if len(parts) != len(clips) + 1:
+        raise UserError(f"prompt {prompt!r} has {len(parts) - 1} {PLACEHOLDER} for {len(clips)} clip(s)")
     tokens, slots = list(tokenizer.prefix), [TEXT] * len(tokenizer.prefix)
-    heard = 0
-    for part, count in zip(parts, (0, *windows), strict=True):
-        tokens += [tokenizer.bos] * (count * audio_tokens)  # replaced by the audio; any valid id will do
-        slots += range(heard * audio_tokens, (heard + count) * audio_tokens)
-        heard += count
+    window = 0
+    for part, clip in zip(parts, ((), *clips), strict=True):
+        for read in clip:
+            tokens += [tokenizer.bos] * read  # replaced by the audio; any valid id will do
+            slots += range(window * audio_tokens, window * audio_tokens + read)
+            window += 1
         ids = tokenizer.encode(part)
         tokens += ids
         slots += [TEXT] * len(ids)

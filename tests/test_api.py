@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -11,6 +12,8 @@ import soundfile
 
 import salmonn_jax
 from data_pipelines import corpora
+from data_pipelines.segments import layout, segment
+from data_pipelines.wordings import Wordings
 from launch.train import train
 from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError
@@ -53,6 +56,21 @@ def test_a_question_without_a_clip(model, examples):
     mixed = model.generate([None, (examples[0].audio, 16_000)], "Which tone is this?", max_new_tokens=4)
     (alone,) = model.generate([None], "Which tone is this?", max_new_tokens=4)
     assert mixed[0].token_ids == alone.token_ids
+
+
+def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(model, examples):
+    config = dataclasses.replace(model.config, audio=dataclasses.replace(model.config.audio, tokens="clip"))
+    short, example = copy.copy(model), dataclasses.replace(examples[0], audio=examples[0].audio[:8000])
+    short.config = config
+    sizes = layout(config, dataclasses.replace(get_config("debug").data, transcript=0))
+    trained_on = segment(example, 0, source=0, tokenizer=model.tokenizer, wordings=Wordings("here", {}), sizes=sizes)
+    clip = (example.audio, 16_000)
+    (asked,) = short._rows([clip], example.prompt)
+    assert asked.tokens == trained_on.tokens[: trained_on.prompt]
+    assert asked.slots == trained_on.slots[: trained_on.prompt]
+    assert max(asked.slots) + 1 == config.audio_tokens_of(8000) < config.audio_tokens
+    (whole,), (part,) = (one.score([clip], example.prompt, example.answer) for one in (model, short))
+    assert not np.allclose(whole, part, rtol=1e-4)
 
 
 def test_score_of_a_generation_is_its_score(model, examples):

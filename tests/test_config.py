@@ -23,6 +23,15 @@ def test_the_released_models_make_88_audio_tokens():
     assert get_config("salmonn_7b_stage1").model.windows == 88
 
 
+def test_the_language_model_reads_a_window_or_the_clip_in_it():
+    """Of 17 encoder frames, 0.34 s, is an audio token; shorter clips than a second are made a second long."""
+    model = get_config("salmonn_13b_stage1").model
+    assert [model.audio_tokens_of(samples) for samples in (1, 160_000, 480_000)] == [88, 88, 88]
+    model = configuration.replace(model, "audio.tokens", "clip")
+    assert [model.audio_tokens_of(samples) for samples in (1, 16_000, 5440 * 3, 5440 * 3 + 1)] == [3, 3, 3, 4]
+    assert [model.audio_tokens_of(samples) for samples in (160_000, 470_000, 480_000, 960_000)] == [30, 87, 88, 88]
+
+
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'salmonn_7b_stage2'"):
         get_config("salmon_7b_stage2")

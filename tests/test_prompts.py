@@ -23,7 +23,7 @@ def tokenizer():
 def test_equals_the_original(tokenizer, clip):
     ids = golden.texts()["token_ids"][clip]
     prompt = golden.texts()["prompts"][clip]  # with the template already around it
-    row = encode_prompt(tokenizer, "{}", prompt, windows=(1,), audio_tokens=88)
+    row = encode_prompt(tokenizer, "{}", prompt, clips=[[88]], audio_tokens=88)
     before = [1, *ids["before"]]
     assert row.tokens[: len(before)] == before
     assert row.tokens[len(before) + 88 :] == ids["after"]
@@ -32,21 +32,26 @@ def test_equals_the_original(tokenizer, clip):
 
 
 def test_two_clips_take_two_places(tokenizer):
-    row = encode_prompt(tokenizer, "{}", "<SpeechHere> or <SpeechHere>?", windows=(1, 1), audio_tokens=3)
+    row = encode_prompt(tokenizer, "{}", "<SpeechHere> or <SpeechHere>?", clips=[[3], [3]], audio_tokens=3)
     assert [slot for slot in row.slots if slot != TEXT] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_long_clip_is_heard_window_after_window(tokenizer):
-    row = encode_prompt(tokenizer, "{}", "<SpeechHere> and <SpeechHere>", windows=(2, 1), audio_tokens=2)
-    one = encode_prompt(tokenizer, "{}", "<SpeechHere> and <SpeechHere>", windows=(1, 1), audio_tokens=2)
+    row = encode_prompt(tokenizer, "{}", "<SpeechHere> and <SpeechHere>", clips=[[2, 2], [2]], audio_tokens=2)
+    one = encode_prompt(tokenizer, "{}", "<SpeechHere> and <SpeechHere>", clips=[[2], [2]], audio_tokens=2)
     assert [slot for slot in row.slots if slot != TEXT] == [0, 1, 2, 3, 4, 5]
     assert len(row.tokens) == len(one.tokens) + 2
     assert row.slots[1:5] == [0, 1, 2, 3]
 
 
+def test_of_a_window_only_what_is_clip_may_be_read(tokenizer):
+    row = encode_prompt(tokenizer, "{}", "<SpeechHere> and <SpeechHere>", clips=[[3, 1], [2]], audio_tokens=3)
+    assert [slot for slot in row.slots if slot != TEXT] == [0, 1, 2, 3, 6, 7]
+
+
 def test_a_prompt_must_say_where_its_clip_stands(tokenizer):
     with pytest.raises(UserError, match="0 <SpeechHere> for 1 clip"):
-        encode_prompt(tokenizer, "{}", "Describe the audio.", windows=(1,), audio_tokens=88)
+        encode_prompt(tokenizer, "{}", "Describe the audio.", clips=[[88]], audio_tokens=88)
 
 
 def test_a_cut_answer_has_no_end(tokenizer):
@@ -58,9 +63,9 @@ def test_a_cut_answer_has_no_end(tokenizer):
 def test_a_prompt_of_nothing(tokenizer):
     bare = copy.copy(tokenizer)
     bare.prefix = ()
-    assert encode_prompt(bare, "{}", "a dog", windows=(), audio_tokens=88).tokens == tokenizer.encode("a dog")
+    assert encode_prompt(bare, "{}", "a dog", clips=[], audio_tokens=88).tokens == tokenizer.encode("a dog")
     with pytest.raises(UserError, match="the prompt is empty"):
-        encode_prompt(bare, "{}", "", windows=(), audio_tokens=88)
+        encode_prompt(bare, "{}", "", clips=[], audio_tokens=88)
 
 
 def test_workers_get_the_same_tokenizer(tokenizer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def compare(model: pathlib.Path, files: Files, clip: Source, prompt: str) -> Ite
         raise UserError("--checkpoint is compared with all the rest: name --whisper, --beats and --llm too")
     pcm = load_audio(clip)[: config.audio.window_samples]
     pcm = np.pad(pcm, (0, max(0, config.audio.minimum_samples - len(pcm))))
-    question = _question(loaded, prompt, clips=int(files.checkpoint is not None)) if files.llm else None
+    question = _question(loaded, prompt, clips=[len(pcm)] if files.checkpoint else []) if files.llm else None
     theirs = _theirs(files, config, pcm, question)
     with jax.default_matmul_precision("highest"):
         ours = _ours(loaded.module, pcm, question, heard=files.checkpoint is not None)
@@ -80,13 +80,14 @@ def _difference(stage: str, our: np.ndarray | None, their: np.ndarray) -> Differ
     return Difference(stage, float(np.linalg.norm(error) / np.linalg.norm(their)), float(np.abs(error).max()))
 
 
-def _question(model: api.Model, prompt: str, clips: int) -> prompts.Sequence:
+def _question(model: api.Model, prompt: str, clips: Sequence[int]) -> prompts.Sequence:
+    """`clips` are the samples of each."""
     prompt = api.PREFIX + prompt if clips and prompts.PLACEHOLDER not in prompt else prompt
     return prompts.encode_prompt(
         model.tokenizer,
         model.config.prompt_template,
         prompt,
-        windows=(1,) * clips,
+        clips=[[model.config.audio_tokens_of(samples)] for samples in clips],
         audio_tokens=model.config.audio_tokens,
     )
 

@@ -7,7 +7,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -32,6 +32,7 @@ class Options:
       window_seconds, stride_seconds: of its windows.
       lora_alpha: by which, over the rank, the adapters are scaled.
       prompt_template: with `{}` where a prompt goes.
+      audio_tokens: which the language model reads; the original always those of the whole window.
     """
 
     heads: int | None = None
@@ -39,6 +40,7 @@ class Options:
     stride_seconds: float | None = None
     lora_alpha: float | None = None
     prompt_template: str | None = None
+    audio_tokens: Literal["window", "clip"] = "window"
 
 
 # Field of `Options`: its name in a checkpoint's `config`, its type, and what the original uses.
@@ -104,7 +106,7 @@ def plan_salmonn(
     chosen = _choose(options, told, checkpoint)
     values = {name: value for name, (value, _) in chosen.items()}
     config = ModelConfig(
-        audio=AudioConfig(window_seconds=hearing.window_seconds),
+        audio=AudioConfig(window_seconds=hearing.window_seconds, tokens=options.audio_tokens),
         whisper=hearing.config,
         beats=sound and sound.config,
         qformer=_qformer(trained, values, hearing.window_seconds, checkpoint),

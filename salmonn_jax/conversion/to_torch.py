@@ -34,13 +34,18 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
       output: the file, not there yet.
 
     Raises:
-      UserError: `directory` is not a SALMONN, or `output` exists.
+      UserError: `directory` is not a SALMONN, or not one that the original can run, or `output` exists.
       OSError: the disk is full, or fails. Nothing is left.
     """
     torch = package("torch", "convert")
     config, params = _open(directory)
     if config.qformer is None:
         raise UserError(f"{directory} holds one part of a model: it has nothing that SALMONN trains")
+    if config.audio.tokens != "window":
+        raise UserError(
+            f"{directory} was trained with model.audio.tokens={config.audio.tokens}: its language model reads fewer "
+            "audio tokens than the original would give it"
+        )
     trained = {path: params[path] for path in trained_paths(params)}
     wanted = mapping.destinations(tables.SALMONN, {path: value.shape for path, value in trained.items()})
     model = {name: _to_torch(_theirs(trained, to)) for name, to in wanted.items()}

@@ -326,6 +326,15 @@ def test_the_checkpoint_comes_back_byte_for_byte(directory, tmp_path):
     assert weights.fingerprint(weights.load(directory / "delta")) == weights.fingerprint(weights.load(again / "delta"))
 
 
+def test_what_the_original_would_run_wrong_is_not_written_for_it(tmp_path):
+    golden.require()
+    convert.main(arguments(tmp_path / "model", **{"--audio-tokens": "clip"}))
+    assert model_directory.read_description(tmp_path / "model")["model"]["audio"]["tokens"] == "clip"
+    with pytest.raises(UserError, match=r"trained with model\.audio\.tokens=clip"):
+        convert.main(["to-torch", "salmonn", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "x.pth")])
+    assert not (tmp_path / "x.pth").exists()
+
+
 def test_the_adapters_come_out_as_peft_names_them(directory, tmp_path):
     convert.main(["to-torch", "peft", "--model", str(directory), "--output", str(tmp_path / "adapter")])
     described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())

@@ -71,6 +71,9 @@ def test_stage_2_wastes_little():
     found = measured(300, "packed")
     assert found.tokens_filled > 0.93 and found.clips_filled > 0.93
     assert found.longest_wait < 100
+    alone = measured(300, "packed, clips alone")
+    assert alone.tokens_filled > 0.93 and alone.clips_filled > 0.93
+    assert alone.tokens_an_example < 0.5 * alone.original_tokens_an_example
     bucketed = measured(300, "padded, in buckets")
     assert bucketed.tokens_filled > 0.8 and bucketed.clips_filled > 0.93
     assert bucketed.longest_wait < 100

@@ -62,12 +62,12 @@ class Source:
 WORDINGS = Wordings("here", {"asr": ("What?", "Who speaks?")})
 
 
-def stream(data=DATA, streams=None, bad=0, seed=0, rejected=lambda one: None):
+def stream(data=DATA, streams=None, bad=0, seed=0, rejected=lambda one: None, model=MODEL):
     reader = Reader(
         sources={name: Source(name, bad) for name in SIZES},
         tokenizer=Tokenizer(),
         wordings=WORDINGS,
-        sizes=layout(MODEL, data),
+        sizes=layout(model, data),
         rules=AudioRules(minimum_seconds=0.5, maximum_seconds=1.0, too_long=data.too_long),
         augmentation=augmentation(data, Source(data.noise_source) if data.noise_source else None),
         streams=data.streams,
@@ -303,6 +303,22 @@ def test_long_clips_by_policy():
                 here = batch.audio_slot[row][batch.segments[row] == number]
                 longest = max(longest, (here != TEXT).sum())
     assert longest == 2 * MODEL.audio_tokens
+
+
+def test_where_the_clip_alone_is_read_it_takes_fewer_tokens():
+    """The last windows of a clip that does not fill them are silence; their audio tokens stand nowhere."""
+    model = dataclasses.replace(MODEL, audio=dataclasses.replace(MODEL.audio, tokens="clip"))
+    batch, read = next(stream(model=model)), collections.Counter()
+    for slot in batch.audio_slot[batch.audio_slot != TEXT]:
+        read[int(slot) // MODEL.audio_tokens] += 1
+    lengths = {int(clip): int(batch.pcm_length[clip]) for clip in np.flatnonzero(batch.pcm_length)}
+    assert read == {clip: model.audio_tokens_of(length) for clip, length in lengths.items()}
+    assert min(read.values()) < MODEL.audio_tokens == max(read.values())
+    slots = batch.audio_slot
+    for clip in read:
+        assert slots[slots // MODEL.audio_tokens == clip].tolist() == [
+            clip * MODEL.audio_tokens + i for i in range(read[clip])
+        ]
 
 
 def test_augmentation_changes_clips_and_not_their_order():
