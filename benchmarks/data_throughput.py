@@ -69,7 +69,13 @@ def original(paths: list[str], workers: int) -> Generator[int, None, None]:
 
     torch.set_num_threads(1)
     loader = torch.utils.data.DataLoader(
-        OriginalWay(paths), BATCH, shuffle=True, num_workers=workers, collate_fn=OriginalWay.collate, drop_last=True
+        OriginalWay(paths),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        collate_fn=OriginalWay.collate,
+        drop_last=True,
+        persistent_workers=True,  # its epochs are long: it would not often begin one
     )
     while True:
         for features, _, _ in loader:

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.mixture import normalised
 from data_pipelines.packing import PACKINGS, Room, Size, rooms
-from data_pipelines.schedule import Mix, orders
+from data_pipelines.schedule import Mix, Orders
 from salmonn_jax import config as configuration
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, RunConfig
 from salmonn_jax.configs import get_config
@@ -141,7 +141,7 @@ class Step(NamedTuple):
 def packed(data: DataConfig, examples: Iterator[Drawn]) -> Iterator[Step]:
     """Endless steps of one stream."""
     shares = normalised(data.buckets or {str(data.sequence): 1.0})
-    lengths_of_steps = Mix(shares, orders(shares, 1, [0])[0])
+    lengths_of_steps = Mix(Orders(shares, 1, [0]), 0)
     window: list[tuple[int, Drawn]] = []  # the step since which it waits, and its lengths
     for step in itertools.count():
         window += [(step, next(examples)) for _ in range(data.lookahead - len(window))]
@@ -156,7 +156,8 @@ def off_shares(steps: int) -> tuple[float, int]:
     """How far sources are from their shares, at most, after any of so many steps of all streams; and the draws."""
     config = get_config("salmonn_13b_stage2")
     shares, streams = normalised(config.data.mixture), config.data.streams
-    mixes = [Mix(shares, order) for order in orders(shares, streams, range(streams)).values()]
+    orders = Orders(shares, streams, range(streams))
+    mixes = [Mix(orders, stream) for stream in range(streams)]
     drawn = [simulated(config, mix, np.random.default_rng(i)) for i, mix in enumerate(mixes)]
     off, counts = 0.0, {}
     for _ in zip(range(steps), *(packed(config.data, examples) for examples in drawn), strict=False):
@@ -170,8 +171,7 @@ def measured(steps: int, way: str, seed: int = 0) -> Fill:
     config = get_config("salmonn_13b_stage2")
     for path, text in WAYS[way].items():
         config = configuration.replace(config, path, text)
-    shares = normalised(config.data.mixture)
-    mix = Mix(shares, orders(shares, config.data.streams, [0])[0])
+    mix = Mix(Orders(normalised(config.data.mixture), config.data.streams, [0]), 0)
     tokens, slots, waited, placed = 0, 0, 0, []
     for step in itertools.islice(packed(config.data, simulated(config, mix, np.random.default_rng(seed))), steps):
         tokens, slots = tokens + step.room.rows * step.room.sequence, slots + step.room.clips

@@ -1,19 +1,23 @@
 """The order in which streams take from their sources: shares that are exact in every stream and in all together.
 
-After any k draws a source with share w has been taken k w times, give or take less than one: in every stream; in all
-streams, and in those of a host, that have drawn equally often. Shares are whole numbers of parts of a period, so an
-order is laid out once and then repeated.
+After any k draws a source with share w has been taken k w times, give or take less than one: in every stream; and in
+all streams, or in those of a part that they are dealt out to (see below), when these have drawn equally often.
 
-The draws of all streams come first. There the i-th of a source with share w comes after (i - 1) / w draws and before
-i / w. (Tasks that share a processor so are called P-fair; Baruah et al. 1996.) That order is split among as many parts
-as the number of streams has for a factor, and each part again, until a stream is left. Of every p draws that follow
-each other a part gets one, and of every p draws of one source that follow each other it gets one too. So where the
-whole errs by e, a part errs by e / p + (p - 1) / p at most, which is less than one if e is. There always is such a
+The draws of all streams come first. There the i-th of a source with share w comes after (i - 1) / w draws and before i
+/ w. (Tasks that share a processor so are called P-fair; Baruah et al. 1996.) That order is split into p parts, the
+smallest prime factor of the number of streams, and each part again, until a stream is left. Of every p draws that
+follow each other a part gets one, and of every p draws of one source that follow each other it gets one too. So where
+the whole errs by e, a part errs by e / p + (p - 1) / p at most, which is less than one if e is. There always is such a
 split: take every draw for an edge from its p draws to its p draws of a source, and p colours suffice (König 1916).
+
+Orders are made for a period, in which each source has a whole number of draws of each stream. There is a period for
+shares that are whole numbers of at most 16,384 parts, and every period is the same. For others periods differ by a draw
+here and there, so that no stream is ever further off than two, and all together no further than by one a stream.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -27,62 +31,102 @@ from salmonn_jax.errors import UserError
 LONGEST = 1 << 14  # draws of a period
 
 
+class Orders:
+    """The orders of streams, period by period: a function of the shares and the number of streams.
+
+    Args:
+      shares: by source; they sum to one.
+      streams: how many there are.
+      wanted: those that will be asked for.
+
+    Attributes:
+      shares: as they were given.
+      names: the sources, sorted.
+      period: draws of a stream in a period.
+
+    Raises:
+      UserError: a share is less than a draw of the longest period.
+    """
+
+    def __init__(self, shares: Mapping[str, float], streams: int, wanted: Collection[int]):
+        self.shares, self.names = dict(shares), sorted(shares)
+        least = min(self.names, key=lambda name: shares[name])
+        if shares[least] < 1 / LONGEST:
+            raise UserError(
+                f"the share of {least!r} is {shares[least]:.2g} of all; at least {1 / LONGEST:.2g} can be mixed: "
+                "give it more weight, put it together with others, or leave it out"
+            )
+        self._exact = np.array([shares[name] for name in self.names])
+        self.period = _period(self._exact)
+        # Two periods, for some streams are in the next one already.
+        self._deal = functools.lru_cache(2)(lambda parts: _dealt(_fair(np.array(parts)), streams, 0, frozenset(wanted)))
+
+    def order(self, stream: int, period: int) -> np.ndarray:
+        """int32[period]: which of the names each draw of a stream takes in a period, counted from 0."""
+        parts = _whole(self._exact, self.period * (period + 1)) - _whole(self._exact, self.period * period)
+        return self._deal(tuple(parts.tolist()))[stream]
+
+
 class Mix:
     """The sources of one stream, draw by draw.
 
     Args:
-      shares: by source; they sum to one.
-      order: of the stream, from `orders`.
-      state: of a mix that goes on. With other shares than it had, shares are exact from here on.
+      orders: of all.
+      stream: its number.
+      state: of a mix that goes on. If it had other shares, these are exact from here on.
     """
 
-    def __init__(self, shares: Mapping[str, float], order: np.ndarray, state: Mapping[str, Any] | None = None):
-        state = state or {"shares": dict(shares), "drawn": {}, "before": {}}
-        self.drawn: dict[str, int] = dict.fromkeys(shares, 0) | state["drawn"]  # how often a source was taken, ever
-        self._shares, self._names, self._order = dict(shares), sorted(shares), order
-        self._before = state["before"] if state["shares"] == self._shares else dict(self.drawn)
+    def __init__(self, orders: Orders, stream: int, state: Mapping[str, Any] | None = None):
+        self._orders, self._stream = orders, stream
+        state = state or self._begun_at({})
+        self.drawn: dict[str, int] = dict.fromkeys(orders.names, 0) | state["drawn"]  # how often it was taken, ever
+        # States without a period are of orders that were made otherwise.
+        same = state["shares"] == orders.shares and state.get("period") == orders.period
+        self._before = dict(state["before"] if same else self.drawn)
         self._place = sum(self.drawn.values()) - sum(self._before.values())
+        self._period, self._order = -1, np.zeros(0, np.int32)
 
     def state(self) -> dict[str, Any]:
         """All that it is, as JSON."""
-        return {"shares": self._shares, "drawn": dict(self.drawn), "before": self._before}
+        return self._begun_at(self._before) | {"drawn": dict(self.drawn)}
 
     def draw(self) -> tuple[str, int]:
         """The next source, and how often it was taken before."""
-        name = self._names[self._order[self._place % len(self._order)]]
+        period, place = divmod(self._place, self._orders.period)
+        if period != self._period:
+            self._period, self._order = period, self._orders.order(self._stream, period)
+        name = self._orders.names[self._order[place]]
         self._place += 1
         self.drawn[name] += 1
         return name, self.drawn[name] - 1
 
+    def _begun_at(self, before: Mapping[str, int]) -> dict[str, Any]:
+        """The state of a mix that has drawn nothing since `before`."""
+        return {"shares": self._orders.shares, "period": self._orders.period, "drawn": before, "before": before}
 
-def orders(shares: Mapping[str, float], streams: int, wanted: Collection[int]) -> dict[int, np.ndarray]:
-    """int32[period] by stream, of those wanted: which of the sorted names of the sources each draw takes.
 
-    Raises:
-      UserError: a share is less than one draw of a period.
+def _period(shares: np.ndarray) -> int:
+    """The shortest period in which all shares are whole; the longest, if none is."""
+    periods = np.arange(1, LONGEST + 1)
+    exact = periods[:, None] * shares
+    whole = (np.abs(np.rint(exact) / exact - 1) < 1e-9).all(axis=1)
+    return int(periods[whole][0]) if whole.any() else LONGEST
+
+
+def _whole(shares: np.ndarray, draws: int) -> np.ndarray:
+    """int[S] that sum to so many draws, each less than one from its share of them.
+
+    Where the share of the last draws is at least one, none is less than it was before them.
     """
-    return _dealt(_fair(_parts(shares)), streams, 0, set(wanted))
-
-
-def _parts(shares: Mapping[str, float]) -> np.ndarray:
-    """int[S]: how many draws of a period each source has. The period is that in which shares are nearest to whole."""
-    exact = np.arange(1, LONGEST + 1)[:, None] * np.array([shares[name] for name in sorted(shares)])
-    off = np.abs(np.rint(exact) / exact - 1).max(axis=1)
-    exact = exact[np.round(off, 9).argmin()]
-    parts = np.floor(exact + 1e-6).astype(int)
+    exact = draws * shares
+    whole = np.floor(exact + 1e-6).astype(int)
     # What is missing goes to those that lost most.
-    parts[np.argsort(parts - exact, kind="stable")[: round(exact.sum()) - parts.sum()]] += 1
-    if not parts.all():
-        name = sorted(shares)[int(parts.argmin())]
-        raise UserError(
-            f"the share of source {name!r} is {shares[name]:.2g} of the examples; at least {1 / LONGEST:.2g} can be "
-            "mixed: give it more, or put it into a source with others"
-        )
-    return parts
+    whole[np.argsort(whole - exact, kind="stable")[: draws - whole.sum()]] += 1
+    return whole
 
 
 def _fair(parts: np.ndarray) -> np.ndarray:
-    """int32[period]: the order of a period in which each source has so many draws; the earliest deadline is first."""
+    """int32[period]: the order in which each source has so many draws, at least one; the earliest deadline is first."""
     period = int(parts.sum())
     order = np.empty(period, np.int32)
     begin: list[list[tuple[int, int]]] = [[] for _ in range(period)]  # what may come from a draw on: (source, number)
@@ -169,4 +213,5 @@ def _halved(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     edges = np.arange(len(left))
     together = coo_array((np.ones(len(edges), np.int8), (edges, mates[1][mates[0]])), shape=(len(edges),) * 2)
     _, label = connected_components(together, directed=False)
-    return label > label[mates[0]]
+    _, first = np.unique(label, return_index=True)  # of each label its first edge, however scipy numbers them
+    return first[label] > first[label[mates[0]]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,13 +20,13 @@ from typing import Any, NamedTuple
 from data_pipelines.draws import Draw, Reader, Rejected
 from data_pipelines.mixture import normalised
 from data_pipelines.packing import PACKINGS, Room, Size, rooms
-from data_pipelines.schedule import Mix, orders
+from data_pipelines.schedule import Mix, Orders
 from salmonn_jax.batch import Batch, Segment, empty, lay, part_of
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
 BATCHES_AHEAD = 2
-JUDGED = 200  # draws before the share of bad ones is judged
+JUDGED = 200  # examples as of which the share of bad ones is judged
 MOST_THREADS = 32
 CHUNK = 4  # draws that a worker process is given at a time
 
@@ -65,15 +66,15 @@ class Stream:
         gone = set(places)
         self.window = [entry for i, entry in enumerate(self.window) if i not in gone]
 
-    def drawn(self) -> dict[str, int]:
-        """How many examples of each source were read."""
+    def read(self) -> dict[str, int]:
+        """How many examples of each source were drawn and are not coming any more."""
         coming = collections.Counter(one.draw.source for one in self.coming)
         return {source: count - coming[source] for source, count in self.mix.drawn.items()}
 
     def state(self) -> dict[str, Any]:
         """All that it is, as JSON. What is coming is not in it: it will be drawn again."""
         return {
-            "mix": self.mix.state() | {"drawn": self.drawn()},
+            "mix": self.mix.state() | {"drawn": self.read()},
             "lengths": self.lengths.state(),
             "window": [[draw.source, draw.count] for draw, _ in self.window],
             "rejected": [[source, reason, count] for (source, reason), count in sorted(self.rejected.items())],
@@ -91,8 +92,8 @@ class TrainingData:
       rejected: told of each example that cannot be used, when it is first met.
 
     Raises:
-      UserError: the sizes of the configuration do not go together. And from `next`: more of the examples than
-        `data.bad_share` cannot be used.
+      UserError: the sizes of the configuration do not go together, or a share is too small to be mixed. And from
+        `next`: more of the examples than `data.bad_share` cannot be used.
     """
 
     def __init__(
@@ -108,9 +109,7 @@ class TrainingData:
         self.rejected, self.shares = rejected, shares
         self._reader, self._data = reader, data
         self._numbers = tuple(range(data.streams)) if streams is None else tuple(streams)
-        self._lengths = normalised(data.buckets or {str(data.sequence): 1.0})
-        self._orders = orders(shares, data.streams, self._numbers)
-        self._order_of_lengths = orders(self._lengths, 1, [0])[0]
+        self._orders, self._lengths = Orders(shares, data.streams, self._numbers), _lengths(data)
         self._rooms = rooms(data)
         self._pool = _pool(reader, data.workers)
         self._ahead = concurrent.futures.ThreadPoolExecutor(1)  # makes one batch after another
@@ -124,7 +123,11 @@ class TrainingData:
     def __next__(self) -> Batch:
         while len(self._made) < BATCHES_AHEAD:
             self._made.append(self._ahead.submit(self._make))
-        batch, self._state = self._made.popleft().result()
+        try:
+            batch, self._state = self._made.popleft().result()
+        except Exception:
+            self._stop()
+            raise
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -132,14 +135,11 @@ class TrainingData:
         return self._state
 
     def set_state(self, states: Mapping[str, Any]) -> None:
-        """Moves to where these states stand, which may hold more streams than this process reads."""
-        for future in self._made:
-            future.cancel()
-        concurrent.futures.wait(self._made)
-        self._made.clear()
-        for stream in self._streams:
-            for coming in stream.coming:
-                coming.read.cancel()
+        """Moves to where these states stand, which may hold more streams than this process reads.
+
+        What waited is read again; where it cannot be used any more, it is counted.
+        """
+        self._stop()
         self._streams = [self._stream(number, states[str(number)]) for number in self._numbers]
         for stream in self._streams:
             while stream.coming:
@@ -158,8 +158,19 @@ class TrainingData:
 
     def close(self) -> None:
         """Ends the reading ahead."""
+        self._stop()
         self._ahead.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
+
+    def _stop(self) -> None:
+        """Drops what is made ahead, and what is read for it."""
+        for future in self._made:
+            future.cancel()
+        concurrent.futures.wait(self._made)
+        self._made.clear()
+        for stream in self._streams:
+            for coming in stream.coming:
+                coming.read.cancel()
 
     def _make(self) -> tuple[Batch, dict[str, Any]]:
         """The next batch, and where the streams stand after it."""
@@ -187,18 +198,18 @@ class TrainingData:
 
     def _draw(self) -> None:
         """Draws for every window what it lacks, and what it will after the next step: so reading never pauses."""
-        drawn = []
+        draws = []
         for stream in self._streams:
             waiting = len(stream.window) + len(stream.coming)
             missing = self._data.lookahead + _step(self._data) - waiting
-            drawn += [(stream, stream.draw()) for _ in range(missing)]
-        self._read(drawn)
+            draws += [(stream, stream.draw()) for _ in range(missing)]
+        self._read(draws)
 
-    def _read(self, drawn: Sequence[tuple[Stream, Draw]]) -> None:
+    def _read(self, draws: Sequence[tuple[Stream, Draw]]) -> None:
         """Has draws read, which will come to their streams."""
         chunk, read = (CHUNK, _read_here) if self._data.workers else (1, self._reader.read_all)
-        for start in range(0, len(drawn), chunk):
-            together = drawn[start : start + chunk]
+        for start in range(0, len(draws), chunk):
+            together = draws[start : start + chunk]
             future = self._pool.submit(read, [draw for _, draw in together])
             for place, (stream, draw) in enumerate(together):
                 stream.coming.append(Coming(draw, future, place))
@@ -208,30 +219,33 @@ class TrainingData:
         while len(stream.window) < self._data.lookahead:
             if not stream.coming:
                 self._read([(stream, stream.draw())])
-            self._receive(stream)
+            found = self._receive(stream)
+            if isinstance(found, Rejected):
+                self._judge(found)
 
-    def _receive(self, stream: Stream) -> None:
-        """Waits for the next that is coming, and puts it into the window."""
-        draw, read, place = stream.coming[0]
+    def _receive(self, stream: Stream) -> Segment | Rejected:
+        """Waits for the next that is coming, and puts it into the window, or counts why it cannot be used."""
+        draw, read, place = stream.coming.popleft()
         found = read.result()[place]
-        stream.coming.popleft()
         if isinstance(found, Rejected):
             stream.rejected[found.source, found.reason] += 1
             self.rejected(found)
-            self._judge(found)
         else:
             stream.window.append((draw, found))
+        return found
 
     def _judge(self, last: Rejected) -> None:
-        drawn = sum(sum(stream.drawn().values()) for stream in self._streams)
+        read = sum(sum(stream.read().values()) for stream in self._streams)
         bad = sum(stream.rejected.total() for stream in self._streams)
+        expected = self._data.bad_share * max(read, JUDGED)
         if last.reason == "too long" and self._data.too_long == "error":
             raise UserError(
                 f"example {last.index} of {last.source} is too long ({last.detail}), and data.too_long is error"
             )
-        if bad > self._data.bad_share * max(drawn, JUDGED):
+        # Of a few, more may be bad by chance: by three standard deviations.
+        if bad > expected + 3 * math.sqrt(expected):
             raise UserError(
-                f"{bad} of {drawn} examples cannot be used, more than data.bad_share={self._data.bad_share:g}; "
+                f"{bad} of {read} examples cannot be used, more than data.bad_share={self._data.bad_share:g}; "
                 f"the last is example {last.index} of {last.source}, {last.reason}: {last.detail}"
             )
 
@@ -241,8 +255,7 @@ class TrainingData:
     def _stream(self, number: int, state: Mapping[str, Any] | None = None) -> Stream:
         """A stream at its beginning, or as it was: what waited in it is being read, and is coming again."""
         of_mix, of_lengths = (None, None) if state is None else (state["mix"], state.get("lengths"))
-        mix = Mix(self.shares, self._orders[number], of_mix)
-        stream = Stream(number, mix, Mix(self._lengths, self._order_of_lengths, of_lengths))
+        stream = Stream(number, Mix(self._orders, number, of_mix), Mix(self._lengths, 0, of_lengths))
         if state is not None:
             stream.rejected.update({(source, reason): count for source, reason, count in state["rejected"]})
             waiting = (Draw(number, source, count) for source, count in state["window"])
@@ -264,6 +277,7 @@ def check_sizes(data: DataConfig) -> None:
             )
         if not min(data.buckets.values()) > 0:
             raise UserError("a share in data.buckets is not above 0; leave that length out")
+        _lengths(data)
     for name, size in (("rows", data.rows), ("clips", data.clips)):
         if size % data.streams:
             raise UserError(f"data.{name}={size} does not divide over data.streams={data.streams}")
@@ -274,8 +288,13 @@ def check_sizes(data: DataConfig) -> None:
         raise UserError(f"data.lookahead={data.lookahead} is less than a stream places in a step; set it to {least}")
 
 
+def _lengths(data: DataConfig) -> Orders:
+    """In which order steps have rows of which length; the same for all streams."""
+    return Orders(normalised(data.buckets or {str(data.sequence): 1.0}), 1, [0])
+
+
 def _step(data: DataConfig) -> int:
-    """How many examples a stream places in a step, about the most."""
+    """About the most examples a stream places in a step; rows without clips may hold more."""
     return max(data.rows, data.clips) // data.streams
 
 

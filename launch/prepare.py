@@ -14,6 +14,7 @@ all workers share.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -137,15 +138,15 @@ def _inspect(options: argparse.Namespace) -> None:
     corpus = corpora.open_corpus(config.data.corpus, config.data.cache, audio_rules(config.model, config.data))
     tokenizer = load_tokenizer(tokenizer_folder(corpus, options.model))
     data = training_data(corpus, tokenizer, config.model, config.data, seed=config.seed)
-    seen = inspection.inspect(
-        data, options.batches, source_names(config.data), tokenizer, config.model.audio_tokens, options.samples
-    )
+    with contextlib.closing(data):
+        seen = inspection.inspect(
+            data, options.batches, source_names(config.data), tokenizer, config.model.audio_tokens, options.samples
+        )
     print(inspection.table(seen, data.shares))
     for source, counts in data.counts().items():
         bad = {reason: count for reason, count in counts.items() if reason != "drawn"}
         if bad:
             print(f"{source}: of {counts['drawn']} drawn, skipped {bad}")
-    data.close()
     if options.output:
         inspection.write_page(options.output, seen, data.shares, f"What {config.name} reads")
         print(f"page: {options.output}")

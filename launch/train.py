@@ -7,6 +7,7 @@ from its latest checkpoint and yields the losses an uninterrupted run would have
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import sys
 from typing import Any
@@ -80,28 +81,28 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
         seed=config.seed,
         streams=sharding.local_streams(mesh, config.data.streams),
     )
-    start = data.get_state()
-    next(data)  # what does not fit is told before anything is written
-    data.set_state(start)
-    if jax.process_count() > 1:
-        distributed.preflight(output)
-    run = run_directory.open_run(config, output, model, tokenizer=tokenizer, mesh=mesh)
-    data.rejected = Quarantine(output / f"rejected-{jax.process_index()}.jsonl").add
-    everywhere = sharding.replicated(mesh)
-    state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(run.trainable)
-    checkpoints = Checkpoints(output, keep=config.keep)
-    if checkpoints.latest() is not None:
-        state = checkpoints.restore(abstract_like(state), data)
-        print(f"{output}: going on from step {checkpoints.latest()} of {config.steps}", file=sys.stderr)
-    telemetry = open_telemetry(output, name=config.name, start=int(state.step), steps=config.steps, began=cli.BEGAN)
-    watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
-    try:
-        with distributed.others_may_go():
-            loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, telemetry, watchdog)
-    finally:
-        watchdog.stop()
-        telemetry.close()
-        data.close()
+    with contextlib.closing(data):
+        start = data.get_state()
+        next(data)  # what does not fit is told before anything is written
+        data.set_state(start)
+        if jax.process_count() > 1:
+            distributed.preflight(output)
+        run = run_directory.open_run(config, output, model, tokenizer=tokenizer, mesh=mesh)
+        data.rejected = Quarantine(output / f"rejected-{jax.process_index()}.jsonl").add
+        everywhere = sharding.replicated(mesh)
+        state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(run.trainable)
+        checkpoints = Checkpoints(output, keep=config.keep)
+        if checkpoints.latest() is not None:
+            state = checkpoints.restore(abstract_like(state), data)
+            print(f"{output}: going on from step {checkpoints.latest()} of {config.steps}", file=sys.stderr)
+        telemetry = open_telemetry(output, name=config.name, start=int(state.step), steps=config.steps, began=cli.BEGAN)
+        watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
+        try:
+            with distributed.others_may_go():
+                loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, telemetry, watchdog)
+        finally:
+            watchdog.stop()
+            telemetry.close()
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Model:
         ]
 
     def encode_audio(self, audio: Source | list[Source]) -> np.ndarray:
-        """The audio tokens of clips: float32[clips, audio tokens, D]."""
+        """All audio tokens of clips, those that the language model does not read included: float32[clips, T, D]."""
         self._need_ears()
         batch = self._collate([Segment([], [], 0, (load_audio(clip),)) for clip in _listed(audio)], 0)
         return np.asarray(self._encode(self.module, batch.pcm, batch.pcm_length).astype(jnp.float32))

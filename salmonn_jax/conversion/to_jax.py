@@ -32,7 +32,7 @@ class Options:
       window_seconds, stride_seconds: of its windows.
       lora_alpha: by which, over the rank, the adapters are scaled.
       prompt_template: with `{}` where a prompt goes.
-      audio_tokens: which the language model reads; the original always those of the whole window.
+      read: whose audio tokens the language model reads; the original always those of the whole window.
     """
 
     heads: int | None = None
@@ -40,7 +40,7 @@ class Options:
     stride_seconds: float | None = None
     lora_alpha: float | None = None
     prompt_template: str | None = None
-    audio_tokens: Literal["window", "clip"] = "window"
+    read: Literal["window", "clip"] = "window"
 
 
 # Field of `Options`: its name in a checkpoint's `config`, its type, and what the original uses.
@@ -95,6 +95,11 @@ def plan_salmonn(
     Raises:
       UserError: a part that cannot be read, or does not fit.
     """
+    if checkpoint is not None and options.read != "window":
+        raise UserError(
+            f"the model of {checkpoint} reads all audio tokens; --audio-tokens {options.read} is for one that is yet "
+            "to be trained, without --checkpoint"
+        )
     hearing, text = sources.read_whisper(whisper), sources.read_llama(llm)
     sound = None if beats is None else sources.read_beats(beats)
     trained, told, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
@@ -106,7 +111,7 @@ def plan_salmonn(
     chosen = _choose(options, told, checkpoint)
     values = {name: value for name, (value, _) in chosen.items()}
     config = ModelConfig(
-        audio=AudioConfig(window_seconds=hearing.window_seconds, tokens=options.audio_tokens),
+        audio=AudioConfig(window_seconds=hearing.window_seconds, tokens=options.read),
         whisper=hearing.config,
         beats=sound and sound.config,
         qformer=_qformer(trained, values, hearing.window_seconds, checkpoint),

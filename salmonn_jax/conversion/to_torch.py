@@ -43,8 +43,8 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
         raise UserError(f"{directory} holds one part of a model: it has nothing that SALMONN trains")
     if config.audio.tokens != "window":
         raise UserError(
-            f"{directory} was trained with model.audio.tokens={config.audio.tokens}: its language model reads fewer "
-            "audio tokens than the original would give it"
+            f"{directory} has model.audio.tokens={config.audio.tokens}: its language model reads fewer audio tokens "
+            "than the original would give it; to-torch peft and llama write what does not depend on it"
         )
     trained = {path: params[path] for path in trained_paths(params)}
     wanted = mapping.destinations(tables.SALMONN, {path: value.shape for path, value in trained.items()})

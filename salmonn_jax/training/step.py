@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
-from salmonn_jax.config import SAMPLE_RATE, RunConfig
+from salmonn_jax.config import HOP, SAMPLE_RATE, ModelConfig, RunConfig
 from salmonn_jax.models.parameters import Params, Structure, trainable_paths
 from salmonn_jax.models.salmonn import answer_losses
 from salmonn_jax.training.optim import learning_rate, make_optimizer
@@ -56,11 +56,19 @@ def batch_loss(
     metrics = {"loss": losses.sum() / total, "accuracy": right.sum() / total}
     if not config.ctc_weight:
         return metrics["loss"], metrics
-    metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, batch.transcript, config.ctc_blank)
+    read = audio_tokens_read(config.model, batch.pcm_length)
+    metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, read, batch.transcript, config.ctc_blank)
     return metrics["loss"] + config.ctc_weight * metrics["ctc"], metrics
 
 
-def ctc_loss(embedding: Array, audio_tokens: Array, transcript: Array, blank: int) -> Array:
+def audio_tokens_read(model: ModelConfig, length: Array) -> Array:
+    """int32[A]: how many audio tokens the language model reads of clips of int32[A] samples."""
+    frame = 2 * HOP
+    by_frames = [model.audio_tokens_of(frames * frame) for frames in range(model.audio.whisper_frames + 1)]
+    return jnp.asarray(by_frames, jnp.int32)[-(-length // frame)]
+
+
+def ctc_loss(embedding: Array, audio_tokens: Array, read: Array, transcript: Array, blank: int) -> Array:
     """CTC on the audio tokens (mean over transcribed tokens), read off with the language model's word embeddings.
 
     It teaches audio tokens to lie where the words they stand for lie, which a model that starts from random weights
@@ -69,16 +77,17 @@ def ctc_loss(embedding: Array, audio_tokens: Array, transcript: Array, blank: in
 
     Args:
       embedding: float[V,D]; audio_tokens: float[A,T,D]; transcript: int32[A,U], -1 for padding.
+      read: int32[A] how many of the audio tokens of a clip the language model reads; words are sought in these.
       blank: the token that stands for no word.
     """
     logits = audio_tokens.astype(jnp.float32) @ embedding.astype(jnp.float32).T
     absent = transcript < 0
-    every = jnp.zeros(logits.shape[:2], jnp.float32)
-    losses = optax.ctc_loss(logits, every, jnp.maximum(transcript, 0), absent.astype(jnp.float32), blank_id=blank)
+    unread = (jnp.arange(logits.shape[1]) >= read[:, None]).astype(jnp.float32)
+    losses = optax.ctc_loss(logits, unread, jnp.maximum(transcript, 0), absent.astype(jnp.float32), blank_id=blank)
     words = (~absent).sum(axis=1)
     # A token for each word and a blank between equal ones: a clip with fewer audio tokens than that has no alignment.
     repeats = ((transcript[:, 1:] == transcript[:, :-1]) & ~absent[:, 1:]).sum(axis=1)
-    counted = (words > 0) & (words + repeats <= audio_tokens.shape[1])
+    counted = (words > 0) & (words + repeats <= read)
     return jnp.where(counted, losses, 0).sum() / jnp.maximum(jnp.where(counted, words, 0).sum(), 1)
 
 

@@ -328,9 +328,11 @@ def test_the_checkpoint_comes_back_byte_for_byte(directory, tmp_path):
 
 def test_what_the_original_would_run_wrong_is_not_written_for_it(tmp_path):
     golden.require()
-    convert.main(arguments(tmp_path / "model", **{"--audio-tokens": "clip"}))
+    with pytest.raises(UserError, match=r"reads all audio tokens; --audio-tokens clip is for one"):
+        convert.main(arguments(tmp_path / "model", **{"--audio-tokens": "clip"}))
+    convert.main(arguments(tmp_path / "model", **{"--audio-tokens": "clip", "--checkpoint": None}))
     assert model_directory.read_description(tmp_path / "model")["model"]["audio"]["tokens"] == "clip"
-    with pytest.raises(UserError, match=r"trained with model\.audio\.tokens=clip"):
+    with pytest.raises(UserError, match=r"has model\.audio\.tokens=clip.*peft"):
         convert.main(["to-torch", "salmonn", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "x.pth")])
     assert not (tmp_path / "x.pth").exists()
 

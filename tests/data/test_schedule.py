@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import schedule
-from data_pipelines.schedule import Mix, orders
+from data_pipelines.schedule import Mix, Orders
 from salmonn_jax.configs.salmonn import STAGE2_MIXTURE
 from salmonn_jax.errors import UserError
 
@@ -33,10 +33,11 @@ def largest_error(order, share):
     return np.abs(counts - np.arange(1, len(order) + 1)[:, None] * share).max()
 
 
-def of_parts(mixture, parts):
-    """The orders of so many parts of all draws, whole as they are before streams are made of them."""
-    whole = schedule._fair(schedule._parts(mixture))
-    return schedule._dealt(whole, parts, 0, range(parts))
+def of_streams(mixture, streams, wanted=None, periods=1):
+    """int[streams,draws]: the orders of streams, of so many periods."""
+    wanted = range(streams) if wanted is None else wanted
+    orders = Orders(mixture, streams, wanted)
+    return np.stack([np.concatenate([orders.order(stream, i) for i in range(periods)]) for stream in wanted])
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8, 20, 256])
@@ -46,33 +47,61 @@ def test_shares_are_exact_over_any_prefix(name, hosts):
     mixture = normalised(MIXTURES[name])
     share = np.array([mixture[source] for source in sorted(mixture)])
     streams = 20 if hosts == 20 else 256
-    of_streams = np.stack([order for _, order in sorted(orders(mixture, streams, range(streams)).items())])
-    of_hosts, each = of_parts(mixture, hosts), streams // hosts
+    drawn, of_hosts, each = of_streams(mixture, streams), of_streams(mixture, hosts), streams // hosts
     for host in range(0, hosts, 1 + hosts // 32):
         order = np.tile(of_hosts[host], max(2, each))
         assert largest_error(order[: 40 * len(share) * each], share) < 1
         # Its streams draw what follows each other in that order: so it is exact whenever all have drawn equally often.
-        own = of_streams[host * each : (host + 1) * each]
-        drawn = order[: own.size].reshape(-1, each)
-        np.testing.assert_array_equal(np.sort(own.T, axis=1), np.sort(drawn, axis=1))
+        own = drawn[host * each : (host + 1) * each]
+        rounds = order[: own.size].reshape(-1, each)
+        np.testing.assert_array_equal(np.sort(own.T, axis=1), np.sort(rounds, axis=1))
         for stream in own[:: 1 + each // 8]:
             assert largest_error(np.tile(stream, 2), share) < 1
 
 
+def test_hosts_that_do_not_divide_the_streams_factor_by_factor_are_off_by_few():
+    mixture = normalised(STAGE2_MIXTURE)
+    share, drawn = np.array([mixture[source] for source in sorted(mixture)]), of_streams(mixture, 20)
+    for hosts in (5, 10):
+        each = 20 // hosts
+        off = [largest_error(part.T.ravel(), share) for part in drawn.reshape(hosts, each, -1)]
+        assert 1 < max(off) < each + 1
+
+
+@pytest.mark.parametrize("replay", [0.03, 0.05 / 7])
+def test_shares_that_are_no_fractions_never_drift(replay):
+    """Over several periods, in every stream and in all together."""
+    mixture = normalised(normalised(STAGE2_MIXTURE) | {"text": replay * 2**0.5})
+    share = np.array([mixture[source] for source in sorted(mixture)])
+    drawn = of_streams(mixture, 4, periods=5)
+    assert drawn.shape == (4, 5 * schedule.LONGEST)
+    assert max(largest_error(stream, share) for stream in drawn) < 2
+    assert largest_error(drawn.T.ravel(), share) < 4 + 1
+    assert largest_error(np.tile(drawn[:, : schedule.LONGEST], 5).T.ravel(), share) > 5  # as it would if all were alike
+
+
+def test_a_period_is_as_short_as_it_can_be():
+    assert Orders(normalised({"a": 1, "b": 1, "c": 1}), 4, [0]).period == 3
+    assert Orders(normalised({"a": 0.1, "b": 0.2, "c": 0.7}), 4, [0]).period == 10
+
+
+def test_an_order_stays_what_it_is():
+    """Runs go on with it; no state holds it."""
+    text = ["".join("abc"[i] for i in order) for order in of_streams({"a": 0.5, "b": 0.3, "c": 0.2}, 6)]
+    assert text == ["cabaababac", "abacbaacba", "baacabcaab", "acbababaca", "bacaacbaab", "ababcaabca"]
+
+
 def test_all_streams_together_take_no_source_more_often_than_its_share_in_any_step():
-    """What is rare does not fall on the same steps everywhere."""
-    mixture = {"speech": 0.95, "text": 0.05}
-    drawn = np.stack(list(orders(mixture, 40, range(40)).values()))
+    """What is rare does not fall on the same steps everywhere. (Of 40 draws two are 5 %.)"""
+    drawn = of_streams({"speech": 0.95, "text": 0.05}, 40)
     assert set((drawn == 1).sum(axis=0)) == {2}
 
 
 @pytest.mark.parametrize("streams", [1, 2, 6, 15])
 def test_a_stream_has_the_same_order_whatever_else_is_wanted(streams):
-    everything = orders(normalised(MIXTURES["thirty"]), streams, range(streams))
-    assert sorted(everything) == list(range(streams))
-    for stream, order in everything.items():
-        (alone,) = orders(normalised(MIXTURES["thirty"]), streams, [stream]).values()
-        np.testing.assert_array_equal(order, alone)
+    everything = of_streams(normalised(MIXTURES["thirty"]), streams)
+    for stream, order in enumerate(everything):
+        np.testing.assert_array_equal([order], of_streams(normalised(MIXTURES["thirty"]), streams, [stream]))
 
 
 @pytest.mark.parametrize("colours", [2, 3, 4, 5, 7, 9])
@@ -86,38 +115,33 @@ def test_edges_are_coloured_whatever_the_graph(colours):
             assert len(set(zip(side, found, strict=True))) == len(left)
 
 
-def test_shares_that_are_no_fractions_are_met_as_nearly_as_a_period_can():
-    mixture = normalised({"a": np.pi, "b": np.e, "c": 0.01})
-    (order,) = orders(mixture, 1, [0]).values()
-    got = np.bincount(order) / len(order)
-    assert len(order) <= schedule.LONGEST
-    assert got == pytest.approx([mixture[name] for name in "abc"], rel=1e-3)
-
-
 def test_a_share_that_is_too_small_is_told():
-    with pytest.raises(UserError, match=r"the share of source 'rare' is 1e-06 of the examples; at least 6\.1e-05"):
-        orders(normalised({"rare": 1, "common": 999_999}), 4, [0])
+    with pytest.raises(UserError, match=r"the share of 'rare' is 1e-06 of all; at least 6\.1e-05"):
+        Orders(normalised({"a": 300_000, "b": 699_999, "rare": 1}), 4, [0])
+
+
+def drawn_from(mixture, stream=0, state=None):
+    return Mix(Orders(mixture, 4, [stream]), stream, state)
 
 
 def test_a_source_counts_on_from_where_it_was():
-    (order,) = orders(EVEN, 1, [0]).values()
-    mix = Mix(EVEN, order)
+    mix = drawn_from(EVEN)
     taken = [mix.draw() for _ in range(8)]
     for name in "ab":
         assert [count for source, count in taken if source == name] == [0, 1, 2, 3]
     mix.draw()
-    again = Mix(EVEN, order, mix.state())
+    again = drawn_from(EVEN, state=mix.state())
     assert [again.draw() for _ in range(9)] == [mix.draw() for _ in range(9)]
 
 
 def test_shares_may_change_when_a_run_goes_on():
     first, second = {"a": 0.9, "b": 0.1}, {"a": 0.5, "b": 0.25, "c": 0.25}
-    mix = Mix(first, orders(first, 4, [3])[3])
+    mix = drawn_from(first, 3)
     for _ in range(1003):
         mix.draw()
-    changed = Mix(second, orders(second, 4, [3])[3], mix.state())
+    changed = drawn_from(second, 3, mix.state())
     taken = [changed.draw() for _ in range(100)]
-    assert [name for name, _ in taken] == [sorted(second)[i] for i in np.tile(orders(second, 4, [3])[3], 25)]
+    assert [name for name, _ in taken] == [sorted(second)[i] for i in of_streams(second, 4, [3], periods=25)[0]]
     counts = collections.Counter(name for name, _ in taken)
     assert counts == {"a": 50, "b": 25, "c": 25}
     before = mix.state()["drawn"]
@@ -125,7 +149,15 @@ def test_shares_may_change_when_a_run_goes_on():
         assert [count for source, count in taken if source == name] == list(
             range(before.get(name, 0), before.get(name, 0) + counts[name])
         )
-    again = Mix(second, orders(second, 4, [3])[3], changed.state())
+    again = drawn_from(second, 3, changed.state())
     assert [again.draw() for _ in range(9)] == [changed.draw() for _ in range(9)]
-    fewer = Mix(EVEN, orders(EVEN, 4, [3])[3], changed.state())
+    fewer = drawn_from(EVEN, 3, changed.state())
     assert fewer.state()["drawn"]["c"] == changed.drawn["c"] and {fewer.draw()[0], fewer.draw()[0]} == {"a", "b"}
+
+
+def test_a_state_of_orders_that_were_made_otherwise_begins_anew():
+    """It has no period. No example is taken twice."""
+    older = {"shares": EVEN, "drawn": {"a": 7, "b": 4}, "before": {}}
+    mix = drawn_from(EVEN, state=older)
+    assert sorted(mix.draw() for _ in range(4)) == [("a", 7), ("a", 8), ("b", 4), ("b", 5)]
+    assert mix.state()["before"] == {"a": 7, "b": 4}

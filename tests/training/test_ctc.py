@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from salmonn_jax.training.step import ctc_loss
+from salmonn_jax.configs import get_config
+from salmonn_jax.training.step import audio_tokens_read, ctc_loss
 
 BLANK = 3
 
@@ -37,8 +39,25 @@ def test_is_the_mean_over_tokens_of_the_sum_over_alignments():
     words = [[0, 2], [1, 1, 4], []]
     expected = [by_enumeration(a @ embedding.T, w) for a, w in zip(audio_tokens, words, strict=True) if w]
     transcript = np.array([[0, 2, -1], [1, 1, 4], [-1, -1, -1]])
-    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), transcript, BLANK)
+    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), np.full(3, 4), transcript, BLANK)
     np.testing.assert_allclose(loss, sum(expected) / 5, rtol=1e-5)
+
+
+def test_words_are_sought_in_the_audio_tokens_that_are_read():
+    embedding, audio_tokens = arrays()
+    read, words = np.array([3, 4, 1]), [[0, 2], [1, 4], [2, 0]]  # no alignment of the last one
+    heard = zip(audio_tokens[:2], read, words, strict=False)
+    expected = sum(by_enumeration(a[:n] @ embedding.T, w) for a, n, w in heard) / 4
+    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), read, np.array(words), BLANK)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_how_many_are_read_of_a_clip():
+    model = get_config("salmonn_13b_stage1").model
+    clips = np.array([0, 1, 16_000, 5440 * 4, 5440 * 4 + 1, 200_000, 479_999, 480_000])
+    assert audio_tokens_read(model, clips).tolist() == [88] * 8
+    model = dataclasses.replace(model, audio=dataclasses.replace(model.audio, tokens="clip"))
+    assert audio_tokens_read(model, clips).tolist() == [3, 3, 3, 4, 5, 37, 88, 88]
 
 
 def test_a_transcript_that_has_no_alignment_does_not_count():
@@ -47,7 +66,8 @@ def test_a_transcript_that_has_no_alignment_does_not_count():
     # Four tokens and two blanks between equal ones do not go into four audio tokens.
     with_impossible = np.concatenate([possible, [[1, 1, 1, 0]]])
     more = np.concatenate([audio_tokens, audio_tokens[:1]])
-    of_possible = jax.value_and_grad(ctc_loss)(jnp.asarray(embedding), jnp.asarray(audio_tokens), possible, BLANK)
-    of_both = jax.value_and_grad(ctc_loss)(jnp.asarray(embedding), jnp.asarray(more), with_impossible, BLANK)
+    loss, embedding = jax.value_and_grad(ctc_loss), jnp.asarray(embedding)
+    of_possible = loss(embedding, jnp.asarray(audio_tokens), np.full(3, 4), possible, BLANK)
+    of_both = loss(embedding, jnp.asarray(more), np.full(4, 4), with_impossible, BLANK)
     for ours, theirs in zip(of_both, of_possible, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)  # rounding; counted, it would add 1e5

@@ -1,0 +1,88 @@
+"""A stream of small made sources, for the tests of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from data_pipelines.audio import AudioRules
+from data_pipelines.augment import augmentation
+from data_pipelines.draws import Reader
+from data_pipelines.entries import BadExample
+from data_pipelines.examples import Example
+from data_pipelines.segments import layout
+from data_pipelines.stream import TrainingData
+from data_pipelines.wordings import Wordings
+from salmonn_jax.config import DataConfig
+from salmonn_jax.configs import get_config
+
+MODEL = get_config("debug").model
+WINDOW = MODEL.audio.window_samples
+SIZES = {"speech": 97, "events": 41, "text": 29}
+SHARES = {"speech": 0.6, "events": 0.3, "text": 0.1}
+DATA = DataConfig(mixture=SHARES, rows=16, clips=48, sequence=128, streams=8, lookahead=16)
+
+
+class Tokenizer:
+    """One token a letter. The first token of an answer tells which example it is."""
+
+    bos, eos, prefix = 1, 2, (1,)
+
+    def encode(self, text):
+        return [3 + ord(letter) for letter in text]
+
+
+@dataclasses.dataclass
+class Source:
+    """Examples of lengths that differ; of "text" without audio. Every `bad`-th cannot be used."""
+
+    name: str
+    bad: int = 0
+
+    def __len__(self):
+        return SIZES[self.name]
+
+    def __getitem__(self, i):
+        if self.bad and i % self.bad == 1:
+            raise BadExample("undecodable" if i % 2 else "empty", f"file {i}")
+        pcm = None if self.name == "text" else np.full(WINDOW // 2 + 100 * i, 1 + i, np.int16)
+        return Example(
+            id=str(i), audio=pcm, prompt="", answer=chr(1000 + i) + "x" * (i * i % 23), task="asr", source=self.name
+        )
+
+
+WORDINGS = Wordings("here", {"asr": ("What?", "Who speaks?")})
+
+
+def stream(data=DATA, streams=None, bad=0, seed=0, rejected=lambda one: None, model=MODEL):
+    reader = Reader(
+        sources={name: Source(name, bad) for name in SIZES},
+        tokenizer=Tokenizer(),
+        wordings=WORDINGS,
+        sizes=layout(model, data),
+        rules=AudioRules(minimum_seconds=0.5, maximum_seconds=1.0, too_long=data.too_long),
+        augmentation=augmentation(data, Source(data.noise_source) if data.noise_source else None),
+        streams=data.streams,
+        seed=seed,
+    )
+    shares = {name: share / sum(data.mixture.values()) for name, share in data.mixture.items()}
+    return TrainingData(reader, data, shares, streams=streams, rejected=rejected)
+
+
+def equal(ours, theirs) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def joined(parts):
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def examples(batch) -> list[tuple[int, int]]:
+    """(source, example) of every segment, in order: the token behind the prompt tells."""
+    starts = batch.loss_mask & ~np.pad(batch.loss_mask, ((0, 0), (1, 0)))[:, :-1]
+    return [(int(batch.source[r, s]), int(batch.tokens[r, s]) - 1003) for r, s in np.argwhere(starts)]
+
+
+def parts_of(hosts):
+    return [range(h * 8 // hosts, (h + 1) * 8 // hosts) for h in range(hosts)]
