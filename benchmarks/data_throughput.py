@@ -5,7 +5,7 @@
 The original's way: soundfile, 30 s at most, transformers' `WhisperFeatureExtractor` and the raw samples, in batches of
 8 by a torch `DataLoader`. Ours: packed batches of int16 samples, whose features the accelerator computes; from FLAC
 files by a manifest, and from ArrayRecord files that `launch.prepare manifest` made of them. All with the same number of
-worker processes, ours with threads too, and all on as many cores as there are workers. Needs
+worker processes, ours with threads too, and all on as many cores as there are workers, if the machine has them. Needs
 `pip install -e '.[compare]'`.
 """
 

@@ -4,15 +4,16 @@ After any k draws a source with share w has been taken k w times, give or take l
 all streams, or in those of a part that they are dealt out to (see below), when these have drawn equally often.
 
 The draws of all streams come first. There the i-th of a source with share w comes after (i - 1) / w draws and before i
-/ w. (Tasks that share a processor so are called P-fair; Baruah et al. 1996.) That order is split into p parts, the
-smallest prime factor of the number of streams, and each part again, until a stream is left. Of every p draws that
-follow each other a part gets one, and of every p draws of one source that follow each other it gets one too. So where
-the whole errs by e, a part errs by e / p + (p - 1) / p at most, which is less than one if e is. There always is such a
-split: take every draw for an edge from its p draws to its p draws of a source, and p colours suffice (König 1916).
+/ w. (Schedules of tasks on a processor with this property are called P-fair; Baruah et al. 1996.) That order is split
+into p parts, the smallest prime factor of the number of streams, and each part again, until a stream is left. Of every
+p draws that follow each other a part gets one, and of every p draws of one source that follow each other it gets one
+too. So where the whole errs by e, a part errs by e / p + (p - 1) / p at most, which is less than one if e is. There
+always is such a split: take every draw for an edge from its p draws to its p draws of a source, and p colours suffice
+(König 1916).
 
-Orders are made for a period, in which each source has a whole number of draws of each stream. There is a period for
-shares that are whole numbers of at most 16,384 parts, and every period is the same. For others periods differ by a draw
-here and there, so that no stream is ever further off than two, and all together no further than by one a stream.
+Orders are made for a period, in which each source has a whole number of draws of each stream. Shares that are all
+multiples of 1/n for an n of at most 16,384 have such a period, and every one is the same. For others periods differ by
+a draw here and there, so that no stream is ever off by two, nor all n streams together by n + 1.
 """
 
 from __future__ import annotations
@@ -116,21 +117,21 @@ def _period(shares: np.ndarray) -> int:
 def _whole(shares: np.ndarray, draws: int) -> np.ndarray:
     """int[S] that sum to so many draws, each less than one from its share of them.
 
-    Where the share of the last draws is at least one, none is less than it was before them.
+    From one period to the next none decreases, where its share of a period is at least one draw.
     """
     exact = draws * shares
-    whole = np.floor(exact + 1e-6).astype(int)
+    whole = np.floor(exact).astype(int)
     # What is missing goes to those that lost most.
     whole[np.argsort(whole - exact, kind="stable")[: draws - whole.sum()]] += 1
     return whole
 
 
 def _fair(parts: np.ndarray) -> np.ndarray:
-    """int32[period]: the order in which each source has so many draws, at least one; the earliest deadline is first."""
+    """int32[period]: the order in which each source has so many draws; the earliest deadline is first."""
     period = int(parts.sum())
     order = np.empty(period, np.int32)
     begin: list[list[tuple[int, int]]] = [[] for _ in range(period)]  # what may come from a draw on: (source, number)
-    begin[0] = [(source, 0) for source in range(len(parts))]
+    begin[0] = [(source, 0) for source in range(len(parts)) if parts[source]]
     waiting: list[tuple[int, int, int]] = []  # (deadline, source, number)
     for draw in range(period):
         for source, number in begin[draw]:

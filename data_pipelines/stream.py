@@ -2,8 +2,8 @@
 
 A fixed number of streams make a batch, each its own part of it. A stream draws from every source by the mixture, keeps
 a window of examples that wait, and packs its rows from it. The processes of a job share the streams, so neither their
-number nor that of the workers changes what a step sees; and a checkpoint holds a few numbers a stream, from which any
-other number of processes goes on at once.
+number nor that of the workers changes what a step sees; and a checkpoint holds which examples wait in each stream, from
+which any other number of processes goes on at once.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class TrainingData:
 
     Raises:
       UserError: the sizes of the configuration do not go together, or a share is too small to be mixed. And from
-        `next`: more of the examples than `data.bad_share` cannot be used.
+        `next`: more of the examples than `data.bad_share` cannot be used; then only `set_state` and `close` may follow.
     """
 
     def __init__(

@@ -161,7 +161,7 @@ def to_jax_salmonn(arguments: argparse.Namespace) -> None:
         window_seconds=arguments.second_per_window,
         stride_seconds=arguments.second_stride,
         lora_alpha=arguments.lora_alpha,
-        read=arguments.audio_tokens,
+        audio_tokens=arguments.audio_tokens,
     )
     plan = to_jax.plan_salmonn(
         arguments.whisper,

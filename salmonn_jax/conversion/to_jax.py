@@ -32,7 +32,7 @@ class Options:
       window_seconds, stride_seconds: of its windows.
       lora_alpha: by which, over the rank, the adapters are scaled.
       prompt_template: with `{}` where a prompt goes.
-      read: whose audio tokens the language model reads; the original always those of the whole window.
+      audio_tokens: which the language model reads; the original always those of the whole window.
     """
 
     heads: int | None = None
@@ -40,7 +40,7 @@ class Options:
     stride_seconds: float | None = None
     lora_alpha: float | None = None
     prompt_template: str | None = None
-    read: Literal["window", "clip"] = "window"
+    audio_tokens: Literal["window", "clip"] = "window"
 
 
 # Field of `Options`: its name in a checkpoint's `config`, its type, and what the original uses.
@@ -95,10 +95,10 @@ def plan_salmonn(
     Raises:
       UserError: a part that cannot be read, or does not fit.
     """
-    if checkpoint is not None and options.read != "window":
+    if checkpoint is not None and options.audio_tokens != "window":
         raise UserError(
-            f"the model of {checkpoint} reads all audio tokens; --audio-tokens {options.read} is for one that is yet "
-            "to be trained, without --checkpoint"
+            f"the model of {checkpoint} reads all audio tokens; --audio-tokens {options.audio_tokens} is for one that "
+            "is yet to be trained, without --checkpoint"
         )
     hearing, text = sources.read_whisper(whisper), sources.read_llama(llm)
     sound = None if beats is None else sources.read_beats(beats)
@@ -111,7 +111,7 @@ def plan_salmonn(
     chosen = _choose(options, told, checkpoint)
     values = {name: value for name, (value, _) in chosen.items()}
     config = ModelConfig(
-        audio=AudioConfig(window_seconds=hearing.window_seconds, tokens=options.read),
+        audio=AudioConfig(window_seconds=hearing.window_seconds, tokens=options.audio_tokens),
         whisper=hearing.config,
         beats=sound and sound.config,
         qformer=_qformer(trained, values, hearing.window_seconds, checkpoint),

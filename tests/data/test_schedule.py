@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 
 import numpy as np
 import pytest
@@ -122,6 +123,41 @@ def test_a_share_that_is_too_small_is_told():
 
 def drawn_from(mixture, stream=0, state=None):
     return Mix(Orders(mixture, 4, [stream]), stream, state)
+
+
+def test_shares_near_the_smallest(monkeypatch):
+    """A source that has about a draw of a period has none of some."""
+    monkeypatch.setattr(schedule, "LONGEST", 64)
+    random, least = np.random.default_rng(0), 1.05 / 64
+    for _ in range(10):
+        others = random.uniform(0.5, 1.5, 5)
+        share = np.array([least, *(others / others.sum() * (1 - least))])
+        mixture = dict(zip("abcdef", share.tolist(), strict=True))
+        drawn = of_streams(mixture, 2, periods=40)
+        assert max(largest_error(stream, share) for stream in drawn) < 2
+        assert largest_error(drawn.T.ravel(), share) < 2 + 1
+    Orders({"a": 1.001 / 64, "b": 1 - 1.001 / 64}, 2, [0])
+    with pytest.raises(UserError, match="the share of 'a'"):
+        Orders({"a": 0.999 / 64, "b": 1 - 0.999 / 64}, 2, [0])
+
+
+def test_periods_that_differ_are_drawn_one_after_another(monkeypatch):
+    """And resumed at their ends, with draws taken back, as a stream takes back what is coming."""
+    monkeypatch.setattr(schedule, "LONGEST", 64)
+    mixture = normalised({"a": np.pi, "b": np.e, "c": 2**0.5})
+    expected = [sorted(mixture)[i] for i in of_streams(mixture, 4, [1], periods=4)[0]]
+    assert expected[:64] != expected[64:128]
+    mix, states, taken = drawn_from(mixture, 1), [], []
+    for _ in range(200):
+        states.append(json.loads(json.dumps(mix.state())))
+        taken.append(mix.draw())
+    assert [name for name, _ in taken] == expected[:200]
+    for place in range(60, 69):
+        later = states[place + 3]
+        for name, _ in taken[place : place + 3]:
+            later["drawn"][name] -= 1
+        again = drawn_from(mixture, 1, later)
+        assert [again.draw() for _ in range(100)] == taken[place : place + 100]
 
 
 def test_a_source_counts_on_from_where_it_was():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from salmonn_jax.batch import Segment, collate
 from salmonn_jax.configs import get_config
-from salmonn_jax.training.step import audio_tokens_read, ctc_loss
+from salmonn_jax.prompts import TEXT
+from salmonn_jax.training.step import audio_tokens_read, batch_loss, ctc_loss
 
 BLANK = 3
 
@@ -58,6 +61,28 @@ def test_how_many_are_read_of_a_clip():
     assert audio_tokens_read(model, clips).tolist() == [88] * 8
     model = dataclasses.replace(model, audio=dataclasses.replace(model.audio, tokens="clip"))
     assert audio_tokens_read(model, clips).tolist() == [3, 3, 3, 4, 5, 37, 88, 88]
+
+
+def test_the_loss_of_a_batch_seeks_words_in_what_is_read():
+    """Of a model whose outputs are made up."""
+    random, config = np.random.default_rng(0), get_config("salmonn_13b_stage1")
+    model = dataclasses.replace(config.model, audio=dataclasses.replace(config.model.audio, tokens="clip"))
+    config = dataclasses.replace(config, model=model, ctc_weight=0.5, ctc_blank=BLANK)
+    embedding, heard = jnp.asarray(random.normal(size=(9, 6))), jnp.asarray(random.normal(size=(2, 88, 6)))
+    clips = [np.ones(size, np.int16) for size in (30_000, 480_000)]
+    rows = [[Segment([1, 5, 6, 2], [TEXT] * 4, 2, (clip,))] for clip in clips]
+    batch = collate(rows, sequence=4, window=480_000, audio_tokens=88)
+    batch = batch._replace(transcript=np.array([[5, 6], [7, 8]], np.int32))
+
+    def outputs(batch, **_):
+        return jnp.zeros((2, 4, 9)), heard
+
+    outputs.llama = types.SimpleNamespace(embedding=embedding)
+    structure = types.SimpleNamespace(merge=lambda *_: outputs)
+    _, metrics = batch_loss(config, structure, {}, {}, batch, 1, None)
+    part, all_ = (ctc_loss(embedding, heard, np.array([n, 88]), batch.transcript, BLANK) for n in (6, 88))
+    np.testing.assert_allclose(metrics["ctc"], part, rtol=1e-6)
+    assert abs(all_ / part - 1) > 1e-2
 
 
 def test_a_transcript_that_has_no_alignment_does_not_count():
