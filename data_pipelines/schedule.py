@@ -3,13 +3,13 @@
 After any k draws a source with share w has been taken k w times, give or take less than one: in every stream; and in
 all streams, or in those of a part that they are dealt out to (see below), when these have drawn equally often.
 
-The draws of all streams come first. There the i-th of a source with share w comes after (i - 1) / w draws and before i
-/ w. (Schedules of tasks on a processor with this property are called P-fair; Baruah et al. 1996.) That order is split
+The draws of all streams come first. There the i-th of a source with share w comes after (i - 1)/w draws and before
+i/w. (Schedules of tasks on a processor with this property are called P-fair; Baruah et al. 1996.) That order is split
 into p parts, the smallest prime factor of the number of streams, and each part again, until a stream is left. Of every
 p draws that follow each other a part gets one, and of every p draws of one source that follow each other it gets one
-too. So where the whole errs by e, a part errs by e / p + (p - 1) / p at most, which is less than one if e is. There
-always is such a split: take every draw for an edge from its p draws to its p draws of a source, and p colours suffice
-(König 1916).
+too. So where the whole errs by e, a part errs by e/p + (p - 1)/p at most, which is less than one if e is. There always
+is such a split: take every draw for an edge from its p draws to its p draws of a source, and p colours suffice (König
+1916).
 
 Orders are made for a period, in which each source has a whole number of draws of each stream. Shares that are all
 multiples of 1/n for an n of at most 16,384 have such a period, and every one is the same. For others periods differ by

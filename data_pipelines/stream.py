@@ -63,10 +63,11 @@ class Stream:
         return Draw(self.number, *self.mix.draw())
 
     def drop(self, places: Iterable[int]) -> None:
+        """Takes what was placed out of the window."""
         gone = set(places)
         self.window = [entry for i, entry in enumerate(self.window) if i not in gone]
 
-    def read(self) -> dict[str, int]:
+    def received(self) -> dict[str, int]:
         """How many examples of each source were drawn and are not coming any more."""
         coming = collections.Counter(one.draw.source for one in self.coming)
         return {source: count - coming[source] for source, count in self.mix.drawn.items()}
@@ -74,7 +75,7 @@ class Stream:
     def state(self) -> dict[str, Any]:
         """All that it is, as JSON. What is coming is not in it: it will be drawn again."""
         return {
-            "mix": self.mix.state() | {"drawn": self.read()},
+            "mix": self.mix.state() | {"drawn": self.received()},
             "lengths": self.lengths.state(),
             "window": [[draw.source, draw.count] for draw, _ in self.window],
             "rejected": [[source, reason, count] for (source, reason), count in sorted(self.rejected.items())],
@@ -235,9 +236,9 @@ class TrainingData:
         return found
 
     def _judge(self, last: Rejected) -> None:
-        read = sum(sum(stream.read().values()) for stream in self._streams)
+        received = sum(sum(stream.received().values()) for stream in self._streams)
         bad = sum(stream.rejected.total() for stream in self._streams)
-        expected = self._data.bad_share * max(read, JUDGED)
+        expected = self._data.bad_share * max(received, JUDGED)
         if last.reason == "too long" and self._data.too_long == "error":
             raise UserError(
                 f"example {last.index} of {last.source} is too long ({last.detail}), and data.too_long is error"
@@ -245,7 +246,7 @@ class TrainingData:
         # Of a few, more may be bad by chance: by three standard deviations.
         if bad > expected + 3 * math.sqrt(expected):
             raise UserError(
-                f"{bad} of {read} examples cannot be used, more than data.bad_share={self._data.bad_share:g}; "
+                f"{bad} of {received} examples cannot be used, more than data.bad_share={self._data.bad_share:g}; "
                 f"the last is example {last.index} of {last.source}, {last.reason}: {last.detail}"
             )
 
