@@ -21,7 +21,7 @@ quickstart: $(VENV)/.quickstart
 test: $(VENV)/.test $(VENV)/.beam
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	test ! -e $(VENV)/.beam || $(BEAM)/bin/python -m pytest tests/data/test_shards.py -k test_beam
+	test ! -e $(VENV)/.beam || $(BEAM)/bin/python -m pytest tests/data/test_prepare.py -k test_beam
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The tables of plans in the README, compiled anew: hours on two cores.

@@ -26,8 +26,8 @@ import soundfile
 
 from benchmarks.packing import read_aloud
 from data_pipelines import corpora
-from data_pipelines.stream import cores
-from data_pipelines.training import audio_rules, training_data
+from data_pipelines.stream.from_config import audio_rules, training_data
+from data_pipelines.stream.training_data import cores
 from salmonn_jax.audio_files import load_audio
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
 from salmonn_jax.tokenizer import load_tokenizer
@@ -98,7 +98,7 @@ def ours(folder: pathlib.Path, source: str, workers: int) -> Generator[int, None
 
 def make(folder: pathlib.Path, sounds: list[str], count: int) -> list[str]:
     """Writes clips as long as LibriSpeech's, cut from recordings; the manifest; the data set; a tokenizer."""
-    from data_pipelines import tones
+    from data_pipelines.sources import tones
     from launch import prepare
 
     random = np.random.default_rng(0)

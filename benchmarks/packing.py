@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.mixture import normalised
-from data_pipelines.packing import PACKINGS, Room, Size, rooms
-from data_pipelines.schedule import Mix, Orders
+from data_pipelines.stream.mixture import normalised
+from data_pipelines.stream.packing import PACKINGS, Room, Size, rooms
+from data_pipelines.stream.schedule import Mix, Orders
 from salmonn_jax import config as configuration
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, RunConfig
 from salmonn_jax.configs import get_config

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 
 import fsspec
 
-from data_pipelines import minicorpus, tones
-from data_pipelines.audio import AudioRules
+from data_pipelines import minicorpus
 from data_pipelines.examples import Example
-from data_pipelines.manifests import ManifestSource
-from data_pipelines.shards import open_split, splits
-from data_pipelines.tfds_source import TfdsSource
+from data_pipelines.sources import tones
+from data_pipelines.sources.audio import AudioRules
+from data_pipelines.sources.manifest import ManifestSource
+from data_pipelines.sources.prepared import open_split, splits
+from data_pipelines.sources.tfds import TfdsSource
 from salmonn_jax.errors import UserError, unknown_name
 
 

@@ -54,7 +54,7 @@ def evaluate(
 
     import salmonn_jax
     from data_pipelines import corpora
-    from data_pipelines.wordings import Wordings
+    from data_pipelines.stream.prompt_templates import Wordings
     from salmonn_jax import distributed
     from salmonn_jax.evaluation import predictions, report, run, tasks
 
@@ -94,7 +94,7 @@ def evaluate(
 
 def questions(source: Sequence, wordings: Any) -> Iterator:
     """The examples that can be used, each with a prompt: the first wording of its task, where it brings none."""
-    from data_pipelines.entries import BadExample
+    from data_pipelines.sources.manifest_entries import BadExample
 
     for index in range(len(source)):
         try:

@@ -103,7 +103,7 @@ def _minicorpus(options: argparse.Namespace) -> None:
 
 
 def _manifest(options: argparse.Namespace) -> None:
-    from data_pipelines.manifests import Manifest
+    from data_pipelines.sources.manifest import Manifest
 
     def entries() -> Iterator:
         manifest = Manifest(options.manifest)
@@ -113,8 +113,8 @@ def _manifest(options: argparse.Namespace) -> None:
 
 
 def _corpus(options: argparse.Namespace) -> None:
-    from data_pipelines import paper
-    from data_pipelines.entries import BadExample
+    from data_pipelines.sources import paper
+    from data_pipelines.sources.manifest_entries import BadExample
 
     def located(entry):
         if isinstance(entry, BadExample):  # a generator that raised would end
@@ -129,8 +129,9 @@ def _corpus(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from data_pipelines import corpora, inspection
-    from data_pipelines.training import audio_rules, source_names, tokenizer_folder, training_data
+    from data_pipelines import corpora
+    from data_pipelines import inspect as inspection
+    from data_pipelines.stream.from_config import audio_rules, source_names, tokenizer_folder, training_data
     from launch.train import resolve
     from salmonn_jax.tokenizer import load_tokenizer
 
@@ -153,9 +154,9 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _prepare(entries: Callable[[], Iterator], source: str, options: argparse.Namespace) -> None:
-    from data_pipelines.audio import AudioRules
-    from data_pipelines.build import prepare
-    from data_pipelines.making import Recipe
+    from data_pipelines.prepare.dataset import prepare
+    from data_pipelines.prepare.shard_writer import Recipe
+    from data_pipelines.sources.audio import AudioRules
 
     rules = AudioRules(channels=options.channels, too_long=options.too_long)
     prepare(

@@ -211,7 +211,7 @@ class DataConfig:
     lookahead: int = 32  # examples of a stream that wait to be packed
     wordings: str = ""  # file of prompts by task, such as the original's train_prompt.json; "": ours
     channels: Literal["first", "mean"] = "first"  # of audio, as the original; or the mean of all
-    too_long: Literal["truncate", "chunk", "drop", "error"] = "truncate"  # see `data_pipelines.audio.AudioRules`
+    too_long: Literal["truncate", "chunk", "drop", "error"] = "truncate"  # see `AudioRules`
     speed: float = 0.0  # augmentation: faster or slower by up to this part
     gain: float = 0.0  # augmentation: louder or softer by up to so many dB
     noise: float = 0.0  # augmentation: the share of clips that get noise, 10 to 30 dB below them

@@ -12,8 +12,8 @@ import soundfile
 
 import salmonn_jax
 from data_pipelines import corpora
-from data_pipelines.segments import layout, segment
-from data_pipelines.wordings import Wordings
+from data_pipelines.stream.encode import layout, segment
+from data_pipelines.stream.prompt_templates import Wordings
 from launch.train import train
 from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError

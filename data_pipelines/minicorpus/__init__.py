@@ -13,7 +13,7 @@ import pathlib
 from data_pipelines.minicorpus.build import check_ready, heard_sources, notes, prepare, source_folder
 from data_pipelines.minicorpus.clips import FILLER, SIZES
 from data_pipelines.minicorpus.recordings import CLIP_SECONDS
-from data_pipelines.shards import Shards, open_split
+from data_pipelines.sources.prepared import Shards, open_split
 from salmonn_jax.errors import unknown_name
 
 __all__ = ["CLIP_SECONDS", "FILLER", "SOURCES", "heard_sources", "notes", "prepare", "read"]

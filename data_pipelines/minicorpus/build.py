@@ -19,7 +19,7 @@ import tqdm
 
 from data_pipelines.minicorpus import packages, recordings, synthesised, vocabulary
 from data_pipelines.minicorpus.clips import NOTES, SIZES, VERSION
-from data_pipelines.shards import open_split
+from data_pipelines.sources.prepared import open_split
 from salmonn_jax.errors import UserError
 
 _EXTRA = ("av", "symusic", "espeakng_loader")  # modules of the extra `minicorpus`

@@ -13,7 +13,7 @@ from data_pipelines.examples import Example
 from data_pipelines.minicorpus import clips, heard, reading, spoken
 from data_pipelines.minicorpus.clips import VERSION, Clip
 from data_pipelines.minicorpus.recordings import Recordings, load
-from data_pipelines.records import to_flac
+from data_pipelines.sources.records import to_flac
 from salmonn_jax.config import SAMPLE_RATE
 
 

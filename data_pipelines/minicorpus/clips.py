@@ -123,7 +123,7 @@ class Place(NamedTuple):
 @functools.cache
 def wordings(task: str) -> tuple[str, ...]:
     """The ways to ask for a task; the first one is the test's."""
-    text = importlib.resources.files("data_pipelines").joinpath("prompts.json").read_text(encoding="utf-8")
+    text = importlib.resources.files("data_pipelines.minicorpus").joinpath("prompts.json").read_text(encoding="utf-8")
     return tuple(json.loads(text)[task])
 
 

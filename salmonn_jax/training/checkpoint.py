@@ -19,7 +19,7 @@ from salmonn_jax.weights import flat, nested
 
 
 class Data(Protocol):
-    """What yields a process' parts of the batches: `data_pipelines.stream.TrainingData`."""
+    """What yields a process' parts of the batches: `data_pipelines.stream.training_data.TrainingData`."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 

@@ -6,14 +6,14 @@ import dataclasses
 
 import numpy as np
 
-from data_pipelines.audio import AudioRules
-from data_pipelines.augment import augmentation
-from data_pipelines.draws import Reader
-from data_pipelines.entries import BadExample
 from data_pipelines.examples import Example
-from data_pipelines.segments import layout
-from data_pipelines.stream import TrainingData
-from data_pipelines.wordings import Wordings
+from data_pipelines.sources.audio import AudioRules
+from data_pipelines.sources.manifest_entries import BadExample
+from data_pipelines.stream.augment import augmentation
+from data_pipelines.stream.draws import Reader
+from data_pipelines.stream.encode import layout
+from data_pipelines.stream.prompt_templates import Wordings
+from data_pipelines.stream.training_data import TrainingData
 from salmonn_jax.config import DataConfig
 from salmonn_jax.configs import get_config
 

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.entries import BadExample
 from data_pipelines.examples import Example
-from data_pipelines.mixture import measure, shares
+from data_pipelines.sources.manifest_entries import BadExample
+from data_pipelines.stream.mixture import measure, shares
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 

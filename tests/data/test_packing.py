@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.packing import measured
-from data_pipelines.packing import Room, Size, pack, pad
+from data_pipelines.stream.packing import Room, Size, pack, pad
 
 
 @pytest.mark.parametrize("packing", [pack, pad])

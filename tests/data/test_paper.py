@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import paper
-from data_pipelines.audio import AudioRules, read_clip
-from data_pipelines.entries import GAP, BadExample, Entry, Piece
-from data_pipelines.manifests import example
-from data_pipelines.paper import files
+from data_pipelines.sources import paper
+from data_pipelines.sources.audio import AudioRules, read_clip
+from data_pipelines.sources.manifest import example
+from data_pipelines.sources.manifest_entries import GAP, BadExample, Entry, Piece
+from data_pipelines.sources.paper import files
 from salmonn_jax.errors import UserError
 
 # As the Montreal Forced Aligner writes it: a tier of words, a tier of phones.

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import schedule
-from data_pipelines.schedule import Mix, Orders
+from data_pipelines.stream import schedule
+from data_pipelines.stream.schedule import Mix, Orders
 from salmonn_jax.configs.salmonn import STAGE2_MIXTURE
 from salmonn_jax.errors import UserError
 

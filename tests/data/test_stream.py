@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 
-from data_pipelines.quarantine import Quarantine
+from data_pipelines.stream.rejections import Quarantine
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT
 from tests.data.streams import DATA, MODEL, SHARES, SIZES, Tokenizer, equal, examples, joined, parts_of, stream

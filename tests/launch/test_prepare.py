@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.shards import Shards
+from data_pipelines.sources.prepared import Shards
 from launch import cli, prepare
 from tests.data.test_minicorpus import tone
 
@@ -75,7 +75,7 @@ def test_what_is_wrong_is_told_in_one_line(manifest, tmp_path, capsys):
 
 
 def test_what_follows_beam_is_for_beam(manifest, tmp_path, monkeypatch):
-    from data_pipelines import build
+    from data_pipelines.prepare import dataset as build
 
     given = {}
     monkeypatch.setattr(build, "prepare", lambda *rest, **options: given.update(options))

@@ -1,0 +1,57 @@
+"""CoVoST 2, English to Chinese: translations of Common Voice 4.
+
+A folder looks so:
+
+    covost_v2.en_zh-CN.tsv          path, translation, split
+    validated.tsv                   of Common Voice: path, sentence, ...
+    clips/common_voice_en_1.mp3     of Common Voice
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from data_pipelines.sources.manifest_entries import Entry, Piece
+from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
+from data_pipelines.sources.paper.files import TSV, entries, need, table
+
+WHERE = (
+    "CoVoST 2 is at github.com/facebookresearch/covost (CC0), its audio is the English part of Common Voice 4 at "
+    "commonvoice.mozilla.org (CC0); name the folder that holds covost_v2.en_zh-CN.tsv, validated.tsv and clips/"
+)
+
+# CoVoST trains on more of Common Voice than that calls its training part, and marks the rest so.
+_SPLITS = {"train": {"train", "train_covost"}, "dev": {"dev"}, "test": {"test"}}
+
+
+def _translations(folder: pathlib.Path, split: str) -> Entries:
+    """Translations joined to Common Voice by path, in the order of Common Voice."""
+    file = need(folder, "covost_v2.en_zh-CN.tsv", WHERE)
+    spoken = table(need(folder, "validated.tsv", WHERE), ("path", "sentence"), WHERE, **TSV)
+    rows = table(file, ("path", "translation", "split"), WHERE, **TSV)
+    translations = {row["path"]: row["translation"] for row in rows if row["split"] in _SPLITS[split]}
+
+    def make(row: dict[str, str]) -> Entry:
+        path = row["path"]
+        return Entry(
+            id=path,
+            audio=(Piece(f"clips/{path}"),),
+            answer=translations[path].strip(),
+            task="translation_ec",
+            transcript=row["sentence"].strip(),
+        )
+
+    return entries(make, (row for row in spoken if row["path"] in translations))
+
+
+CORPORA = (
+    PaperCorpus(
+        name="covost2",
+        task="translation_ec",
+        read=_translations,
+        splits=tuple(_SPLITS),
+        hours=430,
+        samples=290_000,
+        where=WHERE,
+    ),
+)

@@ -1,0 +1,61 @@
+"""IEMOCAP: the emotion of acted utterances.
+
+A folder looks so:
+
+    Session1/dialog/EmoEvaluation/Ses01F_impro01.txt
+    Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Iterator
+
+from data_pipelines.sources.manifest_entries import Entry, Piece
+from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
+from data_pipelines.sources.paper.files import entries, need
+
+WHERE = (
+    "IEMOCAP is given out on request at sail.usc.edu/iemocap (for research); name the folder IEMOCAP_full_release, "
+    "which holds Session1 to Session5"
+)
+
+_SESSIONS = {"train": (1, 2, 3, 4), "test": (5,)}  # each has two actors of its own, so test voices are new
+
+# The four classes that are usually told apart; excitement counts as happiness, other emotions are left out.
+_EMOTIONS = {"ang": "Angry", "hap": "Happy", "exc": "Happy", "sad": "Sad", "neu": "Neutral"}
+
+_TURN = re.compile(r"\[[\d.]+ - [\d.]+\]\s+(\w+)\s+(\w+)\s")  # [start - end], name, emotion the raters agreed on
+
+
+def _emotions(folder: pathlib.Path, split: str) -> Entries:
+    """One word an utterance."""
+    sessions = [f"Session{number}" for number in _SESSIONS[split]]
+    ratings = {session: need(folder, f"{session}/dialog/EmoEvaluation", WHERE) for session in sessions}
+
+    def turns() -> Iterator[tuple[str, str, str]]:
+        for session, rated in ratings.items():
+            for file in sorted(rated.glob("Ses*.txt")):
+                for name, emotion in _TURN.findall(file.read_text("latin-1")):
+                    if emotion in _EMOTIONS:
+                        yield f"{session}/sentences/wav/{file.stem}/{name}.wav", name, emotion
+
+    def make(row: tuple[str, str, str]) -> Entry:
+        path, name, emotion = row
+        return Entry(id=name, audio=(Piece(path),), answer=_EMOTIONS[emotion], task="emotion_recognition")
+
+    return entries(make, turns())
+
+
+CORPORA = (
+    PaperCorpus(
+        name="iemocap",
+        task="emotion_recognition",
+        read=_emotions,
+        splits=tuple(_SESSIONS),
+        hours=5,
+        samples=4_000,
+        where=WHERE,
+    ),
+)

@@ -1,0 +1,144 @@
+"""LibriSpeech: transcripts, phones, and the gender of its readers.
+
+A folder looks so:
+
+    LibriSpeech/SPEAKERS.TXT
+    LibriSpeech/train-clean-100/103/1240/103-1240.trans.txt, 103-1240-0000.flac, 103-1240-0000.TextGrid
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from data_pipelines.sources.manifest_entries import Entry, Piece
+from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
+from data_pipelines.sources.paper.files import entries, need, sentence
+from salmonn_jax.errors import UserError
+
+WHERE = "LibriSpeech is at openslr.org/12 (CC BY 4.0); name the folder that holds SPEAKERS.TXT and its subsets"
+_ALIGNMENTS = (
+    "merge the TextGrid archive of github.com/CorentinJ/librispeech-alignments (Montreal Forced Aligner) into "
+    "LibriSpeech, which is at openslr.org/12 (CC BY 4.0)"
+)
+
+_TRAIN = ("train-clean-100", "train-clean-360", "train-other-500")
+_HELD_OUT = ("dev_clean", "dev_other", "test_clean", "test_other")
+
+_GENDERS = {"F": "Female", "M": "Male"}
+_SILENCES = {"", "sil", "sp"}
+_UNKNOWN = "spn"  # stands for a word the aligner did not know
+
+
+class Utterance(NamedTuple):
+    """A line of a transcript file; `path` is that of its FLAC file, relative to the corpus."""
+
+    id: str
+    path: str
+    words: str
+
+
+def utterances(folder: pathlib.Path, subsets: Sequence[str]) -> Iterator[Utterance]:
+    """The utterances of subsets, by speaker, chapter and number. Raises UserError if a subset is missing."""
+    return _utterances(folder, [need(folder, subset, WHERE) for subset in subsets])
+
+
+def _utterances(folder: pathlib.Path, subsets: Sequence[pathlib.Path]) -> Iterator[Utterance]:
+    for subset in subsets:
+        for file in sorted(subset.glob("*/*/*.trans.txt")):
+            chapter = file.parent.relative_to(folder).as_posix()
+            for line in file.read_text("utf-8").splitlines():
+                name, _, words = line.partition(" ")
+                if name:
+                    yield Utterance(name, f"{chapter}/{name}.flac", words)
+
+
+def _subsets(split: str) -> Sequence[str]:
+    return _TRAIN if split == "train" else (split.replace("_", "-"),)
+
+
+def _transcribed(utterance: Utterance) -> Entry:
+    return _entry(utterance, "asr", sentence(utterance.words))
+
+
+def _entry(utterance: Utterance, task: str, answer: str) -> Entry:
+    words = sentence(utterance.words)
+    return Entry(id=utterance.id, audio=(Piece(utterance.path),), answer=answer, task=task, transcript=words)
+
+
+def _asr(folder: pathlib.Path, split: str) -> Entries:
+    """Transcripts; "train" is all 960 hours."""
+    return entries(_transcribed, utterances(folder, _subsets(split)))
+
+
+def _gender(folder: pathlib.Path, split: str) -> Entries:
+    """Female or Male, by SPEAKERS.TXT; "train" is train-clean-100, as in the paper."""
+    lines = need(folder, "SPEAKERS.TXT", WHERE).read_text("utf-8").splitlines()
+    fields = [line.split("|") for line in lines if "|" in line and not line.startswith(";")]
+    genders = {speaker.strip(): _GENDERS[sex.strip()] for speaker, sex, *_ in fields if sex.strip() in _GENDERS}
+
+    def make(utterance: Utterance) -> Entry:
+        return _entry(utterance, "gender_recognition", genders[utterance.id.split("-")[0]])
+
+    return entries(make, utterances(folder, _subsets(split)[:1]))
+
+
+def _phones(folder: pathlib.Path, split: str) -> Entries:
+    """Phones as the Montreal Forced Aligner found them, with their stress and without silences.
+
+    Left out are utterances that were not aligned, and those with a word the aligner did not know: a lexicon could only
+    guess how the reader said it.
+    """
+    found = utterances(folder, _subsets(split))
+    for subset in _subsets(split):
+        if next((folder / subset).glob("*/*/*.TextGrid"), None) is None:
+            raise UserError(f"{folder / subset} holds no .TextGrid file; {_ALIGNMENTS}")
+
+    def aligned() -> Iterator[tuple[Utterance, list[str]]]:
+        for utterance in found:
+            grid = (folder / utterance.path).with_suffix(".TextGrid")
+            phones = read_phones(grid.read_text("utf-8")) if grid.exists() else None
+            if phones is not None:
+                yield utterance, phones
+
+    return entries(lambda row: _entry(row[0], "phone_recognition", " ".join(row[1])), aligned())
+
+
+def read_phones(grid: str) -> list[str] | None:
+    """The phones of a TextGrid in its long form; None where the tier of phones is missing or holds an unknown word."""
+    tiers = [tier for tier in re.split(r"item \[\d+\]:", grid) if re.search(r'name = "phones"', tier)]
+    labels = re.findall(r'text = "([^"]*)"', tiers[0]) if tiers else [_UNKNOWN]
+    return None if _UNKNOWN in labels else [label for label in labels if label not in _SILENCES]
+
+
+CORPORA = (
+    PaperCorpus(
+        name="librispeech",
+        task="asr",
+        read=_asr,
+        splits=("train", *_HELD_OUT),
+        hours=960,
+        samples=280_000,
+        where=WHERE,
+    ),
+    PaperCorpus(
+        name="librispeech_phones",
+        task="phone_recognition",
+        read=_phones,
+        splits=("train", *_HELD_OUT),
+        hours=960,
+        samples=280_000,
+        where=_ALIGNMENTS,
+    ),
+    PaperCorpus(
+        name="librispeech_gender",
+        task="gender_recognition",
+        read=_gender,
+        splits=("train", *_HELD_OUT),
+        hours=100,
+        samples=28_000,
+        where=WHERE,
+    ),
+)

@@ -1,0 +1,53 @@
+"""Questions about speech, sounds and music with their answers, from the annotations that SALMONN's authors released.
+
+A folder looks so:
+
+    salmonn_stage2_data.json
+    LibriSpeech/ WavCaps/ AudioCaps/ MusicNet/ MillionSongDatasetSpotify/      the audio, named as in the annotations
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipelines.sources.manifest_entries import from_annotation
+from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
+from data_pipelines.sources.paper.files import array, entries, need
+
+_FILE = "salmonn_stage2_data.json"
+WHERE = (
+    "the annotations are linked from the README of github.com/bytedance/SALMONN, branch salmonn (no licence of "
+    "their own is stated); name the folder that holds salmonn_stage2_data.json and, beside it, "
+)
+
+
+def _questions(corpus: str, folder: pathlib.Path, split: str) -> Entries:
+    """The questions about one corpus. Paths begin at its name, whatever stands before it in the annotations."""
+    file = need(folder, _FILE, WHERE + corpus)
+
+    def lines() -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, line in enumerate(array(file, "annotation", (), WHERE + corpus)):
+            parts = str(line.get("path")).split("/")
+            if corpus in parts and str(line.get("task")).endswith("QA"):
+                yield number, line | {"path": "/".join(parts[parts.index(corpus) :])}
+
+    return entries(lambda row: from_annotation(row[1], row[0]), lines())
+
+
+def _corpus(name: str, folder: str, hours: int, samples: int) -> PaperCorpus:
+    read = functools.partial(_questions, folder)
+    return PaperCorpus(
+        name=name, task="QA", read=read, splits=("train",), hours=hours, samples=samples, where=WHERE + folder
+    )
+
+
+CORPORA = (
+    _corpus("librispeech_qa", "LibriSpeech", 960, 280_000),
+    _corpus("wavcaps_qa", "WavCaps", 760, 270_000),
+    _corpus("audiocaps_qa", "AudioCaps", 130, 48_000),
+    _corpus("musicnet", "MusicNet", 3, 400),
+    _corpus("millionsong", "MillionSongDatasetSpotify", 400, 48_000),
+)

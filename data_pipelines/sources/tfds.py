@@ -1,0 +1,136 @@
+"""Data sets that others built with TFDS, read as they are: a small JSON file says which of their features are what.
+
+    {"folder": "gs://bucket/fluent/1.0.0", "audio": "speech", "rate": 16000, "answer": "text", "task": "asr"}
+
+They must be in ArrayRecord files (`file_format="array_record"` when they are built). No TensorFlow is needed, unless a
+data set has a feature that TFDS decodes with it only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, SupportsIndex
+
+import fsspec
+import numpy as np
+
+from data_pipelines.examples import Example
+from data_pipelines.sources.audio import AudioRules
+from data_pipelines.sources.manifest_entries import BadExample
+from salmonn_jax.audio_files import AudioError, load_audio
+from salmonn_jax.config import SAMPLE_RATE
+from salmonn_jax.errors import UserError, unknown_name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """Which feature is what.
+
+    Attributes:
+      folder: of the data set and version: a path, or a URL that TFDS opens.
+      answer: the feature with the text, or the class, to produce.
+      task: names the wordings.
+      audio: the feature with the clip, as samples or as the bytes of a file; "" for text alone.
+      rate: of the samples, in Hz.
+      question: the feature that goes into the wording; "" for none.
+    """
+
+    folder: str
+    answer: str
+    task: str
+    audio: str = ""
+    rate: int = SAMPLE_RATE
+    question: str = ""
+
+
+class TfdsSource:
+    """The examples of one split: a random-access sequence. Picklable; every process opens the files for itself.
+
+    Args:
+      location: of the JSON file.
+      source: goes into the examples.
+      split: one that the data set has.
+      rules: how clips are read.
+
+    Raises:
+      UserError: the file or the data set is not there, or has no such split or feature.
+    """
+
+    def __init__(self, location: str, source: str, split: str, rules: AudioRules):
+        self._source, self._split, self._rules = source, split, rules
+        self._is = _described(location)
+        self._records = self._features = None
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._open())
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        record = self._open()[index]
+        return Example(
+            id=str(int(index)),
+            audio=self._clip(record, int(index)) if self._is.audio else None,
+            prompt="",
+            question=self._text(record, self._is.question) if self._is.question else "",
+            answer=self._text(record, self._is.answer),
+            task=self._is.task,
+            source=self._source,
+        )
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_records": None, "_features": None}
+
+    def _open(self):
+        if self._records is None:
+            import tensorflow_datasets as tfds  # slow to import
+
+            try:
+                builder = tfds.builder_from_directory(self._is.folder)
+            except (OSError, tfds.core.dataset_info.DatasetInfoFileError):
+                raise UserError(f"no TFDS data set in {self._is.folder}") from None
+            if self._split not in builder.info.splits:
+                raise unknown_name(f"split of {self._source}", self._split, builder.info.splits)
+            for name in (self._is.answer, self._is.audio, self._is.question):
+                if name and name not in builder.info.features:
+                    raise unknown_name(f"feature of {self._is.folder}", name, builder.info.features)
+            self._features = builder.info.features
+            self._records = builder.as_data_source(self._split)
+        return self._records
+
+    def _text(self, record: Mapping[str, Any], name: str) -> str:
+        value, feature = record[name], self._features[name]
+        if hasattr(feature, "int2str"):
+            return feature.int2str(int(value))
+        text = value.decode() if isinstance(value, bytes) else str(value)
+        if not text.strip():
+            raise BadExample("wrong line", f"its {name} is empty")
+        return text
+
+    def _clip(self, record: Mapping[str, Any], index: int) -> np.ndarray:
+        value = record[self._is.audio]
+        # TFDS keeps 16-bit samples as int64.
+        samples = value if isinstance(value, bytes) else (_narrow(np.asarray(value)), self._is.rate)
+        try:
+            return load_audio(samples, channels=self._rules.channels)
+        except AudioError as error:
+            raise BadExample(error.reason, f"record {index}: {error}") from None
+
+
+def _described(location: str) -> Features:
+    try:
+        with fsspec.open(location, "rb") as file:
+            described = json.loads(file.read())
+        known = {field.name for field in dataclasses.fields(Features)}
+        unknown = set(described) - known
+        if unknown:
+            raise unknown_name(f"field of {location}", sorted(unknown)[0], known)
+        return Features(**described)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{location} does not describe a TFDS data set: {error}") from None
+
+
+def _narrow(samples: np.ndarray) -> np.ndarray:
+    fits = samples.dtype == np.int64 and np.abs(samples).max(initial=0) <= 32768
+    return np.clip(samples, -32768, 32767).astype(np.int16) if fits else samples

@@ -1,0 +1,105 @@
+"""Augmentation of clips, as grain transforms: speed, loudness, noise. Off unless the configuration asks for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+import soxr
+
+from data_pipelines.examples import Example
+from data_pipelines.sources.manifest_entries import BadExample
+from salmonn_jax.audio_files import to_float, to_pcm
+from salmonn_jax.config import SAMPLE_RATE, DataConfig
+from salmonn_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed(grain.transforms.RandomMap):
+    """Plays a clip faster and higher, or slower and lower, by up to `most` (0.1: 0.9 to 1.1 times)."""
+
+    most: float
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> Example:
+        rate = SAMPLE_RATE * rng.uniform(1 - self.most, 1 + self.most)
+        return _with(example, soxr.resample(to_float(example.audio), rate, SAMPLE_RATE, quality="MQ"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain(grain.transforms.RandomMap):
+    """Makes a clip louder or softer by up to `most` dB; what is louder than full scale is clipped."""
+
+    most: float
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> Example:
+        return _with(example, to_float(example.audio) * 10 ** (rng.uniform(-self.most, self.most) / 20))
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(grain.transforms.RandomMap):
+    """Adds noise, 10 to 30 dB below the clip, to a `share` of the clips: cut from `recordings`, or white without any.
+
+    Raises BadExample from `random_map` if the recording that was drawn cannot be used.
+    """
+
+    share: float
+    recordings: Sequence[Example] = ()
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> Example:
+        if rng.uniform() >= self.share:
+            return example
+        samples = to_float(example.audio)
+        loudness = _rms(samples) * 10 ** (-rng.uniform(10, 30) / 20)
+        noise = self._recorded(len(samples), rng) if self.recordings else _white(len(samples), rng)
+        # A cut from a pause of a recording is silent, and stays so.
+        return _with(example, samples + noise * (loudness / max(_rms(noise), 1e-9)))
+
+    def _recorded(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """A cut of a recording, which begins anywhere and starts over where the recording ends."""
+        index = int(rng.integers(len(self.recordings)))
+        try:
+            audio = self.recordings[index].audio
+        except BadExample as bad:
+            raise BadExample("noise", f"recording {index}, {bad.reason}: {bad.detail}") from None
+        if audio is None:
+            raise BadExample("noise", f"recording {index} has no audio")
+        start = int(rng.integers(len(audio)))
+        return to_float(np.take(audio, np.arange(start, start + length), mode="wrap"))
+
+
+def augmentation(
+    data: DataConfig, recordings: Sequence[Example] | None = None
+) -> tuple[grain.transforms.RandomMap, ...]:
+    """What a configuration asks for, in the order in which it is applied.
+
+    Args:
+      data: the configuration.
+      recordings: of `data.noise_source`, if it names one.
+
+    Raises:
+      UserError: there are no recordings, or they would never be heard.
+    """
+    if recordings is not None and not data.noise:
+        raise UserError("data.noise_source is never heard with data.noise=0; set the share of clips that get noise")
+    if recordings is not None and not len(recordings):
+        raise UserError(f"data.noise_source={data.noise_source} has no recordings; name another source, or none")
+    wanted = (
+        (data.speed, Speed(data.speed)),
+        (data.gain, Gain(data.gain)),
+        (data.noise, Noise(data.noise, recordings or ())),
+    )
+    return tuple(transform for amount, transform in wanted if amount)
+
+
+def _white(length: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(length, dtype=np.float32)
+
+
+def _rms(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples))))
+
+
+def _with(example: Example, samples: np.ndarray) -> Example:
+    return dataclasses.replace(example, audio=to_pcm(samples))

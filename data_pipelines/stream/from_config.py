@@ -1,0 +1,83 @@
+"""A run's data, put together from its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from data_pipelines.corpora import Corpus, open_corpus
+from data_pipelines.sources.audio import AudioRules
+from data_pipelines.stream import mixture
+from data_pipelines.stream.augment import augmentation
+from data_pipelines.stream.draws import Reader
+from data_pipelines.stream.encode import layout
+from data_pipelines.stream.prompt_templates import Wordings
+from data_pipelines.stream.training_data import TrainingData
+from salmonn_jax.config import DataConfig, ModelConfig
+from salmonn_jax.errors import UserError
+from salmonn_jax.tokenizer import Tokenizer
+
+
+def audio_rules(model: ModelConfig, data: DataConfig) -> AudioRules:
+    """How a configuration wants its clips."""
+    return AudioRules(
+        channels=data.channels,
+        minimum_seconds=model.audio.minimum_seconds,
+        maximum_seconds=model.audio.window_seconds,
+        too_long=data.too_long,
+    )
+
+
+def source_names(data: DataConfig) -> tuple[str, ...]:
+    """The names that `Batch.source` counts through."""
+    return tuple(sorted({*data.mixture, *data.replay}))
+
+
+def tokenizer_folder(corpus: Corpus, model: pathlib.Path | None) -> pathlib.Path:
+    """Where the tokenizer lies: with the model to start from, or else with the corpus. UserError if in neither."""
+    found = model or corpus.tokenizer
+    if found is None:
+        raise UserError("--model must be given: this corpus brings no tokenizer")
+    return found
+
+
+def training_data(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    data: DataConfig,
+    *,
+    seed: int,
+    streams: Sequence[int] | None = None,
+) -> TrainingData:
+    """The training stream of a configuration (see `stream.TrainingData`).
+
+    Args:
+      seed: decides the order.
+      streams: those this process reads, of `data.streams`; by default all.
+
+    Raises:
+      UserError: a source is not there; or the mixture or its sizes do not go together.
+    """
+    sources = {name: corpus.read(name, "train") for name in source_names(data)}
+    means = {}
+    if data.unit != "examples":
+        means = {name: mixture.measure(source, data.unit, tokenizer, data.answer) for name, source in sources.items()}
+    shares = mixture.shares(data, means)
+    recordings = None
+    if data.noise_source:
+        # Noise is cut from anywhere in a recording, so none is too long.
+        rules = dataclasses.replace(audio_rules(model, data), too_long="chunk")
+        recordings = open_corpus(data.corpus, data.cache, rules).read(data.noise_source, "train")
+    reader = Reader(
+        sources=sources,
+        tokenizer=tokenizer,
+        wordings=Wordings.load(data.wordings or None),
+        sizes=layout(model, data),
+        rules=audio_rules(model, data),
+        augmentation=augmentation(data, recordings),
+        streams=data.streams,
+        seed=seed,
+    )
+    return TrainingData(reader, data, shares, streams=streams)

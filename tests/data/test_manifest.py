@@ -1,0 +1,173 @@
+"""Manifests: our lines and the original's annotations, with their audio; and what is wrong with a line."""
+
+from __future__ import annotations
+
+import json
+
+import fsspec
+import numpy as np
+import pytest
+import soundfile
+
+from data_pipelines import corpora
+from data_pipelines.sources import audio
+from data_pipelines.sources.audio import AudioRules, fit_clip, read_clip
+from data_pipelines.sources.manifest import Manifest, ManifestSource
+from data_pipelines.sources.manifest_entries import GAP, BadExample, Entry, Piece, from_annotation, from_json, to_json
+from salmonn_jax.errors import UserError
+
+CLIP = np.random.default_rng(0).integers(-9000, 9000, 32_000).astype(np.int16)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    soundfile.write(tmp_path / "a.flac", CLIP, 16_000)
+    soundfile.write(tmp_path / "b.wav", np.stack([CLIP, -CLIP], axis=1)[:20_000], 16_000)
+    return tmp_path
+
+
+def lines(folder, *entries, name="some.jsonl"):
+    (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry(id="1", audio=(Piece("a.flac"),), answer="hello"),
+        Entry(id="2", audio=(Piece("a.flac", 1.5, 3.0), Piece("b.wav")), answer="Yes", task="speaker_verification"),
+        Entry(id="3", answer="Goethe", prompt="Who wrote Faust?", task="text"),
+        Entry(id="4", audio=(Piece("a.flac", 2.0, None),), answer="x", question="Which?", transcript="y"),
+    ],
+)
+def test_entries_and_lines_are_the_same(entry):
+    assert from_json(json.loads(json.dumps(to_json(entry))), 9) == entry
+
+
+def test_audio_is_read_beside_the_manifest(folder):
+    source = ManifestSource(lines(folder, {"audio": "a.flac", "answer": "hello"}), "mine", AudioRules())
+    assert len(source) == 1
+    assert (source[0].id, source[0].answer, source[0].source, source[0].prompt) == ("0", "hello", "mine", "")
+    np.testing.assert_array_equal(source[0].audio, CLIP)
+
+
+def test_parts_of_files_are_joined_with_silence(folder):
+    pieces = [{"path": "a.flac", "start": 0.5, "end": 1.0}, "b.wav"]
+    source = ManifestSource(lines(folder, {"audio": pieces, "answer": "Yes"}), "mine", AudioRules())
+    expected = np.concatenate([CLIP[8000:16_000], np.zeros(GAP, np.int16), CLIP[:20_000]])
+    np.testing.assert_array_equal(source[0].audio, expected)
+
+
+def test_the_originals_annotations(folder):
+    annotations = [
+        {"path": "a.flac", "text": "Hello."},
+        {"path": "a.flac", "text": "a dog", "task": "audiocaption"},
+        {"path": "a.flac", "text": "Yes", "task": "speaker_verification", "expand_wav": ["b.wav"]},
+        {"path": "a.flac", "text": "Red.", "task": "QA", "Q": "Which?"},
+    ]
+    (folder / "stage1.json").write_text(json.dumps({"annotation": annotations}))
+    source = ManifestSource(str(folder / "stage1.json"), "all", AudioRules())
+    found = [source[i] for i in range(4)]
+    assert [e.task for e in found] == ["asr", "audiocaption", "speaker_verification", "QA"]
+    assert [e.question for e in found] == ["", "", "", "Which?"]
+    assert len({e.id for e in found}) == 4
+    assert found[0].transcript == "Hello." and not found[1].transcript
+    assert len(found[2].audio) == 32_000 + GAP + 20_000
+
+
+def test_a_manifest_at_a_url(folder):
+    with fsspec.open("memory://bucket/m/train.jsonl", "w") as file:
+        file.write(json.dumps({"audio": "a.flac", "answer": "x"}) + "\n\n")
+    with fsspec.open("memory://bucket/m/a.flac", "wb") as file:
+        file.write((folder / "a.flac").read_bytes())
+    corpus = corpora.open_corpus("files", "memory://bucket/m")
+    assert corpus.heard("train") == ["train"]
+    np.testing.assert_array_equal(corpus.read("train", "train")[0].audio, CLIP)
+
+
+def test_a_network_that_fails_is_tried_again(monkeypatch):
+    tried = []
+
+    def fetched(url):
+        tried.append(url)
+        if len(tried) < 3:
+            raise OSError("reset")
+        return b"data"
+
+    monkeypatch.setattr(audio, "_fetched", fetched)
+    monkeypatch.setattr(audio, "RETRIES", (0.0, 0.0))
+    assert audio._opened("gs://bucket/a.flac") == b"data"
+    tried.clear()
+    monkeypatch.setattr(audio, "_fetched", lambda url: (_ for _ in ()).throw(OSError("reset")))
+    with pytest.raises(BadExample) as caught:
+        audio._opened("gs://bucket/a.flac")
+    assert caught.value.reason == "unreachable"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"audio": "a.flac"}, "it has no answer"),
+        ({"audio": "a.flac", "answer": 3}, "answer must be a string"),
+        ({"audio": "a.flac", "anser": "x"}, "unknown field 'anser'"),
+        ({"audio": {"file": "a"}, "answer": "x"}, "audio must be a path"),
+        ({"audio": {"path": "a", "start": 3, "end": 2}, "answer": "x"}, "a piece from 3 s to 2 s is none"),
+        ([1], "it is not a JSON object"),
+    ],
+)
+def test_a_wrong_line(line, says):
+    with pytest.raises(BadExample, match=says) as caught:
+        from_json(line, 0)
+    assert caught.value.reason == "wrong line"
+
+
+@pytest.mark.parametrize(
+    "line", [{"path": "a"}, {"text": "a"}, {"path": "a", "text": " "}, "a", {"path": 1, "text": "a"}]
+)
+def test_a_wrong_annotation(line):
+    with pytest.raises(BadExample):
+        from_annotation(line, 0)
+
+
+def test_a_line_that_breaks_off_is_that_line_only(folder):
+    (folder / "some.jsonl").write_text('{"answer": "a"}\n{"answer": \n\n{"answer": "c"}')
+    manifest = Manifest(str(folder / "some.jsonl"))
+    assert [manifest[0].answer, manifest[2].answer, len(manifest)] == ["a", "c", 3]
+    with pytest.raises(BadExample, match=r"line 2 of .*some\.jsonl"):
+        manifest[1]
+
+
+@pytest.mark.parametrize(("content", "name"), [("[1]", "a.json"), ("{", "a.json"), (None, "gone.jsonl")])
+def test_what_is_no_manifest(tmp_path, content, name):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        Manifest(str(tmp_path / name))
+
+
+def test_reasons_of_bad_audio(folder):
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "noise.wav").write_bytes(b"RIFF but no more")
+    soundfile.write(folder / "zeros.wav", np.zeros(16_000, np.int16), 16_000)
+    soundfile.write(folder / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    reasons = {}
+    for name in ("empty", "noise", "zeros", "nan", "gone"):
+        with pytest.raises(BadExample) as caught:
+            read_clip([Piece(str(folder / f"{name}.wav"))], AudioRules())
+        reasons[name] = caught.value.reason
+    assert reasons == {
+        "empty": "empty", "noise": "undecodable", "zeros": "silent", "nan": "not finite", "gone": "missing",
+    }  # fmt: skip
+
+
+def test_rules(folder):
+    stereo = [Piece(str(folder / "b.wav"))]
+    np.testing.assert_array_equal(read_clip(stereo, AudioRules()), CLIP[:20_000])
+    with pytest.raises(BadExample, match="silent"):  # the second channel is the first one's negative
+        read_clip(stereo, AudioRules(channels="mean"))
+    assert len(fit_clip(CLIP[:100], AudioRules())) == 16_000
+    assert len(fit_clip(CLIP, AudioRules(maximum_seconds=1))) == 16_000
+    assert len(fit_clip(CLIP, AudioRules(maximum_seconds=1, too_long="chunk"))) == 32_000
+    for policy in ("drop", "error"):
+        with pytest.raises(BadExample, match="too long"):
+            fit_clip(CLIP, AudioRules(maximum_seconds=1, too_long=policy))

@@ -1,0 +1,375 @@
+"""Data sets made of manifests: what goes in comes out, whoever makes them and however often it is interrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import pickle
+import sys
+import types
+
+import fsspec
+import numpy as np
+import pytest
+import soundfile
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+from data_pipelines.prepare import dataset as build
+from data_pipelines.prepare import shard_writer as making
+from data_pipelines.prepare.shard_writer import Recipe, make_shard
+from data_pipelines.sources.audio import AudioRules
+from data_pipelines.sources.manifest import Manifest
+from data_pipelines.sources.manifest_entries import BadExample, Entry, Piece
+from data_pipelines.sources.prepared import Shards, open_split
+from data_pipelines.sources.records import from_record
+from salmonn_jax.errors import UserError
+from tests.data.test_minicorpus import tone
+
+LENGTHS = (1.0, 1.3, 2.0, 1.7, 1.1)
+
+
+def noise(seed: int, seconds: float) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-20_000, 20_000, int(seconds * 16_000), dtype=np.int16)
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+    """Five clips of noise, and a manifest of them and of a question without audio."""
+    lines = []
+    for i, seconds in enumerate(LENGTHS):
+        name = f"{i}.{'wav' if i % 2 else 'flac'}"
+        soundfile.write(tmp_path / name, noise(i, seconds), 16_000, subtype="PCM_16")
+        lines.append({"id": f"clip {i}", "audio": name, "answer": f"größe {i}", "transcript": f"größe {i}"})
+    lines.append({"id": "text", "answer": "Paris", "task": "qa", "prompt": "Capital?", "question": "of France"})
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return tmp_path
+
+
+def prepare(manifest, output, *, split: str = "train", audio: str = "flac", rules: AudioRules | None = None, **options):
+    """Two clips a shard, unless it says otherwise."""
+
+    def entries():
+        opened = Manifest(str(manifest))
+        return map(opened.__getitem__, range(len(opened)))
+
+    recipe = Recipe(source=str(manifest), rules=rules or AudioRules(), audio=audio)
+    build.prepare(entries, recipe, str(output), split, **{"clips_per_shard": 2, **options})
+
+
+def shards(output: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(output.glob("clips-*"))}
+
+
+def rejected(output: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "train.rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("audio", ["flac", "pcm"])
+def test_what_goes_in_comes_out(folder, audio, capsys):
+    prepare(folder / "all.jsonl", folder / "data", audio=audio)
+    said = capsys.readouterr().out
+    assert f"{folder / 'data'} train: 6 examples\n" in said
+    read = open_split(folder / "data", "mine", "train")
+    assert len(read) == 6
+    for examples in (list(read), [pickle.loads(pickle.dumps(read))[i] for i in range(6)]):
+        for i, example in enumerate(examples[:5]):
+            assert example.audio.dtype == np.int16
+            np.testing.assert_array_equal(example.audio, noise(i, LENGTHS[i]))
+            assert (example.id, example.source, example.task) == (f"clip {i}", "mine", "asr")
+            assert (example.answer, example.transcript, example.prompt) == (f"größe {i}", f"größe {i}", "")
+        text = examples[5]
+        assert text.audio is None
+        assert (text.prompt, text.question, text.answer, text.task) == ("Capital?", "of France", "Paris", "qa")
+    assert [example.audio for example in read.without_audio()] == [None] * 6
+
+    statistics = json.loads((folder / "data" / "train.statistics.json").read_text(encoding="utf-8"))
+    assert statistics["tasks"]["asr"]["seconds"] == {"min": 1.0, "mean": 1.42, "max": 2.0}
+    assert statistics["tasks"]["asr"]["characters"] == {"min": 7, "mean": 7, "max": 7}
+    assert statistics["tasks"]["qa"]["clips"] == 0
+    assert rejected(folder / "data") == []
+    assert not list((folder / "data").glob("*unfinished*"))
+
+
+def test_tfds_reads_it_and_nothing_imports_tensorflow(folder):
+    import tensorflow_datasets as tfds
+
+    prepare(folder / "all.jsonl", folder / "data")
+    source = tfds.builder_from_directory(str(folder / "data")).as_data_source("train")
+    assert [source[i]["id"].decode() for i in range(6)] == [*(f"clip {i}" for i in range(5)), "text"]
+    assert source[0]["audio"][:4] == b"fLaC"
+    assert "tensorflow" not in sys.modules
+
+
+def test_any_number_of_processes_makes_the_same_bytes(folder):
+    prepare(folder / "all.jsonl", folder / "one", workers=1)
+    prepare(folder / "all.jsonl", folder / "two", workers=2)
+    assert len(shards(folder / "one")) == 3
+    assert shards(folder / "one") == shards(folder / "two")
+    for name in ("dataset_info.json", "features.json", "train.statistics.json", "train.rejected.jsonl"):
+        assert (folder / "one" / name).read_bytes() == (folder / "two" / name).read_bytes()
+
+
+def test_what_is_made_is_not_made_again(folder, monkeypatch, capsys):
+    def interrupted(job, index):
+        if index == 1:
+            raise KeyboardInterrupt
+        return make_shard(job, index)
+
+    monkeypatch.setattr(build, "make_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(folder / "all.jsonl", folder / "data")
+    with pytest.raises(UserError, match="no data set in"):
+        open_split(folder / "data", "mine", "train")
+    (first,) = (folder / "data").glob("clips-train*")
+    before = first.stat().st_mtime_ns
+    # What a kill leaves: a shard half written, and one that is whole but has no report.
+    half = first.with_name("clips-train.array_record-00001-of-00003.0123.unfinished")
+    half.write_bytes(first.read_bytes()[:100])
+    first.with_name("clips-train.array_record-00002-of-00003").write_bytes(b"stale")
+
+    monkeypatch.setattr(build, "make_shard", make_shard)
+    prepare(folder / "all.jsonl", folder / "data")
+    assert first.stat().st_mtime_ns == before
+    assert not half.exists()
+    prepare(folder / "all.jsonl", folder / "whole")
+    assert shards(folder / "data") == shards(folder / "whole")
+
+    times = {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*")}
+    capsys.readouterr()
+    prepare(folder / "all.jsonl", folder / "data")
+    assert times == {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*")}
+    told = capsys.readouterr()
+    assert "holds the split 'train' already" in told.err
+    assert "6 examples" in told.out
+    with pytest.raises(UserError, match="holds the split 'train', made otherwise; name a new folder"):
+        prepare(folder / "all.jsonl", folder / "data", audio="pcm")
+
+
+def test_a_shard_whose_entries_are_others_by_now_is_made_again(folder, monkeypatch):
+    monkeypatch.setattr(build, "_finish", lambda *rest: 1 / 0)  # stopped when all shards are there
+    with pytest.raises(ZeroDivisionError):
+        prepare(folder / "all.jsonl", folder / "data")
+    monkeypatch.undo()
+    times = [path.stat().st_mtime_ns for path in sorted((folder / "data").glob("clips-*"))]
+    text = (folder / "all.jsonl").read_text(encoding="utf-8")
+    (folder / "all.jsonl").write_text(text.replace("Paris", "Lyon"), encoding="utf-8")
+    prepare(folder / "all.jsonl", folder / "data")
+    after = [path.stat().st_mtime_ns for path in sorted((folder / "data").glob("clips-*"))]
+    assert [a == b for a, b in zip(times, after, strict=True)] == [True, True, False]
+    assert Shards(folder / "data", "mine", "train")[5].answer == "Lyon"
+
+
+def test_what_cannot_be_used_is_counted_and_listed(folder, capsys):
+    whole = (folder / "0.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (folder / "head.flac").write_bytes(whole[:50])
+    (folder / "empty.wav").write_bytes(b"")
+    soundfile.write(folder / "nan.wav", np.array([0.1, np.nan] * 9000, np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "zeros.wav", np.zeros(16_000, np.int16), 16_000)
+    lines = [
+        {"id": "good", "audio": "0.flac", "answer": "a"},
+        {"id": "cut", "audio": "cut.flac", "answer": "a"},
+        {"id": "head", "audio": "head.flac", "answer": "a"},
+        {"id": "empty", "audio": "empty.wav", "answer": "a"},
+        {"id": "nan", "audio": "nan.wav", "answer": "a"},
+        {"id": "zeros", "audio": "zeros.wav", "answer": "a"},
+        {"id": "gone", "audio": "gone.wav", "answer": "a"},
+        {"id": "gone too", "audio": ["0.flac", "gone.wav"], "answer": "a"},
+        {"id": "good", "audio": "1.wav", "answer": "the id is there twice"},
+        {"id": "mute", "audio": "1.wav"},
+        {"id": "good too", "audio": "1.wav", "answer": "a"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + "{not json\n"
+    (folder / "bad.jsonl").write_text(text, encoding="utf-8")
+
+    with pytest.raises(UserError) as error:
+        prepare(folder / "bad.jsonl", folder / "data")
+    (line,) = str(error.value).splitlines()
+    assert "10 of 12 entries are rejected, 3 of them as 'wrong line'" in line
+    assert str(folder / "data" / "train.rejected.jsonl") in line
+    with pytest.raises(UserError, match="no data set in"):
+        open_split(folder / "data", "mine", "train")
+
+    capsys.readouterr()
+    prepare(folder / "bad.jsonl", folder / "data", rejected_share=0.9)
+    counts = {"wrong line": 3, "undecodable": 2, "missing": 2, "empty": 1, "not finite": 1, "silent": 1}
+    assert json.loads((folder / "data" / "train.statistics.json").read_text())["rejected"] == counts
+    listed = {row["id"]: row for row in rejected(folder / "data")}
+    assert {row["id"]: row["reason"] for row in rejected(folder / "data")} == {
+        "good": "wrong line",
+        "entry 10": "wrong line",
+        "entry 12": "wrong line",
+        "cut": "undecodable",
+        "head": "undecodable",
+        "empty": "empty",
+        "nan": "not finite",
+        "zeros": "silent",
+        "gone": "missing",
+        "gone too": "missing",
+    }
+    assert listed["gone"]["detail"] == f"no audio file {folder / 'gone.wav'}"
+    assert "10 of 12 entries rejected (wrong line 3, " in capsys.readouterr().out
+    assert [example.id for example in Shards(folder / "data", "mine", "train")] == ["good", "good too"]
+
+
+def test_files_that_were_mended_are_read_again(folder):
+    (folder / "1.wav").rename(folder / "away")
+    with pytest.raises(UserError, match=r"1 of 6 entries are rejected, 1 of them as 'missing': see .*rejected\.jsonl"):
+        prepare(folder / "all.jsonl", folder / "data")
+    last = folder / "data" / "clips-train.array_record-00002-of-00003"
+    before = last.stat().st_mtime_ns
+    (folder / "away").rename(folder / "1.wav")
+    prepare(folder / "all.jsonl", folder / "data")
+    assert last.stat().st_mtime_ns == before
+    assert len(Shards(folder / "data", "mine", "train")) == 6
+    assert rejected(folder / "data") == []
+
+
+def test_annotations_of_the_original(folder):
+    annotations = [
+        {"path": "1.wav", "text": "one", "task": "asr"},
+        {"path": "1.wav", "text": "a bark", "task": "audiocaption_v2"},
+        {"path": "0.flac", "text": "both", "task": "QA", "Q": "what?", "expand_wav": ["1.wav", "3.wav"]},
+    ]
+    (folder / "old.json").write_text(json.dumps({"annotation": annotations}))
+    prepare(folder / "old.json", folder / "data")
+    read = Shards(folder / "data", "mine", "train")
+    assert [example.id for example in read] == ["1.wav#0", "1.wav#1", "0.flac#2"]
+    assert [example.transcript for example in read] == ["one", "", ""]
+    assert (read[2].task, read[2].question, read[2].answer) == ("QA", "what?", "both")
+    gap = np.zeros(1600, np.int16)
+    joined = [noise(0, LENGTHS[0]), gap, noise(1, LENGTHS[1]), gap, noise(3, LENGTHS[3])]
+    np.testing.assert_array_equal(read[2].audio, np.concatenate(joined))
+
+
+def test_the_rules_for_audio_are_kept(folder):
+    soundfile.write(folder / "stereo.wav", np.stack([tone(300, 2.5), tone(400, 2.5)], axis=1), 16_000)
+    soundfile.write(folder / "short.wav", tone(300, 0.5), 16_000)
+    lines = [{"id": name, "audio": f"{name}.wav", "answer": "a"} for name in ("stereo", "short")]
+    (folder / "two.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = {}
+    for too_long in ("truncate", "chunk"):
+        prepare(folder / "two.jsonl", folder / too_long, rules=AudioRules(too_long=too_long, maximum_seconds=2.0))
+        made[too_long] = [example.audio for example in Shards(folder / too_long, "mine", "train")]
+    np.testing.assert_array_equal(made["truncate"][0], tone(300, 2.5)[:32_000])
+    np.testing.assert_array_equal(made["chunk"][0], tone(300, 2.5))
+    np.testing.assert_array_equal(made["chunk"][1], np.pad(tone(300, 0.5), (0, 8_000)))
+    rules = AudioRules(channels="mean", too_long="drop", maximum_seconds=2.0)
+    prepare(folder / "two.jsonl", folder / "drop", rules=rules, rejected_share=0.5)
+    assert [row["reason"] for row in rejected(folder / "drop")] == ["too long"]
+    with pytest.raises(
+        UserError, match=r"stereo: too long: 2\.5 s, of at most 2 s; --too-long truncate, chunk or drop"
+    ):
+        prepare(
+            folder / "two.jsonl", folder / "error", rules=AudioRules(too_long="error", maximum_seconds=2.0), workers=2
+        )
+
+
+def test_splits_of_one_data_set(folder):
+    prepare(folder / "all.jsonl", folder / "data")
+    before = shards(folder / "data")
+    prepare(folder / "all.jsonl", folder / "data", split="test_clean", clips_per_shard=10)
+    assert len(Shards(folder / "data", "mine", "train")) == 6
+    assert len(open_split(folder / "data", "mine", "test_clean")) == 6
+    assert before.items() <= shards(folder / "data").items()
+    with pytest.raises(UserError, match="the source 'mine' has no split 'dev'; it has: test_clean, train"):
+        open_split(folder / "data", "mine", "dev")
+    with pytest.raises(UserError, match="--split is 'a-b'; it must be letters, digits and underscores"):
+        prepare(folder / "all.jsonl", folder / "data", split="a-b")
+
+
+def test_a_folder_of_another_data_set_is_left_alone(folder):
+    (folder / "data").mkdir()
+    (folder / "data" / "dataset_info.json").write_text('{"name": "mnist"}')
+    with pytest.raises(UserError, match="holds the data set 'mnist'; name a new folder with --output"):
+        prepare(folder / "all.jsonl", folder / "data")
+
+
+def test_manifest_audio_and_output_may_be_urls(folder):
+    memory = fsspec.filesystem("memory")
+    for name in ("0.flac", "1.wav"):
+        memory.pipe(f"/bucket/{name}", (folder / name).read_bytes())
+    lines = [{"audio": "0.flac", "answer": "a"}, {"audio": "1.wav", "answer": "b"}, {"audio": "2.wav", "answer": "c"}]
+    memory.pipe("/bucket/all.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    try:
+        prepare("memory://bucket/all.jsonl", folder / "data", rejected_share=0.5)
+        read = Shards(folder / "data", "mine", "train")
+        np.testing.assert_array_equal(read[1].audio, noise(1, LENGTHS[1]))
+        assert [row["reason"] for row in rejected(folder / "data")] == ["missing"]
+
+        prepare("memory://bucket/all.jsonl", "memory://bucket/data", rejected_share=0.5)
+        there = {path.rsplit("/", 1)[-1]: memory.cat(path) for path in memory.ls("/bucket/data", detail=False)}
+        assert there == {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
+        prepare(f"file://{folder}/all.jsonl", f"file://{folder}/other")
+        assert len(Shards(folder / "other", "mine", "train")) == 6
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_answers_are_counted_in_tokens(folder, capsys, monkeypatch):
+    monkeypatch.setattr(making, "load_tokenizer", lambda path: types.SimpleNamespace(encode=str.split))
+    recipe = Recipe(source="two", tokenizer="words of a folder")
+    entries = [Entry(id="1", answer="one two three"), Entry(id="2", answer="one")]
+    build.prepare(lambda: iter(entries), recipe, str(folder / "data"), "train")
+    assert "1/2.0/3" in capsys.readouterr().out
+    made = json.loads((folder / "data" / "train.statistics.json").read_text())
+    assert made["tasks"]["asr"]["tokens"] == {"min": 1, "mean": 2, "max": 3}
+
+
+def test_entries_behind_a_wrong_one_are_read(folder):
+    """As `Manifest` and the paper's corpora give them."""
+
+    class Entries:
+        def __init__(self):
+            self.left = [
+                Entry(id="1", audio=(Piece(str(folder / "1.wav")),), answer="a"),
+                None,
+                Entry(id="2", answer="b"),
+            ]
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise StopIteration
+            entry = self.left.pop(0)
+            if entry is None:
+                raise BadExample("wrong line", "it is torn")
+            return entry
+
+    build.prepare(Entries, Recipe(source="three"), str(folder / "data"), "train", rejected_share=0.5)
+    assert [example.id for example in Shards(folder / "data", "mine", "train")] == ["1", "2"]
+    assert rejected(folder / "data") == [{"id": "entry 2", "reason": "wrong line", "detail": "it is torn"}]
+    with pytest.raises(UserError, match="nothing has no entries"):
+        build.prepare(lambda: iter(()), Recipe(source="nothing"), str(folder / "data"), "test")
+
+
+def test_records_of_a_builder_of_its_own_are_read():
+    """With fewer texts and other features, and audio in any FLAC."""
+    out = io.BytesIO()
+    soundfile.write(out, np.full((4000, 1), 0.5), 16_000, format="FLAC", subtype="PCM_24")
+    features = tf_feature_pb2.Features()
+    fields = {"id": b"1", "prompt": b"What?", "answer": b"a dog", "task": b"sound", "audio": out.getvalue()}
+    for name, value in fields.items():
+        features.feature[name].bytes_list.value.append(value)
+    features.feature["speaker"].int64_list.value.append(3)
+    example = from_record(tf_example_pb2.Example(features=features).SerializeToString(), "mine")
+    assert (example.id, example.answer, example.source, example.question) == ("1", "a dog", "mine", "")
+    np.testing.assert_array_equal(example.audio, np.full(4000, 16384, np.int16))
+
+
+def test_beam_makes_the_same_bytes(folder):
+    pytest.importorskip(
+        "apache_beam", reason="apache-beam takes an environment of its own, where `make test` runs this"
+    )
+    prepare(folder / "all.jsonl", folder / "here")
+    prepare(folder / "all.jsonl", folder / "beam", beam=["--runner=DirectRunner"])
+    assert shards(folder / "here") == shards(folder / "beam")
+
+
+def test_without_beam_the_extra_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"needs the package apache_beam .*salmonn-jax\[beam\]"):
+        prepare(folder / "all.jsonl", folder / "data", beam=[])

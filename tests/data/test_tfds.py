@@ -1,0 +1,85 @@
+"""Data sets built with TFDS by others: made here without TensorFlow, read as they are."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data_pipelines import corpora
+from data_pipelines.sources.audio import AudioRules
+from data_pipelines.sources.manifest_entries import BadExample
+from data_pipelines.sources.tfds import TfdsSource
+from salmonn_jax.errors import UserError
+
+
+class Toy(tfds.core.GeneratorBasedBuilder):
+    """Three clips with a text and a class; the second has no text."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "speech": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+            "text": tfds.features.Text(),
+            "mood": tfds.features.ClassLabel(names=["sad", "glad"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(3):
+            yield (
+                i,
+                {"speech": np.arange(8000, dtype=np.int64) * (i + 1), "text": "" if i == 1 else "hi", "mood": i % 2},
+            )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, built = tmp_path_factory.mktemp("toy"), tmp_path_factory.mktemp("built")
+    builder = Toy(data_dir=built, file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+    described = {"folder": str(builder.data_path), "audio": "speech", "rate": 8000, "answer": "text", "task": "asr"}
+    (folder / "toy.tfds.json").write_text(json.dumps(described))
+    moods = {"folder": str(builder.data_path), "answer": "mood", "task": "emotion_recognition", "question": "text"}
+    (folder / "moods.tfds.json").write_text(json.dumps(moods))
+    return folder
+
+
+def test_clips_texts_and_classes(folder):
+    corpus = corpora.open_corpus("files", folder)
+    assert corpus.heard("train") == ["moods", "toy"]
+    spoken = [corpus.read("toy", "train")[i] for i in (0, 2)]
+    assert all(example.answer in ("hi",) for example in spoken)
+    assert {len(example.audio) for example in spoken} == {16_000}  # 8000 samples at 8 kHz, resampled
+    moods = pickle.loads(pickle.dumps(corpus.read("moods", "train")))
+    answers = []
+    for i in range(3):
+        try:
+            answers.append(moods[i].answer)
+            assert moods[i].audio is None and moods[i].question == "hi"
+        except BadExample as bad:
+            assert bad.reason == "wrong line"
+    assert answers == ["sad", "sad"]
+
+
+@pytest.mark.parametrize(
+    ("described", "split", "says"),
+    [
+        ({"answer": "txt"}, "train", "unknown feature .* 'txt'; did you mean 'text'"),
+        ({}, "test", "unknown split of x 'test'"),
+        ({"folder": "nowhere"}, "train", "no TFDS data set in nowhere"),
+        ({"anser": "text"}, "train", "did you mean 'answer'"),
+    ],
+)
+def test_what_is_not_there(folder, tmp_path, described, split, says):
+    whole = json.loads((folder / "toy.tfds.json").read_text()) | described
+    (tmp_path / "x.tfds.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=says):
+        TfdsSource(str(tmp_path / "x.tfds.json"), "x", split, AudioRules())
