@@ -86,10 +86,10 @@ def ours(folder: pathlib.Path, source: str, workers: int) -> Generator[int, None
     """Yields how many clips each batch has."""
     model = ModelConfig()
     data = DataConfig(
-        corpus="files", cache=str(folder), mixture={source: 1.0}, rows=8, clips=32, sequence=1024, streams=4,
-        workers=workers,
+        corpus="files", data_dir=str(folder), mixture={source: 1.0}, rows=8, clips=32, seq_len=1024, streams=4,
+        num_workers=workers,
     )  # fmt: skip
-    corpus = corpora.open_corpus("files", data.cache, audio_rules(model, data))
+    corpus = corpora.open_corpus("files", data.data_dir, audio_rules(model, data))
     stream = training_data(corpus, load_tokenizer(folder), model, data, seed=0)
     with contextlib.closing(stream):
         for batch in stream:

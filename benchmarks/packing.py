@@ -27,14 +27,14 @@ ORIGINAL_BATCH = 8  # examples on one GPU, padded to the longest
 # Ways to lay the same examples out: changes to `salmonn_13b_stage2`, which packs.
 WAYS = {
     "packed": {},
-    "packed, clips alone": {"model.audio.tokens": "clip", "data.sequence": "672"},
+    "packed, clips alone": {"model.audio.tokens": "clip", "data.seq_len": "672"},
     "padded, in buckets": {
         "data.packing": "pad",
         "data.rows": "384",
-        "data.sequence": "448",
+        "data.seq_len": "448",
         "data.buckets": '{"144": 0.53, "192": 0.32, "448": 0.15}',
     },
-    "padded": {"data.packing": "pad", "data.rows": "384", "data.sequence": "448"},
+    "padded": {"data.packing": "pad", "data.rows": "384", "data.seq_len": "448"},
 }
 
 
@@ -127,7 +127,7 @@ def simulated(config: RunConfig, mix: Mix, random: Random) -> Iterator[Drawn]:
         asked = lengths.question and lengths.question + int(random.integers(-6, 10))
         prompt = AROUND + lengths.wording + asked + int(random.integers(-4, 5)) * (lengths.wording > 0)
         seconds = lengths.seconds(random)
-        answer = min(config.data.answer, 1 + round(lengths.answer(random, seconds)))
+        answer = min(config.data.max_answer_tokens, 1 + round(lengths.answer(random, seconds)))
         yield Drawn(prompt, config.model.audio_tokens_of(round(seconds * SAMPLE_RATE)), answer)
 
 
@@ -140,7 +140,7 @@ class Step(NamedTuple):
 
 def packed(data: DataConfig, examples: Iterator[Drawn]) -> Iterator[Step]:
     """Endless steps of one stream."""
-    shares = normalised(data.buckets or {str(data.sequence): 1.0})
+    shares = normalised(data.buckets or {str(data.seq_len): 1.0})
     lengths_of_steps = Mix(Orders(shares, 1, [0]), 0)
     window: list[tuple[int, Drawn]] = []  # the step since which it waits, and its lengths
     for step in itertools.count():

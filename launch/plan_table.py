@@ -61,7 +61,7 @@ def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
             f"{plan['config']['name']}, {plan['topology']['name']}",
             plan["topology"]["chips"],
             _mesh(plan["mesh"]),
-            "{rows} x {sequence}, {clips}".format(**plan["config"]["data"]),
+            "{rows} x {seq_len}, {clips}".format(**plan["config"]["data"]),
             f"{train['frozen'] / GB:.2f}",
             f"{(train['trained'] + train['optimizer']) / GB:.2f}",
             f"{train['temporary'] / GB:.2f}",

@@ -136,7 +136,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from salmonn_jax.tokenizer import load_tokenizer
 
     config = resolve(options.config, options.overrides)
-    corpus = corpora.open_corpus(config.data.corpus, config.data.cache, audio_rules(config.model, config.data))
+    corpus = corpora.open_corpus(config.data.corpus, config.data.data_dir, audio_rules(config.model, config.data))
     tokenizer = load_tokenizer(tokenizer_folder(corpus, options.model))
     data = training_data(corpus, tokenizer, config.model, config.data, seed=config.seed)
     with contextlib.closing(data):

@@ -32,12 +32,12 @@ def main() -> None:
 
     begin = time.monotonic()
     data = get_config(STAGES[0]).data
-    minicorpus.prepare(pathlib.Path(data.cache), workers=2)
+    minicorpus.prepare(pathlib.Path(data.data_dir), workers=2)
     model = None
     for name in STAGES:
         train(get_config(name), output / name, model)
         model = output / name
-    evaluate(model, output / "evaluation", data.corpus, pathlib.Path(data.cache))
+    evaluate(model, output / "evaluation", data.corpus, pathlib.Path(data.data_dir))
     print(f"quickstart: {(time.monotonic() - begin) / 60:.1f} minutes")
 
 

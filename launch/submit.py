@@ -95,10 +95,10 @@ def checked(arguments: argparse.Namespace) -> Job:
     topology = topologies.find(arguments.topology, arguments.slices)
     check_mesh(config, topology)
     if config.data.corpus not in corpora.CORPORA:
-        corpora.open_corpus(config.data.corpus, config.data.cache)  # says what is wrong
+        corpora.open_corpus(config.data.corpus, config.data.data_dir)  # says what is wrong
     shared = {"--output": arguments.output, "--model": arguments.model}
     if config.data.corpus != "tones":  # which every host makes for itself
-        shared["data.cache"] = config.data.cache
+        shared["data.data_dir"] = config.data.data_dir
     for option, path in shared.items():
         if path is not None and not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/].*)", path):
             raise UserError(f"{option} {path} must be gs://bucket/directory: hosts see no disk of this machine")

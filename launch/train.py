@@ -25,7 +25,7 @@ def main() -> None:
         "--model", type=pathlib.Path, help="model or run directory to start from; default: random weights"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="field=value", help="changes to the configuration, such as steps=100"
+        "overrides", nargs="*", metavar="field=value", help="changes to the configuration, such as num_train_steps=100"
     )
     parser.add_argument(
         "--watchdog-minutes",
@@ -71,7 +71,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.data, mesh)
-    corpus = corpora.open_corpus(config.data.corpus, config.data.cache, audio_rules(config.model, config.data))
+    corpus = corpora.open_corpus(config.data.corpus, config.data.data_dir, audio_rules(config.model, config.data))
     tokenizer = tokenizer_folder(corpus, model)
     data = training_data(
         corpus,
@@ -91,11 +91,13 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
         data.rejected = Quarantine(output / f"rejected-{jax.process_index()}.jsonl").add
         everywhere = sharding.replicated(mesh)
         state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(run.trainable)
-        checkpoints = Checkpoints(output, keep=config.keep)
+        checkpoints = Checkpoints(output, keep=config.max_to_keep)
         if checkpoints.latest() is not None:
             state = checkpoints.restore(abstract_like(state), data)
-            print(f"{output}: going on from step {checkpoints.latest()} of {config.steps}", file=sys.stderr)
-        telemetry = open_telemetry(output, name=config.name, start=int(state.step), steps=config.steps, began=cli.BEGAN)
+            print(f"{output}: going on from step {checkpoints.latest()} of {config.num_train_steps}", file=sys.stderr)
+        telemetry = open_telemetry(
+            output, name=config.name, start=int(state.step), steps=config.num_train_steps, began=cli.BEGAN
+        )
         watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
         try:
             with distributed.others_may_go():

@@ -59,10 +59,10 @@ class StepFlops:
 
 def step_flops(config: RunConfig, devices: int = 1) -> StepFlops:
     """Of a training step as `training.step` computes it, with the released models' choice of what is trained."""
-    model, clips, tokens = config.model, config.data.clips, config.data.rows * config.data.sequence
+    model, clips, tokens = config.model, config.data.clips, config.data.rows * config.data.seq_len
     layers = llama_layers(model.llama) * tokens
-    head = 2 * model.llama.width * model.llama.vocabulary * tokens
-    attention = llama_attention(model.llama, config.data.sequence) * config.data.rows
+    head = 2 * model.llama.hidden_size * model.llama.vocab_size * tokens
+    attention = llama_attention(model.llama, config.data.seq_len) * config.data.rows
     adapters = lora(model.llama, model.lora) * tokens
     heard = {
         "features": features(model) * clips,
@@ -86,73 +86,88 @@ def remat(config: RunConfig, layers: int, attention: int, adapters: int) -> int:
     Of a frozen product only the gradient of its input is wanted, which takes its weights and not its input. So the
     last product of a layer is never computed again, and with the scores alone kept that of attention is not either.
     """
-    if config.remat == "none":
+    if config.remat_policy == "none":
         return 0
-    if config.remat == "dots":
-        return attention if "o_proj" in config.model.lora.targets else attention // 2
+    if config.remat_policy == "dots":
+        return attention if "o_proj" in config.model.lora.target_modules else attention // 2
     c, lora_config = config.model.llama, config.model.lora
-    tokens = config.data.rows * config.data.sequence
-    if "down_proj" in lora_config.targets:
-        last = c.layers * 2 * lora_config.rank * c.width * tokens + c.layers * 2 * c.ffn * c.width * tokens
+    tokens = config.data.rows * config.data.seq_len
+    if "down_proj" in lora_config.target_modules:
+        last = (
+            c.num_hidden_layers * 2 * lora_config.rank * c.hidden_size * tokens
+            + c.num_hidden_layers * 2 * c.intermediate_size * c.hidden_size * tokens
+        )
     else:
-        last = c.layers * 2 * c.ffn * c.width * tokens
+        last = c.num_hidden_layers * 2 * c.intermediate_size * c.hidden_size * tokens
     return layers + attention + adapters - last
 
 
 def features(config: ModelConfig) -> int:
     """Both filter banks of a clip that fills the window."""
     samples = config.audio.window_samples
-    mel = samples // 160 * 201 * config.whisper.mels if config.whisper else 0
-    kaldi = ((samples - 400) // 160 + 1) * 257 * config.beats.mels if config.beats else 0
+    mel = samples // 160 * 201 * config.whisper.num_mel_bins if config.whisper else 0
+    kaldi = ((samples - 400) // 160 + 1) * 257 * config.beats.num_mel_bins if config.beats else 0
     return 2 * (mel + kaldi)
 
 
 def whisper(config: WhisperConfig, frames: int) -> int:
     """Forward pass of a clip."""
-    d, t = config.width, frames
-    convolutions = 2 * (2 * t) * 3 * config.mels * d + 2 * t * 3 * d * d
-    layer = 2 * t * d * (4 * d + 2 * config.ffn) + 4 * t * t * d
-    return convolutions + config.layers * layer
+    d, t = config.d_model, frames
+    convolutions = 2 * (2 * t) * 3 * config.num_mel_bins * d + 2 * t * 3 * d * d
+    layer = 2 * t * d * (4 * d + 2 * config.encoder_ffn_dim) + 4 * t * t * d
+    return convolutions + config.encoder_layers * layer
 
 
 def beats(config: BeatsConfig, samples: int) -> int:
     """Forward pass of a clip that fills the window."""
     frames = (samples - 400) // 160 + 1
-    t = frames // config.patch * (config.mels // config.patch)
-    d = config.width
-    patches = 2 * t * (config.patch**2 * config.patch_width + config.patch_width * d)
-    positions = 2 * t * config.conv_positions * (d // config.conv_groups) * d
+    t = frames // config.input_patch_size * (config.num_mel_bins // config.input_patch_size)
+    d = config.encoder_embed_dim
+    patches = 2 * t * (config.input_patch_size**2 * config.embed_dim + config.embed_dim * d)
+    positions = 2 * t * config.conv_pos * (d // config.conv_pos_groups) * d
     gates = 2 * t * d * 8
-    layer = 2 * t * d * (4 * d + 2 * config.ffn) + 4 * t * t * d + gates
-    return patches + positions + config.layers * layer
+    layer = 2 * t * d * (4 * d + 2 * config.encoder_ffn_embed_dim) + 4 * t * t * d + gates
+    return patches + positions + config.encoder_layers * layer
 
 
 def qformer(config: ModelConfig) -> int:
     """Forward pass of a clip, with the projection."""
     q: QFormerConfig = config.qformer
-    d, frames, windows = q.width, config.audio.whisper_frames, config.windows
-    tokens = windows * q.queries
-    memory = config.whisper.width + (config.beats.width if config.beats else 0)
-    own = 8 * tokens * d * d + 4 * tokens * q.queries * d
+    d, frames, windows = q.hidden_size, config.audio.whisper_frames, config.windows
+    tokens = windows * q.num_speech_query_token
+    memory = config.whisper.d_model + (config.beats.encoder_embed_dim if config.beats else 0)
+    own = 8 * tokens * d * d + 4 * tokens * q.num_speech_query_token * d
     cross = 4 * tokens * d * d + 4 * frames * memory * d + 4 * tokens * q.window_frames * d
-    layer = own + cross + 4 * tokens * d * q.ffn
-    return q.layers * layer + 2 * tokens * d * config.llama.width
+    layer = own + cross + 4 * tokens * d * q.intermediate_size
+    return q.num_hidden_layers * layer + 2 * tokens * d * config.llama.hidden_size
 
 
 def llama_layers(config: LlamaConfig) -> int:
     """Forward pass of a token through the products with weights of all layers."""
-    d, heads, shared = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
-    return config.layers * 2 * d * (2 * heads + 2 * shared + 3 * config.ffn)
+    d, heads, shared = (
+        config.hidden_size,
+        config.num_attention_heads * config.head_size,
+        config.num_key_value_heads * config.head_size,
+    )
+    return config.num_hidden_layers * 2 * d * (2 * heads + 2 * shared + 3 * config.intermediate_size)
 
 
 def llama_attention(config: LlamaConfig, sequence: int) -> int:
     """Forward pass of a row's attention; masked scores are computed too."""
-    return config.layers * 4 * sequence * sequence * config.heads * config.head_width
+    return config.num_hidden_layers * 4 * sequence * sequence * config.num_attention_heads * config.head_size
 
 
 def lora(config: LlamaConfig, adapters: LoraConfig) -> int:
     """Forward pass of a token through the adapters."""
-    d, heads, shared = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
+    d, heads, shared = (
+        config.hidden_size,
+        config.num_attention_heads * config.head_size,
+        config.num_key_value_heads * config.head_size,
+    )
     sizes = {"q_proj": (d, heads), "k_proj": (d, shared), "v_proj": (d, shared), "o_proj": (heads, d)}
-    sizes |= {"gate_proj": (d, config.ffn), "up_proj": (d, config.ffn), "down_proj": (config.ffn, d)}
-    return config.layers * sum(2 * adapters.rank * sum(sizes[name]) for name in adapters.targets)
+    sizes |= {
+        "gate_proj": (d, config.intermediate_size),
+        "up_proj": (d, config.intermediate_size),
+        "down_proj": (config.intermediate_size, d),
+    }
+    return config.num_hidden_layers * sum(2 * adapters.rank * sum(sizes[name]) for name in adapters.target_modules)

@@ -150,7 +150,7 @@ def _weights(config: RunConfig, structure: Structure, mesh: Mesh) -> tuple[dict,
 def _batch(config: RunConfig, mesh: Mesh) -> Batch:
     data, array = config.data, jax.ShapeDtypeStruct
     sharding.check_batch(data, mesh)
-    rows, sequence, clips = data.rows, data.sequence, data.clips
+    rows, sequence, clips = data.rows, data.seq_len, data.clips
     text, sound = (rows, sequence), (clips, config.model.audio.window_samples)
     batch = Batch(
         pcm=array(sound, jnp.int16),
@@ -161,7 +161,7 @@ def _batch(config: RunConfig, mesh: Mesh) -> Batch:
         loss_mask=array(text, jnp.bool_),
         audio_slot=array(text, jnp.int32),
         source=array((rows,), jnp.int32),
-        transcript=array((clips, data.transcript), jnp.int32),
+        transcript=array((clips, data.max_transcript_tokens), jnp.int32),
     )
     places = sharding.batch_shardings(mesh, clips)
     return jax.tree.map(lambda x, place: array(x.shape, x.dtype, sharding=place), batch, places)

@@ -141,7 +141,7 @@ class Model:
         return rows
 
     def _check_context(self, rows: Sequence[Segment], more: int) -> None:
-        longest, context = max(len(row.tokens) for row in rows), self.config.llama.context
+        longest, context = max(len(row.tokens) for row in rows), self.config.llama.max_position_embeddings
         if longest + more > context:
             raise UserError(
                 f"{longest} tokens and {more} to be generated are more than the {context} the language model can see"

@@ -45,27 +45,27 @@ class AudioConfig:
 class WhisperConfig:
     """Whisper's encoder (Radford et al. 2022); the defaults are large-v2."""
 
-    mels: int = 80
-    width: int = 1280
-    layers: int = 32
-    heads: int = 20
-    ffn: int = 5120
+    num_mel_bins: int = 80
+    d_model: int = 1280
+    encoder_layers: int = 32
+    encoder_attention_heads: int = 20
+    encoder_ffn_dim: int = 5120
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeatsConfig:
     """BEATs (Chen et al. 2022); the defaults are the fine-tuned iter3+ AS2M checkpoint."""
 
-    mels: int = 128
-    patch: int = 16
-    patch_width: int = 512
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    ffn: int = 3072
-    conv_positions: int = 128
-    conv_groups: int = 16
-    buckets: int = 320
+    num_mel_bins: int = 128
+    input_patch_size: int = 16
+    embed_dim: int = 512
+    encoder_embed_dim: int = 768
+    encoder_layers: int = 12
+    encoder_attention_heads: int = 12
+    encoder_ffn_embed_dim: int = 3072
+    conv_pos: int = 128
+    conv_pos_groups: int = 16
+    num_buckets: int = 320
     max_distance: int = 800
 
 
@@ -73,22 +73,22 @@ class BeatsConfig:
 class QFormerConfig:
     """The window-level Q-Former: a BERT with cross-attention in every layer, over windows of encoder frames."""
 
-    width: int = 768
-    layers: int = 2
-    heads: int = 12
-    ffn: int = 3072
-    queries: int = 1  # per window
-    window_seconds: float = 0.333333
-    stride_seconds: float = 0.333333
+    hidden_size: int = 768
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    num_speech_query_token: int = 1  # per window
+    second_per_window: float = 0.333333
+    second_stride: float = 0.333333
     dropout: float = 0.1
 
     @property
     def window_frames(self) -> int:
-        return round(1500 * self.window_seconds / 30.0)  # rounded as the original rounds
+        return round(1500 * self.second_per_window / 30.0)  # rounded as the original rounds
 
     @property
     def stride_frames(self) -> int:
-        return round(1500 * self.stride_seconds / 30.0)
+        return round(1500 * self.second_stride / 30.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,31 +96,31 @@ class RopeScaling:
     """How LLaMA 3.1 stretches slow rotary frequencies beyond the context it was first trained on."""
 
     factor: float
-    low_frequency_factor: float
-    high_frequency_factor: float
-    original_context: int
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """A LLaMA-family decoder; the defaults are Vicuna-13B v1.1."""
 
-    vocabulary: int = 32_000
-    width: int = 5120
-    layers: int = 40
-    heads: int = 40
-    kv_heads: int = 40
-    ffn: int = 13_824
-    rms_epsilon: float = 1e-6
-    head: int | None = None  # width of a head; None stands for width / heads
+    vocab_size: int = 32_000
+    hidden_size: int = 5120
+    num_hidden_layers: int = 40
+    num_attention_heads: int = 40
+    num_key_value_heads: int = 40
+    intermediate_size: int = 13_824
+    rms_norm_eps: float = 1e-6
+    head_dim: int | None = None  # width of a head; None stands for width / heads
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
-    context: int = 2048
-    tied_embeddings: bool = False  # the output projection is the embedding table
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False  # the output projection is the embedding table
 
     @property
-    def head_width(self) -> int:
-        return self.width // self.heads if self.head is None else self.head
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class LoraConfig:
     rank: int = 8
     alpha: float = 32.0
     dropout: float = 0.1
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
 
     @property
     def scale(self) -> float:
@@ -167,14 +167,14 @@ class ModelConfig:
     @property
     def audio_tokens(self) -> int:
         """What is made of one clip, whatever its length: 88 for the released models."""
-        return self.windows * self.qformer.queries if self.qformer else 0
+        return self.windows * self.qformer.num_speech_query_token if self.qformer else 0
 
     def audio_tokens_of(self, samples: int) -> int:
         """How many of them the language model reads: all, or (`audio.tokens` "clip") those that begin in the clip."""
         if self.audio.tokens == "window" or not self.qformer:
             return self.audio_tokens
         frames = -(-max(samples, self.audio.minimum_samples) // (2 * HOP))
-        return min(self.windows, -(-frames // self.qformer.stride_frames)) * self.qformer.queries
+        return min(self.windows, -(-frames // self.qformer.stride_frames)) * self.qformer.num_speech_query_token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,43 +194,43 @@ class DataConfig:
     """
 
     corpus: str = "minicorpus"
-    cache: str = ".cache/minicorpus"  # where it lies; of the corpus "files": a directory or URL with a source a name
+    data_dir: str = ".cache/minicorpus"  # where it lies; of the corpus "files": a directory or URL with a source a name
     mixture: dict[str, float] = dataclasses.field(default_factory=dict)  # weights by source
-    unit: Literal["examples", "hours", "tokens"] = "examples"  # what weights count: tokens that are predicted
+    weight_unit: Literal["examples", "hours", "tokens"] = "examples"  # what weights count: tokens that are predicted
     temperature: float = 1.0  # weights are raised to 1 / temperature: above 1, small sources are heard more
     replay: dict[str, float] = dataclasses.field(default_factory=dict)  # of older sources, against forgetting
     replay_as: Literal["additive", "share"] = "additive"  # its weights: on top of the mixture's 1, or of everything
     rows: int = 8
     clips: int = 8
-    sequence: int = 512
-    answer: int = 300  # tokens kept of an answer, `</s>` included
-    transcript: int = 0  # tokens kept of a transcript, for the CTC loss
+    seq_len: int = 512
+    max_answer_tokens: int = 300  # tokens kept of an answer, `</s>` included
+    max_transcript_tokens: int = 0  # tokens kept of a transcript, for the CTC loss
     streams: int = 8
     packing: Literal["pack", "pad"] = "pack"  # several examples a row, which do not see each other; or one
     buckets: dict[str, float] = dataclasses.field(default_factory=dict)  # lengths of padded rows; see above
     lookahead: int = 32  # examples of a stream that wait to be packed
-    wordings: str = ""  # file of prompts by task, such as the original's train_prompt.json; "": ours
+    prompt_templates: str = ""  # file of prompts by task, such as the original's train_prompt.json; "": ours
     channels: Literal["first", "mean"] = "first"  # of audio, as the original; or the mean of all
     too_long: Literal["truncate", "chunk", "drop", "error"] = "truncate"  # see `AudioRules`
     speed: float = 0.0  # augmentation: faster or slower by up to this part
     gain: float = 0.0  # augmentation: louder or softer by up to so many dB
     noise: float = 0.0  # augmentation: the share of clips that get noise, 10 to 30 dB below them
     noise_source: str = ""  # whose recordings the noise is cut from; "": it is white
-    bad_share: float = 0.05  # the run ends when more than this share of the examples cannot be used
-    workers: int = 0  # processes that read and decode; 0 reads in threads
+    max_bad_share: float = 0.05  # the run ends when more than this share of the examples cannot be used
+    num_workers: int = 0  # processes that read and decode; 0 reads in threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay, as the original's `LinearWarmupCosineLRScheduler`."""
 
-    peak: float = 3e-5
-    start: float = 1e-6
-    end: float = 1e-5
+    peak_lr: float = 3e-5
+    init_lr: float = 1e-6
+    end_lr: float = 1e-5
     warmup_steps: int = 3000
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
     weight_decay: float = 0.05
     clip_norm: float | None = None  # the original does not clip
 
@@ -256,20 +256,29 @@ class RunConfig:
         "projection/.*",
         ".*/lora_[ab]",
     )
-    steps: int = 90_000
+    num_train_steps: int = 90_000
     seed: int = 42
     save_every: int = 3000
-    keep: int = 3
+    max_to_keep: int = 3
     ctc_weight: float = 0.0  # of the CTC loss on audio tokens; for training from random weights
     ctc_blank: int = 0  # the token that stands for "no word here"
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)  # sizes by axis; default: all devices on `data`
     # What of the language model's layers is computed again in the backward pass; see `models.common`.
-    remat: str = "none"
+    remat_policy: str = "none"
 
 
 # What may change when a run goes on: where and how it is computed, not what.
-OPERATIONAL = ("mesh", "remat", "save_every", "keep")
-OPERATIONAL_DATA = ("cache", "mixture", "unit", "temperature", "replay", "replay_as", "bad_share", "workers")
+OPERATIONAL = ("mesh", "remat_policy", "save_every", "max_to_keep")
+OPERATIONAL_DATA = (
+    "data_dir",
+    "mixture",
+    "weight_unit",
+    "temperature",
+    "replay",
+    "replay_as",
+    "max_bad_share",
+    "num_workers",
+)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

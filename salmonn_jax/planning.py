@@ -43,7 +43,7 @@ def plan(config: RunConfig, topology: Topology, placement: str | None) -> Plan:
     flops = accounting.step_flops(config, topology.chips)
     projected = None
     if train.temporary is not None:
-        projected = projection.project(train, flops, topology, clips=config.data.clips, steps=config.steps)
+        projected = projection.project(train, flops, topology, clips=config.data.clips, steps=config.num_train_steps)
     return Plan(config, dict(mesh.shape), train, flops, projected, projection.fits(train, topology))
 
 
@@ -93,7 +93,9 @@ def search(
             rows, clips = (times * shards * n // together for n in (config.data.rows, config.data.clips))
             data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=shards)
             try:
-                plans.append(_tried(dataclasses.replace(config, remat=remat, data=data), topology, placement, told))
+                plans.append(
+                    _tried(dataclasses.replace(config, remat_policy=remat, data=data), topology, placement, told)
+                )
             except aot.CompilerFailed as error:
                 told(f"{placement or config.mesh}, {rows} rows, {clips} clips, remat {remat}: {error}")
                 return None
@@ -127,8 +129,8 @@ def report(made: Plan, topology: Topology) -> list[str]:
     heads = ("frozen", "trained", "optim.", "batch", "temp.", "needed")
     lines = [
         f"{c.name} on {topology.slices} x {topology.name} ({topology.chips} chips, {topology.hosts} hosts)",
-        f"mesh {made.mesh}, remat {c.remat}; a step has {c.data.clips} clips and {c.data.rows} rows of "
-        f"{'at most ' if c.data.buckets else ''}{c.data.sequence} tokens",
+        f"mesh {made.mesh}, remat {c.remat_policy}; a step has {c.data.clips} clips and {c.data.rows} rows of "
+        f"{'at most ' if c.data.buckets else ''}{c.data.seq_len} tokens",
         "",
         " ".join([f"{'GB of a chip':14}", *(f"{head:>8}" for head in heads), f"of {hbm / GB:.1f}"]),
     ]
@@ -152,7 +154,7 @@ def report(made: Plan, topology: Topology) -> list[str]:
             "salmonn_jax/projection.py):",
             f"  step {p.step_seconds:.3f} s = max(products {p.products_seconds:.3f}, memory {p.memory_seconds:.3f}) + "
             f"collectives {p.collective_seconds:.3f}; MFU {p.mfu:.0%}; {p.clips_per_second:.0f} clips/s",
-            f"  {c.steps} steps: {p.stage_hours:.1f} hours, {p.stage_hours * topology.chips:.0f} chip-hours",
+            f"  {c.num_train_steps} steps: {p.stage_hours:.1f} hours, {p.stage_hours * topology.chips:.0f} chip-hours",
         ]
     return lines
 
@@ -187,7 +189,7 @@ def _tried(config: RunConfig, topology: Topology, placement: str | None, told: C
     c = made.config
     seconds = made.train.compile_seconds
     told(
-        f"{placement or made.mesh}, {c.data.rows} rows, {c.data.clips} clips, remat {c.remat}: "
+        f"{placement or made.mesh}, {c.data.rows} rows, {c.data.clips} clips, remat {c.remat_policy}: "
         f"{made.train.needed / GB:.1f} GB of a chip, {'fits' if made.fits else 'does not fit'} "
         f"({f'compiled in {seconds:.0f} s' if seconds else 'its inputs alone, not compiled'})"
     )

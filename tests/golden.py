@@ -30,10 +30,20 @@ FOLDER = SHARED / "golden" / "salmonn_tiny"
 PAD = 640  # the class the original adds to the vocabulary
 
 CONFIG = ModelConfig(
-    whisper=WhisperConfig(width=64, layers=2, heads=4, ffn=128),
-    beats=BeatsConfig(patch_width=32, width=48, layers=2, heads=4, ffn=96),
-    qformer=QFormerConfig(width=48, heads=4, ffn=96),
-    llama=LlamaConfig(vocabulary=640, width=64, layers=2, heads=4, kv_heads=4, ffn=172, context=512),
+    whisper=WhisperConfig(d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128),
+    beats=BeatsConfig(
+        embed_dim=32, encoder_embed_dim=48, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_embed_dim=96
+    ),
+    qformer=QFormerConfig(hidden_size=48, num_attention_heads=4, intermediate_size=96),
+    llama=LlamaConfig(
+        vocab_size=640,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=172,
+        max_position_embeddings=512,
+    ),
     lora=LoraConfig(),
     activation_dtype="float32",
     frozen_dtype="float32",

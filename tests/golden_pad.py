@@ -40,7 +40,9 @@ def main() -> None:
 
     value, slope = jax.jit(residual), jax.jit(jax.jacfwd(residual))
     # Starts as long as the other rows are; other starts end in local minima.
-    pad = float(frozen["llama/embedding"].std()) * np.random.default_rng(1).standard_normal(golden.CONFIG.llama.width)
+    pad = float(frozen["llama/embedding"].std()) * np.random.default_rng(1).standard_normal(
+        golden.CONFIG.llama.hidden_size
+    )
     for _ in range(8):
         found = scipy.optimize.least_squares(value, pad, slope, method="lm", max_nfev=60, xtol=1e-14, ftol=1e-14)
         pad = found.x

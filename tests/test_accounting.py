@@ -18,7 +18,7 @@ CONFIG = get_config("debug")
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_the_formula_gives_the_operations_of_the_compiled_step(remat):
-    config = dataclasses.replace(CONFIG, remat=remat)
+    config = dataclasses.replace(CONFIG, remat_policy=remat)
     program = aot.compile_train_step(config, sharding.make_mesh({}, jax.devices()[:1]))
     assert hlo.dot_flops(program.text) == pytest.approx(accounting.step_flops(config).hardware, rel=1e-3)
 
@@ -27,10 +27,13 @@ def test_the_13b_costs_four_operations_a_parameter_and_token():
     config: RunConfig = get_config("salmonn_13b_stage2")
     flops = accounting.step_flops(config)
     c = config.model.llama
-    weights = c.layers * c.width * (4 * c.width + 3 * c.ffn) + c.width * c.vocabulary
-    assert flops.llama == 4 * weights * config.data.rows * config.data.sequence
+    weights = (
+        c.num_hidden_layers * c.hidden_size * (4 * c.hidden_size + 3 * c.intermediate_size)
+        + c.hidden_size * c.vocab_size
+    )
+    assert flops.llama == 4 * weights * config.data.rows * config.data.seq_len
     assert flops.duplicated == 0 and flops.hardware == flops.model + flops.remat
-    assert accounting.step_flops(dataclasses.replace(config, remat="none")).remat == 0
+    assert accounting.step_flops(dataclasses.replace(config, remat_policy="none")).remat == 0
 
 
 def test_chips_that_share_a_language_model_share_its_clips_where_they_can():

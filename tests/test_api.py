@@ -24,8 +24,8 @@ from salmonn_jax.sharding import make_mesh
 def trained(tmp_path_factory):
     """A debug run of two steps."""
     folder = tmp_path_factory.mktemp("api")
-    data = dataclasses.replace(get_config("debug").data, cache=str(folder / "tones"))
-    train(dataclasses.replace(get_config("debug"), steps=2, data=data), folder / "run", None)
+    data = dataclasses.replace(get_config("debug").data, data_dir=str(folder / "tones"))
+    train(dataclasses.replace(get_config("debug"), num_train_steps=2, data=data), folder / "run", None)
     return folder / "run"
 
 
@@ -63,7 +63,7 @@ def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(model, exa
     config = dataclasses.replace(model.config, audio=audio)
     short, example = copy.copy(model), dataclasses.replace(examples[0], audio=examples[0].audio[:4000])
     short.config = config
-    sizes = layout(config, dataclasses.replace(get_config("debug").data, transcript=0))
+    sizes = layout(config, dataclasses.replace(get_config("debug").data, max_transcript_tokens=0))
     trained_on = segment(example, 0, source=0, tokenizer=model.tokenizer, wordings=Wordings("here", {}), sizes=sizes)
     clip = (example.audio, 16_000)
     (asked,) = short._rows([clip], example.prompt)

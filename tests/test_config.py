@@ -38,11 +38,11 @@ def test_an_unknown_name_suggests_the_nearest():
 
 
 def test_changes_reach_nested_fields():
-    config = configuration.replace(get_config("debug"), "optimizer.peak", "1")
+    config = configuration.replace(get_config("debug"), "optimizer.peak_lr", "1")
     config = configuration.replace(config, "data.mixture.tones", "2.5")
     config = configuration.replace(config, "trainable", '["a", "b"]')
-    assert config.optimizer.peak == 1.0
-    assert isinstance(config.optimizer.peak, float)
+    assert config.optimizer.peak_lr == 1.0
+    assert isinstance(config.optimizer.peak_lr, float)
     assert config.data.mixture == {"tones": 2.5, "words": 1.0}
     assert config.trainable == ("a", "b")
 
@@ -50,11 +50,11 @@ def test_changes_reach_nested_fields():
 @pytest.mark.parametrize(
     ("path", "text", "says"),
     [
-        ("optimizer.peek", "1", "did you mean 'peak'"),
-        ("steps", "1.5", "steps must be int"),
-        ("steps", "true", "steps must be int"),
-        ("steps.more", "1", "steps has no fields"),
-        ("model.llama.width", "wide", "width must be int"),
+        ("optimizer.peek", "1", "did you mean 'peak_lr'"),
+        ("num_train_steps", "1.5", "num_train_steps must be int"),
+        ("num_train_steps", "true", "num_train_steps must be int"),
+        ("num_train_steps.more", "1", "num_train_steps has no fields"),
+        ("model.llama.hidden_size", "wide", "hidden_size must be int"),
     ],
 )
 def test_a_wrong_change_names_the_field(path, text, says):
@@ -64,8 +64,8 @@ def test_a_wrong_change_names_the_field(path, text, says):
 
 def test_first_difference_names_the_field():
     old = configuration.to_dict(get_config("debug"))
-    new = configuration.to_dict(configuration.replace(get_config("debug"), "model.llama.ffn", "65"))
-    assert configuration.first_difference(old, new) == "model.llama.ffn is 64 there and 65 here"
+    new = configuration.to_dict(configuration.replace(get_config("debug"), "model.llama.intermediate_size", "65"))
+    assert configuration.first_difference(old, new) == "model.llama.intermediate_size is 64 there and 65 here"
     assert configuration.first_difference(old, old) is None
 
 

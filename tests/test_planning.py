@@ -31,10 +31,10 @@ def compiled(monkeypatch):
         for size in (data.rows, data.clips):
             assert size % shards == 0
         assert data.streams == shards
-        needed = round(8 * GB / apart + 0.1 * GB * KEPT[config.remat] * data.rows / shards)
+        needed = round(8 * GB / apart + 0.1 * GB * KEPT[config.remat_policy] * data.rows / shards)
         program = Program("train step", 8 * GB // apart, 0, 0, 0, needed, needed, (), 0.0, 1.0)
         # Larger steps are the better ones, as far as a placement is not slow by itself.
-        rate = SPEED[config.remat] * data.clips / (data.clips + shards) / apart
+        rate = SPEED[config.remat_policy] * data.clips / (data.clips + shards) / apart
         projected = Projection(1.0, 0.1, 0.1, 0.4, rate, 1.0)
         config = dataclasses.replace(config, mesh=sizes)
         made = planning.Plan(config, sizes, program, None, projected, projection.fits(program, topology))
@@ -52,7 +52,7 @@ def test_the_search_finds_the_most_that_fits(compiled, name, rows, clips):
     *_, best = planning.search(get_config(name), topology, ("replicate", "tensor", "fsdp"), told.append)
     room = (1 - projection.MARGIN) * topology.chip.hbm - 8 * GB
     most = 2 ** math.floor(math.log2(room / (0.1 * GB * KEPT["none"] * rows)))
-    assert (best.config.mesh, best.config.remat) == ({}, "none")
+    assert (best.config.mesh, best.config.remat_policy) == ({}, "none")
     assert (best.config.data.rows, best.config.data.clips) == (16 * most * rows, 16 * most * clips)
     assert best.fits and len(told) > len(compiled) and len(told) < 30
     assert sum("INTERNAL" in line for line in told) == len(told) - len(compiled)
@@ -63,4 +63,4 @@ def test_the_search_leaves_out_what_does_not_fit_at_all(compiled):
     config = get_config("salmonn_7b_stage2")
     data = dataclasses.replace(config.data, rows=200, clips=1)  # nothing smaller has this proportion
     plans = planning.search(dataclasses.replace(config, data=data), topology, ("replicate",), lambda line: None)
-    assert not any(plan.fits for plan in plans) and {plan.config.remat for plan in plans} == {"full"}
+    assert not any(plan.fits for plan in plans) and {plan.config.remat_policy for plan in plans} == {"full"}

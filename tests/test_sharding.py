@@ -13,7 +13,7 @@ from salmonn_jax.configs import get_config
 from salmonn_jax.configs.salmonn import MODEL_13B
 from salmonn_jax.models import parameters
 
-EVERYWHERE = LoraConfig(targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+EVERYWHERE = LoraConfig(target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,9 @@ EVERYWHERE = LoraConfig(targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_p
     [
         MODEL_13B,
         dataclasses.replace(MODEL_13B, lora=EVERYWHERE),
-        dataclasses.replace(MODEL_13B, beats=None, llama=dataclasses.replace(MODEL_13B.llama, tied_embeddings=True)),
+        dataclasses.replace(
+            MODEL_13B, beats=None, llama=dataclasses.replace(MODEL_13B.llama, tie_word_embeddings=True)
+        ),
         get_config("debug").model,
     ],
     ids=["13B", "adapters everywhere", "tied, no BEATs", "debug"],

@@ -38,9 +38,9 @@ def layout(model: ModelConfig, data: DataConfig) -> Layout:
         audio_tokens=model.audio_tokens,
         audio_tokens_of=model.audio_tokens_of,
         window=model.audio.window_samples,
-        sequence=data.sequence,
-        answer=data.answer,
-        transcript=data.transcript,
+        sequence=data.seq_len,
+        answer=data.max_answer_tokens,
+        transcript=data.max_transcript_tokens,
         clips=data.clips // data.streams,
     )
 
@@ -75,7 +75,7 @@ def segment(example: Example, number: int, *, source: int, tokenizer: Tokenizer,
     if len(tokens) > sizes.sequence:
         raise BadExample(
             "does not fit",
-            f"{len(tokens)} tokens in a row of {sizes.sequence}; set data.sequence to at least {len(tokens)}",
+            f"{len(tokens)} tokens in a row of {sizes.sequence}; set data.seq_len to at least {len(tokens)}",
         )
     if len(windows) > sizes.clips:
         raise BadExample("does not fit", f"{len(windows)} clip slots where a stream has {sizes.clips} of a step")

@@ -62,18 +62,21 @@ def training_data(
     """
     sources = {name: corpus.read(name, "train") for name in source_names(data)}
     means = {}
-    if data.unit != "examples":
-        means = {name: mixture.measure(source, data.unit, tokenizer, data.answer) for name, source in sources.items()}
+    if data.weight_unit != "examples":
+        means = {
+            name: mixture.measure(source, data.weight_unit, tokenizer, data.max_answer_tokens)
+            for name, source in sources.items()
+        }
     shares = mixture.shares(data, means)
     recordings = None
     if data.noise_source:
         # Noise is cut from anywhere in a recording, so none is too long.
         rules = dataclasses.replace(audio_rules(model, data), too_long="chunk")
-        recordings = open_corpus(data.corpus, data.cache, rules).read(data.noise_source, "train")
+        recordings = open_corpus(data.corpus, data.data_dir, rules).read(data.noise_source, "train")
     reader = Reader(
         sources=sources,
         tokenizer=tokenizer,
-        wordings=Wordings.load(data.wordings or None),
+        wordings=Wordings.load(data.prompt_templates or None),
         sizes=layout(model, data),
         rules=audio_rules(model, data),
         augmentation=augmentation(data, recordings),

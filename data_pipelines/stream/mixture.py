@@ -19,7 +19,7 @@ def shares(data: DataConfig, means: Mapping[str, float]) -> dict[str, float]:
     """The share of examples of each source of a configuration; they sum to one.
 
     Args:
-      data: its weights count what `data.unit` says.
+      data: its weights count what `data.weight_unit` says.
       means: of an example of each source, in that unit (see `measure`); not used where weights count examples.
 
     Raises:
@@ -43,10 +43,12 @@ def shares(data: DataConfig, means: Mapping[str, float]) -> dict[str, float]:
         if rest <= 0:
             raise UserError(f"data.replay takes {1 - rest:g} of everything; shares must leave some to data.mixture")
         whole = {name: rest * w for name, w in mixture.items()} | data.replay
-    if data.unit != "examples":
+    if data.weight_unit != "examples":
         unknown = [name for name in sorted(whole) if not means[name] > 0]
         if unknown:
-            raise UserError(f"source {unknown[0]!r} has no {data.unit}, in which data.unit says weights are; change it")
+            raise UserError(
+                f"source {unknown[0]!r} has no {data.weight_unit}, the unit of its weight; change data.weight_unit"
+            )
         whole = {name: w / means[name] for name, w in whole.items()}
     return normalised(whole)
 

@@ -32,7 +32,7 @@ class Room(NamedTuple):
 
 def rooms(data: DataConfig) -> dict[str, Room]:
     """What a stream has of a step, by the length of its rows."""
-    lengths = sorted(map(int, data.buckets or (data.sequence,)))
+    lengths = sorted(map(int, data.buckets or (data.seq_len,)))
     rows, clips = data.rows // data.streams, data.clips // data.streams
     return {str(long): Room(rows, long, clips, short) for short, long in itertools.pairwise([0, *lengths])}
 

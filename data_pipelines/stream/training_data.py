@@ -94,7 +94,8 @@ class TrainingData:
 
     Raises:
       UserError: the sizes of the configuration do not go together, or a share is too small to be mixed. And from
-        `next`: more of the examples than `data.bad_share` cannot be used; then only `set_state` and `close` may follow.
+        `next`: more of the examples than `data.max_bad_share` cannot be used; then only `set_state` and
+        `close` may follow.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class TrainingData:
         self._numbers = tuple(range(data.streams)) if streams is None else tuple(streams)
         self._orders, self._lengths = Orders(shares, data.streams, self._numbers), _lengths(data)
         self._rooms = rooms(data)
-        self._pool = _pool(reader, data.workers)
+        self._pool = _pool(reader, data.num_workers)
         self._ahead = concurrent.futures.ThreadPoolExecutor(1)  # makes one batch after another
         self._made: collections.deque[Future] = collections.deque()
         self._streams = [self._stream(number) for number in self._numbers]
@@ -208,7 +209,7 @@ class TrainingData:
 
     def _read(self, draws: Sequence[tuple[Stream, Draw]]) -> None:
         """Has draws read, which will come to their streams."""
-        chunk, read = (CHUNK, _read_here) if self._data.workers else (1, self._reader.read_all)
+        chunk, read = (CHUNK, _read_here) if self._data.num_workers else (1, self._reader.read_all)
         for start in range(0, len(draws), chunk):
             together = draws[start : start + chunk]
             future = self._pool.submit(read, [draw for _, draw in together])
@@ -238,7 +239,7 @@ class TrainingData:
     def _judge(self, last: Rejected) -> None:
         received = sum(sum(stream.received().values()) for stream in self._streams)
         bad = sum(stream.rejected.total() for stream in self._streams)
-        expected = self._data.bad_share * max(received, JUDGED)
+        expected = self._data.max_bad_share * max(received, JUDGED)
         if last.reason == "too long" and self._data.too_long == "error":
             raise UserError(
                 f"example {last.index} of {last.source} is too long ({last.detail}), and data.too_long is error"
@@ -246,7 +247,8 @@ class TrainingData:
         # Of a few, more may be bad by chance: by three standard deviations.
         if bad > expected + 3 * math.sqrt(expected):
             raise UserError(
-                f"{bad} of {received} examples cannot be used, more than data.bad_share={self._data.bad_share:g}; "
+                f"{bad} of {received} examples cannot be used, "
+                f"more than data.max_bad_share={self._data.max_bad_share:g}; "
                 f"the last is example {last.index} of {last.source}, {last.reason}: {last.detail}"
             )
 
@@ -271,10 +273,10 @@ def check_sizes(data: DataConfig) -> None:
         if data.packing != "pad":
             raise UserError("data.buckets are lengths of padded rows; set data.packing=pad, or leave them out")
         whole = all(length.isdecimal() and length == str(int(length)) != "0" for length in data.buckets)
-        if not whole or max(map(int, data.buckets)) != data.sequence:
+        if not whole or max(map(int, data.buckets)) != data.seq_len:
             raise UserError(
                 f"data.buckets has lengths {', '.join(data.buckets)}; they must be whole numbers above 0, and "
-                f"the longest data.sequence={data.sequence}"
+                f"the longest data.seq_len={data.seq_len}"
             )
         if not min(data.buckets.values()) > 0:
             raise UserError("a share in data.buckets is not above 0; leave that length out")
@@ -291,7 +293,7 @@ def check_sizes(data: DataConfig) -> None:
 
 def _lengths(data: DataConfig) -> Orders:
     """In which order steps have rows of which length; the same for all streams."""
-    return Orders(normalised(data.buckets or {str(data.sequence): 1.0}), 1, [0])
+    return Orders(normalised(data.buckets or {str(data.seq_len): 1.0}), 1, [0])
 
 
 def _step(data: DataConfig) -> int:

@@ -24,13 +24,38 @@ from salmonn_jax.config import (
 
 MODEL = ModelConfig(
     audio=AudioConfig(window_seconds=4.0),
-    whisper=WhisperConfig(mels=80, width=64, layers=2, heads=2, ffn=128),
-    beats=BeatsConfig(patch_width=48, width=48, layers=1, heads=2, ffn=96, conv_positions=32, conv_groups=4),
+    whisper=WhisperConfig(
+        num_mel_bins=80, d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=128
+    ),
+    beats=BeatsConfig(
+        embed_dim=48,
+        encoder_embed_dim=48,
+        encoder_layers=1,
+        encoder_attention_heads=2,
+        encoder_ffn_embed_dim=96,
+        conv_pos=32,
+        conv_pos_groups=4,
+    ),
     # Windows of 240 ms: shorter than a digit, and few to read.
-    qformer=QFormerConfig(width=64, layers=2, heads=2, ffn=128, window_seconds=0.24, stride_seconds=0.24, dropout=0.0),
+    qformer=QFormerConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        second_per_window=0.24,
+        second_stride=0.24,
+        dropout=0.0,
+    ),
     # Deep and thin: it has more to do with order than with knowledge.
     llama=LlamaConfig(
-        vocabulary=512, width=128, layers=4, heads=4, kv_heads=4, ffn=64, context=256, tied_embeddings=True
+        vocab_size=512,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
     ),
     lora=LoraConfig(rank=16, alpha=32.0, dropout=0.0),
     activation_dtype="float32",
@@ -43,23 +68,23 @@ DATA = DataConfig(
     packing="pad",
     rows=20,
     clips=16,
-    sequence=56,
-    answer=24,
-    transcript=20,
+    seq_len=56,
+    max_answer_tokens=24,
+    max_transcript_tokens=20,
     streams=4,
     lookahead=10,
 )
 
-OPTIMIZER = OptimizerConfig(peak=1e-3, start=1e-4, end=1e-4, warmup_steps=30, beta2=0.98, clip_norm=1.0)
+OPTIMIZER = OptimizerConfig(peak_lr=1e-3, init_lr=1e-4, end_lr=1e-4, warmup_steps=30, b2=0.98, clip_norm=1.0)
 
 # Stands in for the pretrained language model of the paper: text alone, with words where audio tokens will stand.
 STAGE0 = RunConfig(
     name="mini_stage0",
     model=MODEL,
     data=dataclasses.replace(DATA, mixture={"reading": 1.0}, rows=24, clips=0),
-    optimizer=dataclasses.replace(OPTIMIZER, peak=1.5e-3, end=3e-4),
+    optimizer=dataclasses.replace(OPTIMIZER, peak_lr=1.5e-3, end_lr=3e-4),
     trainable=("llama/(?!.*lora).*",),
-    steps=1500,
+    num_train_steps=1500,
     save_every=500,
 )
 
@@ -69,7 +94,7 @@ STAGE1 = RunConfig(
     data=DATA,
     optimizer=OPTIMIZER,
     trainable=(".*",),
-    steps=1400,
+    num_train_steps=1400,
     save_every=350,
     ctc_weight=0.5,
     ctc_blank=3,  # the corpus's filler, which its tokenizer knows as a piece of its own
@@ -78,9 +103,9 @@ STAGE1 = RunConfig(
 STAGE2 = dataclasses.replace(
     STAGE1,
     name="mini_stage2",
-    optimizer=dataclasses.replace(OPTIMIZER, peak=5e-4, end=1e-5),
+    optimizer=dataclasses.replace(OPTIMIZER, peak_lr=5e-4, end_lr=1e-5),
     trainable=RunConfig(name="").trainable,
-    steps=500,
+    num_train_steps=500,
     save_every=250,
     ctc_weight=0.0,
 )
@@ -89,8 +114,8 @@ STAGE3 = dataclasses.replace(
     STAGE2,
     name="mini_stage3",
     data=dataclasses.replace(DATA, mixture={"speech_over_sound": 1.0}, rows=8, clips=8),
-    optimizer=dataclasses.replace(OPTIMIZER, peak=2e-5, start=2e-5, end=2e-5, warmup_steps=0),
-    steps=12,
+    optimizer=dataclasses.replace(OPTIMIZER, peak_lr=2e-5, init_lr=2e-5, end_lr=2e-5, warmup_steps=0),
+    num_train_steps=12,
     save_every=12,
 )
 

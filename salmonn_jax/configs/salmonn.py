@@ -13,7 +13,15 @@ from salmonn_jax.config import DataConfig, LlamaConfig, ModelConfig, OptimizerCo
 
 MODEL_13B = ModelConfig(llama=LlamaConfig(), pad_classes=1)
 MODEL_7B = ModelConfig(
-    llama=LlamaConfig(width=4096, layers=32, heads=32, kv_heads=32, ffn=11_008, rms_epsilon=1e-5, context=4096),
+    llama=LlamaConfig(
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        intermediate_size=11_008,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=4096,
+    ),
     pad_classes=1,
 )
 
@@ -43,9 +51,9 @@ STAGE2_MIXTURE = {
 def _stages(size: str, model: ModelConfig) -> tuple[RunConfig, ...]:
     # Six examples in a row: with fewer more is wasted (`python -m benchmarks.packing`). A row for each of 64 chips.
     data = DataConfig(
-        corpus="files", cache="data", mixture=STAGE1_MIXTURE, rows=64, clips=384, sequence=1056, streams=64
+        corpus="files", data_dir="data", mixture=STAGE1_MIXTURE, rows=64, clips=384, seq_len=1056, streams=64
     )
-    stage1 = RunConfig(name=f"salmonn_{size}_stage1", model=model, data=data, remat="full")
+    stage1 = RunConfig(name=f"salmonn_{size}_stage1", model=model, data=data, remat_policy="full")
     stage2 = dataclasses.replace(
         stage1, name=f"salmonn_{size}_stage2", data=dataclasses.replace(data, mixture=STAGE2_MIXTURE)
     )
@@ -53,10 +61,17 @@ def _stages(size: str, model: ModelConfig) -> tuple[RunConfig, ...]:
         stage1,
         name=f"salmonn_{size}_stage3",
         data=dataclasses.replace(
-            data, mixture={"stories": 1.0}, packing="pad", rows=1, clips=1, sequence=1024, answer=900, streams=1
+            data,
+            mixture={"stories": 1.0},
+            packing="pad",
+            rows=1,
+            clips=1,
+            seq_len=1024,
+            max_answer_tokens=900,
+            streams=1,
         ),
-        optimizer=OptimizerConfig(warmup_steps=0, end=3e-5),
-        steps=12,
+        optimizer=OptimizerConfig(warmup_steps=0, end_lr=3e-5),
+        num_train_steps=12,
         save_every=12,
     )
     return stage1, stage2, stage3

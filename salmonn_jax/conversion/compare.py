@@ -134,16 +134,16 @@ def _stages(model: Salmonn, batch, heard: bool) -> dict[str, jax.Array]:
     with record_layers() as layers:
         frames = model.encode_frames(batch.pcm, batch.pcm_length)
         if config.whisper:
-            found["whisper features"] = audio.log_mel(batch.pcm, config.whisper.mels).swapaxes(1, 2)
+            found["whisper features"] = audio.log_mel(batch.pcm, config.whisper.num_mel_bins).swapaxes(1, 2)
             found["whisper output"] = frames.speech
         if config.beats:
-            found["beats features"] = audio.fbank(batch.pcm, config.beats.mels)
+            found["beats features"] = audio.fbank(batch.pcm, config.beats.num_mel_bins)
             found["beats output"] = frames.sound
         if heard:
             found["encoder frames"] = model.encoder_frames(frames)
             found["audio tokens"] = model.audio_tokens(frames)
         if config.llama and batch.tokens.shape[1]:
-            audio_tokens = found.get("audio tokens", jnp.zeros((0, 0, config.llama.width)))
+            audio_tokens = found.get("audio tokens", jnp.zeros((0, 0, config.llama.hidden_size)))
             x = model.splice(batch.tokens, batch.audio_slot, audio_tokens)
             scale = config.lora.scale if heard else None
             hidden, _ = model.llama(x, batch.positions, causal_mask(batch.segments), lora_scale=scale)

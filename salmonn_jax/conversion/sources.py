@@ -53,11 +53,11 @@ def read_whisper(path: pathlib.Path) -> WhisperSource:
     values, found = tensors.open_directory(path)
     _expect_kind(path, values, ("whisper",))
     config = WhisperConfig(
-        mels=_value(path, values, "num_mel_bins"),
-        width=_value(path, values, "d_model"),
-        layers=_value(path, values, "encoder_layers"),
-        heads=_value(path, values, "encoder_attention_heads"),
-        ffn=_value(path, values, "encoder_ffn_dim"),
+        num_mel_bins=_value(path, values, "num_mel_bins"),
+        d_model=_value(path, values, "d_model"),
+        encoder_layers=_value(path, values, "encoder_layers"),
+        encoder_attention_heads=_value(path, values, "encoder_attention_heads"),
+        encoder_ffn_dim=_value(path, values, "encoder_ffn_dim"),
     )
     root = next((name.removesuffix("conv1.weight") for name in found if name.endswith("conv1.weight")), "")
     frames = _value(path, values, "max_source_positions")
@@ -71,11 +71,11 @@ def _openai_whisper(path: pathlib.Path) -> WhisperSource:
     dims = loaded["dims"]
     width = _value(path, dims, "n_audio_state")
     config = WhisperConfig(
-        mels=_value(path, dims, "n_mels"),
-        width=width,
-        layers=_value(path, dims, "n_audio_layer"),
-        heads=_value(path, dims, "n_audio_head"),
-        ffn=4 * width,
+        num_mel_bins=_value(path, dims, "n_mels"),
+        d_model=width,
+        encoder_layers=_value(path, dims, "n_audio_layer"),
+        encoder_attention_heads=_value(path, dims, "n_audio_head"),
+        encoder_ffn_dim=4 * width,
     )
     found = tensors.tensors_of(loaded["model_state_dict"], path, "model_state_dict")
     return WhisperSource(config, tables.WHISPER_OPENAI, found, _value(path, dims, "n_audio_ctx") / 50)
@@ -95,18 +95,18 @@ def read_beats(path: pathlib.Path) -> Source:
         if value != fixed:
             raise UserError(f"{path} has {name}={value!r}; only BEATs with {name}={fixed!r} can be converted")
     config = BeatsConfig(
-        patch=_value(path, cfg, "input_patch_size"),
-        patch_width=_value(path, cfg, "embed_dim"),
-        width=_value(path, cfg, "encoder_embed_dim"),
-        layers=_value(path, cfg, "encoder_layers"),
-        heads=_value(path, cfg, "encoder_attention_heads"),
-        ffn=_value(path, cfg, "encoder_ffn_embed_dim"),
-        conv_positions=_value(path, cfg, "conv_pos"),
-        conv_groups=_value(path, cfg, "conv_pos_groups"),
-        buckets=_value(path, cfg, "num_buckets"),
+        input_patch_size=_value(path, cfg, "input_patch_size"),
+        embed_dim=_value(path, cfg, "embed_dim"),
+        encoder_embed_dim=_value(path, cfg, "encoder_embed_dim"),
+        encoder_layers=_value(path, cfg, "encoder_layers"),
+        encoder_attention_heads=_value(path, cfg, "encoder_attention_heads"),
+        encoder_ffn_embed_dim=_value(path, cfg, "encoder_ffn_embed_dim"),
+        conv_pos=_value(path, cfg, "conv_pos"),
+        conv_pos_groups=_value(path, cfg, "conv_pos_groups"),
+        num_buckets=_value(path, cfg, "num_buckets"),
         max_distance=_value(path, cfg, "max_distance"),
     )
-    return Source(config, tables.beats(config.patch), tensors.tensors_of(loaded["model"], path, "model"))
+    return Source(config, tables.beats(config.input_patch_size), tensors.tensors_of(loaded["model"], path, "model"))
 
 
 def read_llama(path: pathlib.Path) -> Source:
@@ -121,21 +121,23 @@ def read_llama(path: pathlib.Path) -> Source:
     heads = _value(path, values, "num_attention_heads")
     rope = values.get("rope_parameters") or {}
     config = LlamaConfig(
-        vocabulary=_value(path, values, "vocab_size"),
-        width=_value(path, values, "hidden_size"),
-        layers=_value(path, values, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=values.get("num_key_value_heads") or heads,
-        ffn=_value(path, values, "intermediate_size"),
-        rms_epsilon=_value(path, values, "rms_norm_eps"),
-        head=values.get("head_dim"),
+        vocab_size=_value(path, values, "vocab_size"),
+        hidden_size=_value(path, values, "hidden_size"),
+        num_hidden_layers=_value(path, values, "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=values.get("num_key_value_heads") or heads,
+        intermediate_size=_value(path, values, "intermediate_size"),
+        rms_norm_eps=_value(path, values, "rms_norm_eps"),
+        head_dim=values.get("head_dim"),
         rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
         rope_scaling=_rope_scaling(path, values.get("rope_scaling") or rope),
         # Beyond its sliding window Mistral no longer attends to everything, which the decoder here does.
-        context=min(_value(path, values, "max_position_embeddings"), values.get("sliding_window") or 2**31),
-        tied_embeddings=bool(values.get("tie_word_embeddings", False)),
+        max_position_embeddings=min(
+            _value(path, values, "max_position_embeddings"), values.get("sliding_window") or 2**31
+        ),
+        tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
     )
-    return Source(config, tables.llama(tied=config.tied_embeddings), found)
+    return Source(config, tables.llama(tied=config.tie_word_embeddings), found)
 
 
 def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> RopeScaling | None:
@@ -146,9 +148,9 @@ def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> RopeScaling 
         raise UserError(f"{path} has rope scaling {kind!r}; only 'llama3' can be converted")
     return RopeScaling(
         factor=float(_value(path, values, "factor")),
-        low_frequency_factor=float(_value(path, values, "low_freq_factor")),
-        high_frequency_factor=float(_value(path, values, "high_freq_factor")),
-        original_context=_value(path, values, "original_max_position_embeddings"),
+        low_freq_factor=float(_value(path, values, "low_freq_factor")),
+        high_freq_factor=float(_value(path, values, "high_freq_factor")),
+        original_max_position_embeddings=_value(path, values, "original_max_position_embeddings"),
     )
 
 

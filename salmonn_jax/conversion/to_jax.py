@@ -154,7 +154,7 @@ def plan_part(kind: str, path: pathlib.Path) -> Plan:
     source = {"whisper": sources.read_whisper, "beats": sources.read_beats, "llama": sources.read_llama}[kind](path)
     absent = dict.fromkeys({"whisper", "beats", "qformer", "llama"} - {kind})
     # A language model on its own is asked just what it is asked: no template, no adapters.
-    config = ModelConfig(**absent, **{kind: source.config}, lora=LoraConfig(targets=()), prompt_template="{}")
+    config = ModelConfig(**absent, **{kind: source.config}, lora=LoraConfig(target_modules=()), prompt_template="{}")
     if kind == "whisper":
         config = dataclasses.replace(config, audio=AudioConfig(window_seconds=source.window_seconds))
     return Plan(
@@ -238,15 +238,21 @@ def _qformer(
 ) -> QFormerConfig:
     """The Q-Former whose sizes the tensors show; the original's if there are none."""
     heads, window, stride = (values[name] for name in ("heads", "window_seconds", "stride_seconds"))
-    made = QFormerConfig(heads=heads, window_seconds=window, stride_seconds=stride)
+    made = QFormerConfig(num_attention_heads=heads, second_per_window=window, second_stride=stride)
     if trained:
         layer = "speech_Qformer.bert.encoder.layer."
         ffn, width = _shape(trained, f"{layer}0.intermediate_query.dense.weight", path)
         layers = {name.removeprefix(layer).split(".")[0] for name in trained if name.startswith(layer)}
         queries = _shape(trained, "speech_query_tokens", path)[1]
-        made = dataclasses.replace(made, width=width, ffn=ffn, layers=len(layers), queries=queries)
-    if heads < 1 or made.width % heads:
-        raise UserError(f"the Q-Former is {made.width} wide, which {heads} heads do not divide: --qformer-heads")
+        made = dataclasses.replace(
+            made,
+            hidden_size=width,
+            intermediate_size=ffn,
+            num_hidden_layers=len(layers),
+            num_speech_query_token=queries,
+        )
+    if heads < 1 or made.hidden_size % heads:
+        raise UserError(f"the Q-Former is {made.hidden_size} wide, which {heads} heads do not divide: --qformer-heads")
     if not 1 <= made.window_frames <= round(50 * heard_seconds):
         raise UserError(
             f"a window of {window} s does not lie within the {heard_seconds:g} s heard: --second-per-window"
@@ -262,9 +268,9 @@ def _lora(trained: tensors.Tensors, alpha: float, told: dict[str, Any]) -> LoraC
         return LoraConfig(alpha=alpha)
     found = {name.split(".")[-4]: tensor.shape[0] for name, tensor in trained.items() if ".lora_A." in name}
     if not found:  # the original's `lora: False`
-        return LoraConfig(alpha=alpha, targets=())
+        return LoraConfig(alpha=alpha, target_modules=())
     dropout = float(told.get("lora_dropout", LoraConfig.dropout))
-    return LoraConfig(rank=max(found.values()), alpha=alpha, dropout=dropout, targets=tuple(sorted(found)))
+    return LoraConfig(rank=max(found.values()), alpha=alpha, dropout=dropout, target_modules=tuple(sorted(found)))
 
 
 def _shape(trained: tensors.Tensors, name: str, path: pathlib.Path) -> tuple[int, ...]:

@@ -51,11 +51,11 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
     model = {name: _to_torch(_theirs(trained, to)) for name, to in wanted.items()}
     told = {
         "prompt_template": config.prompt_template,
-        "num_speech_query_token": config.qformer.queries,
-        "second_per_window": config.qformer.window_seconds,
-        "second_stride": config.qformer.stride_seconds,
-        "num_attention_heads": config.qformer.heads,
-        "lora": bool(config.lora.targets),
+        "num_speech_query_token": config.qformer.num_speech_query_token,
+        "second_per_window": config.qformer.second_per_window,
+        "second_stride": config.qformer.second_stride,
+        "num_attention_heads": config.qformer.num_attention_heads,
+        "lora": bool(config.lora.target_modules),
         "lora_rank": config.lora.rank,
         "lora_alpha": config.lora.alpha,
         "lora_dropout": config.lora.dropout,
@@ -86,7 +86,7 @@ def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
         "r": config.lora.rank,
         "lora_alpha": config.lora.alpha,
         "lora_dropout": config.lora.dropout,
-        "target_modules": list(config.lora.targets),
+        "target_modules": list(config.lora.target_modules),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -120,7 +120,7 @@ def write_llama(
     if config.llama is None:
         raise UserError(f"{directory} holds no language model")
     shapes = {p: x.shape for p, x in params.items() if p.startswith("llama/") and "/lora_" not in p}
-    wanted = mapping.destinations(tables.llama(tied=config.llama.tied_embeddings), shapes)
+    wanted = mapping.destinations(tables.llama(tied=config.llama.tie_word_embeddings), shapes)
     merge = functools.partial(_merged, scale=config.lora.scale)
     made = {name: _made(params, to, merge) for name, to in wanted.items()}
     shards = _shards({name: tensor.bytes for name, tensor in made.items()})
@@ -199,25 +199,25 @@ def _llama_json(config: LlamaConfig) -> dict[str, Any]:
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "vocab_size": config.vocabulary,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "intermediate_size": config.ffn,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_size,
+        "intermediate_size": config.intermediate_size,
         "hidden_act": "silu",
-        "rms_norm_eps": config.rms_epsilon,
-        "max_position_embeddings": config.context,
-        "tie_word_embeddings": config.tied_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "rope_theta": config.rope_theta,
         "rope_scaling": scaling
         and {
             "rope_type": "llama3",
             "factor": scaling.factor,
-            "low_freq_factor": scaling.low_frequency_factor,
-            "high_freq_factor": scaling.high_frequency_factor,
-            "original_max_position_embeddings": scaling.original_context,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
         },
     }
 

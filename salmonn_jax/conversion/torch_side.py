@@ -94,10 +94,10 @@ def audio_stages(path: pathlib.Path, config: ModelConfig, speech: np.ndarray, so
     windows = heard.unfold(0, q.window_frames, q.stride_frames).transpose(1, 2)  # [W,window,D]
     model = transformers.Blip2QFormerModel(
         transformers.Blip2QFormerConfig(
-            hidden_size=q.width,
-            num_hidden_layers=q.layers,
-            num_attention_heads=q.heads,
-            intermediate_size=q.ffn,
+            hidden_size=q.hidden_size,
+            num_hidden_layers=q.num_hidden_layers,
+            num_attention_heads=q.num_attention_heads,
+            intermediate_size=q.intermediate_size,
             encoder_hidden_size=heard.shape[-1],
             cross_attention_frequency=1,
         )
@@ -133,7 +133,7 @@ def llama_stages(
     transformers = _package("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     layers, embed = model.model.layers, model.get_input_embeddings()
-    if checkpoint is not None and config.lora.targets:
+    if checkpoint is not None and config.lora.target_modules:
         model = _with_adapters(model, checkpoint, config).eval()
     with torch.no_grad(), _kept(layers, "llama") as kept:
         x = embed(torch.from_numpy(tokens))
@@ -141,13 +141,16 @@ def llama_stages(
             heard = torch.from_numpy(audio_tokens[np.maximum(slots, 0)])
             x = torch.where(torch.from_numpy(slots >= 0)[:, None], heard, x)
         logits = model(inputs_embeds=x[None]).logits[0]
-    return {**kept, "logits": logits[:, : config.llama.vocabulary].numpy()}
+    return {**kept, "logits": logits[:, : config.llama.vocab_size].numpy()}
 
 
 def _with_adapters(model: Any, checkpoint: pathlib.Path, config: ModelConfig) -> Any:
     peft = _package("peft")
     lora = peft.LoraConfig(
-        r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=list(config.lora.targets), lora_dropout=0.0
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        target_modules=list(config.lora.target_modules),
+        lora_dropout=0.0,
     )
     model = peft.get_peft_model(model, lora)
     found = tensors.load_torch(checkpoint)["model"]

@@ -17,12 +17,7 @@ RELEASED = {
     5120: ("SALMONN-13B", "Vicuna-13B v1.1 (on LLaMA 1)", MODEL_13B.llama),
     4096: ("SALMONN-7B", "Vicuna-7B v1.5 (on Llama 2)", MODEL_7B.llama),
 }
-_NAMES = {
-    "vocabulary": "vocab_size",
-    "layers": "num_hidden_layers",
-    "rms_epsilon": "rms_norm_eps",
-    "context": "max_position_embeddings",
-}
+_COMPARED = ("vocab_size", "num_hidden_layers", "rms_norm_eps", "max_position_embeddings")
 
 
 def check(width: int, checkpoint: pathlib.Path, llama: LlamaConfig, llm: pathlib.Path, *, own: bool) -> None:
@@ -34,15 +29,17 @@ def check(width: int, checkpoint: pathlib.Path, llama: LlamaConfig, llm: pathlib
       llama: the configuration in `llm`.
       own: the user vouches for a checkpoint trained with another language model than the released ones.
     """
-    if width != llama.width:
+    if width != llama.hidden_size:
         wants = f", as {RELEASED[width][1]} is," if width in RELEASED else ""
-        raise UserError(f"{checkpoint} goes with a language model {width} wide{wants} and {llm} is {llama.width} wide")
+        raise UserError(
+            f"{checkpoint} goes with a language model {width} wide{wants} and {llm} is {llama.hidden_size} wide"
+        )
     if own or width not in RELEASED:
         return
     model, wanted, expected = RELEASED[width]
     wrong = [
-        f"{name} is {getattr(llama, field)} and not {getattr(expected, field)}"
-        for field, name in _NAMES.items()
+        f"{field} is {getattr(llama, field)} and not {getattr(expected, field)}"
+        for field in _COMPARED
         if getattr(llama, field) != getattr(expected, field)
     ]
     if wrong:

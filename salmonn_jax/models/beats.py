@@ -37,12 +37,12 @@ class PositionalConv(nnx.Module):
     """
 
     def __init__(self, config: BeatsConfig, rngs: nnx.Rngs):
-        shape = (config.conv_positions, config.width // config.conv_groups, config.width)
+        shape = (config.conv_pos, config.encoder_embed_dim // config.conv_pos_groups, config.encoder_embed_dim)
         direction = ROOT(rngs.params(), shape, jnp.float32)
         self.direction = nnx.Param(direction)
         self.magnitude = nnx.Param(jnp.sqrt(jnp.square(direction).sum(axis=(1, 2))))
-        self.bias = nnx.Param(jnp.zeros(config.width, jnp.float32))
-        self.groups = config.conv_groups
+        self.bias = nnx.Param(jnp.zeros(config.encoder_embed_dim, jnp.float32))
+        self.groups = config.conv_pos_groups
 
     def __call__(self, x: Array) -> Array:
         """float[A,T,D] -> float[A,T,D]; an even kernel gives one frame too many, and the last is dropped."""
@@ -65,19 +65,19 @@ class BeatsLayer(nnx.Module):
     """A post-norm layer with DeepNorm: residuals are multiplied by `alpha` before each norm."""
 
     def __init__(self, config: BeatsConfig, rngs: nnx.Rngs):
-        width = config.width
+        width = config.encoder_embed_dim
         self.q_proj = Linear(width, width, rngs=rngs)
         self.k_proj = Linear(width, width, rngs=rngs)
         self.v_proj = Linear(width, width, rngs=rngs)
         self.out_proj = Linear(width, width, rngs=rngs)
-        self.gate = Linear(width // config.heads, GATES, rngs=rngs)
-        self.gate_scale = nnx.Param(jnp.ones(config.heads, jnp.float32))
+        self.gate = Linear(width // config.encoder_attention_heads, GATES, rngs=rngs)
+        self.gate_scale = nnx.Param(jnp.ones(config.encoder_attention_heads, jnp.float32))
         self.attention_norm = LayerNorm(width)
-        self.fc1 = Linear(width, config.ffn, rngs=rngs)
-        self.fc2 = Linear(config.ffn, width, rngs=rngs)
+        self.fc1 = Linear(width, config.encoder_ffn_embed_dim, rngs=rngs)
+        self.fc2 = Linear(config.encoder_ffn_embed_dim, width, rngs=rngs)
         self.ffn_norm = LayerNorm(width)
-        self.heads = config.heads
-        self.alpha = (2.0 * config.layers) ** 0.25
+        self.heads = config.encoder_attention_heads
+        self.alpha = (2.0 * config.encoder_layers) ** 0.25
 
     def __call__(self, x: Array, bias: Array, valid: Array) -> Array:
         x = self.attention_norm(x * self.alpha + self._attend(x, bias, valid))
@@ -102,13 +102,15 @@ class Beats(nnx.Module):
     """float[A,frames,128] filter bank -> float[A,T,D] with T = frames // 16 * 8."""
 
     def __init__(self, config: BeatsConfig, *, rngs: nnx.Rngs):
-        self.patch_kernel = nnx.Param(INIT(rngs.params(), (config.patch**2, config.patch_width), jnp.float32))
-        self.patch_norm = LayerNorm(config.patch_width)
-        self.patch_proj = Linear(config.patch_width, config.width, rngs=rngs)
+        self.patch_kernel = nnx.Param(INIT(rngs.params(), (config.input_patch_size**2, config.embed_dim), jnp.float32))
+        self.patch_norm = LayerNorm(config.embed_dim)
+        self.patch_proj = Linear(config.embed_dim, config.encoder_embed_dim, rngs=rngs)
         self.positional_conv = PositionalConv(config, rngs)
-        self.norm = LayerNorm(config.width)
-        self.relative_bias = nnx.Param(INIT(rngs.params(), (config.buckets, config.heads), jnp.float32))
-        self.layers = stack_layers(lambda rngs: BeatsLayer(config, rngs), config.layers, rngs)
+        self.norm = LayerNorm(config.encoder_embed_dim)
+        self.relative_bias = nnx.Param(
+            INIT(rngs.params(), (config.num_buckets, config.encoder_attention_heads), jnp.float32)
+        )
+        self.layers = stack_layers(lambda rngs: BeatsLayer(config, rngs), config.encoder_layers, rngs)
         self.config = config
 
     def __call__(self, fbank: Array, valid: Array) -> Array:
@@ -122,7 +124,7 @@ class Beats(nnx.Module):
 
     def _patches(self, fbank: Array) -> Array:
         """float[A,frames,M] -> float[A,T,patch*patch]: what a convolution with stride = kernel sees."""
-        p = self.config.patch
+        p = self.config.input_patch_size
         clips, frames, mels = fbank.shape
         steps, bands = frames // p, mels // p
         x = fbank[:, : steps * p].reshape(clips, steps, p, bands, p)
@@ -131,7 +133,7 @@ class Beats(nnx.Module):
     def _position_bias(self, tokens: int) -> Array:
         """The bias by distance, before the gates: float32[H,T,T] (query, key)."""
         distances = np.arange(-(tokens - 1), tokens)
-        buckets = relative_buckets(distances, self.config.buckets, self.config.max_distance)
+        buckets = relative_buckets(distances, self.config.num_buckets, self.config.max_distance)
         by_distance = self.relative_bias[...].astype(jnp.float32)[buckets]  # [2T-1,H]
         place = jnp.arange(tokens)
         return jnp.moveaxis(by_distance[place[None, :] - place[:, None] + tokens - 1], -1, 0)
@@ -154,7 +156,7 @@ def token_masks(length: Array, padded: Array, tokens: int, config: BeatsConfig) 
     has padded == length, and then both masks are equal. Original: `BEATs.forward_padding_mask`.
     """
     frames = fbank_frames(padded)
-    existing = frames // config.patch * (config.mels // config.patch)
+    existing = frames // config.input_patch_size * (config.num_mel_bins // config.input_patch_size)
     index = jnp.arange(tokens)
     samples_per_frame = padded // frames
     frames_per_token = frames // existing

@@ -55,17 +55,17 @@ class LlamaLayer(nnx.Module):
     """Pre-norm attention and SwiGLU feed-forward."""
 
     def __init__(self, config: LlamaConfig, lora: LoraConfig, rngs: nnx.Rngs):
-        width, head = config.width, config.head_width
-        self.attention_norm = RMSNorm(width, epsilon=config.rms_epsilon)
-        self.q_proj = projection("q_proj", width, config.heads * head, lora, rngs)
-        self.k_proj = projection("k_proj", width, config.kv_heads * head, lora, rngs)
-        self.v_proj = projection("v_proj", width, config.kv_heads * head, lora, rngs)
-        self.o_proj = projection("o_proj", config.heads * head, width, lora, rngs)
-        self.ffn_norm = RMSNorm(width, epsilon=config.rms_epsilon)
-        self.gate_proj = projection("gate_proj", width, config.ffn, lora, rngs)
-        self.up_proj = projection("up_proj", width, config.ffn, lora, rngs)
-        self.down_proj = projection("down_proj", config.ffn, width, lora, rngs)
-        self.heads, self.kv_heads = config.heads, config.kv_heads
+        width, head = config.hidden_size, config.head_size
+        self.attention_norm = RMSNorm(width, epsilon=config.rms_norm_eps)
+        self.q_proj = projection("q_proj", width, config.num_attention_heads * head, lora, rngs)
+        self.k_proj = projection("k_proj", width, config.num_key_value_heads * head, lora, rngs)
+        self.v_proj = projection("v_proj", width, config.num_key_value_heads * head, lora, rngs)
+        self.o_proj = projection("o_proj", config.num_attention_heads * head, width, lora, rngs)
+        self.ffn_norm = RMSNorm(width, epsilon=config.rms_norm_eps)
+        self.gate_proj = projection("gate_proj", width, config.intermediate_size, lora, rngs)
+        self.up_proj = projection("up_proj", width, config.intermediate_size, lora, rngs)
+        self.down_proj = projection("down_proj", config.intermediate_size, width, lora, rngs)
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
 
     def __call__(self, x, rotation, mask, scale, past, start, key):
         """float[R,S,D] -> (float[R,S,D], (keys, values) float[R,C,H,K]); `past` None attends to this call's tokens."""
@@ -91,12 +91,12 @@ class Llama(nnx.Module):
 
     def __init__(self, config: LlamaConfig, lora: LoraConfig, *, rngs: nnx.Rngs):
         self.embedding = nnx.Param(
-            embedding_init(config.width)(rngs.params(), (config.vocabulary, config.width), jnp.float32)
+            embedding_init(config.hidden_size)(rngs.params(), (config.vocab_size, config.hidden_size), jnp.float32)
         )
-        self.layers = stack_layers(lambda rngs: LlamaLayer(config, lora, rngs), config.layers, rngs)
-        self.norm = RMSNorm(config.width, epsilon=config.rms_epsilon)
-        head = functools.partial(Linear, config.width, config.vocabulary, use_bias=False, rngs=rngs, init=INIT)
-        self.lm_head = None if config.tied_embeddings else head()
+        self.layers = stack_layers(lambda rngs: LlamaLayer(config, lora, rngs), config.num_hidden_layers, rngs)
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        head = functools.partial(Linear, config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs, init=INIT)
+        self.lm_head = None if config.tie_word_embeddings else head()
         self.config = config
 
     def embed(self, tokens: Array) -> Array:
@@ -131,7 +131,7 @@ class Llama(nnx.Module):
         rotation = rotary_angles(positions, self.config)
         start = None if cache is None else cache.length
         past = None if cache is None else (cache.keys, cache.values)
-        keys = None if key is None else jax.random.split(key, self.config.layers)
+        keys = None if key is None else jax.random.split(key, self.config.num_hidden_layers)
 
         def body(x, layer, past, key):
             x, written = layer(x, rotation, mask, lora_scale, past, start, key)
@@ -149,7 +149,7 @@ class Llama(nnx.Module):
     def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> KVCache:
         """A cache of zeros for `rows` sequences of at most `slots` tokens."""
         c = self.config
-        shape = (c.layers, rows, slots, c.kv_heads, c.head_width)
+        shape = (c.num_hidden_layers, rows, slots, c.num_key_value_heads, c.head_size)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
@@ -177,11 +177,11 @@ def rotary_rates(config: LlamaConfig) -> np.ndarray:
     With `rope_scaling`, rates whose wavelength is long in the original context are divided by the factor, those whose
     wavelength is short are kept, and those between are interpolated (transformers' `_compute_llama3_parameters`).
     """
-    rates = 1.0 / config.rope_theta ** (np.arange(0, config.head_width, 2, dtype=np.float32) / config.head_width)
+    rates = 1.0 / config.rope_theta ** (np.arange(0, config.head_size, 2, dtype=np.float32) / config.head_size)
     scaling = config.rope_scaling
     if scaling is not None:
-        turns = scaling.original_context * rates / (2 * np.pi)
-        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        turns = scaling.original_max_position_embeddings * rates / (2 * np.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
         rates = rates * (kept + (1.0 - kept) / scaling.factor)
     return rates.astype(np.float32)

@@ -50,6 +50,6 @@ class PlainLinear(Linear):
 
 def projection(name: str, inputs: int, outputs: int, lora: LoraConfig, rngs: nnx.Rngs) -> LoraLinear | PlainLinear:
     """The projection `name` of a layer, with an adapter if the configuration targets it."""
-    if name in lora.targets:
+    if name in lora.target_modules:
         return LoraLinear(inputs, outputs, lora=lora, rngs=rngs)
     return PlainLinear(inputs, outputs, rngs=rngs)

@@ -33,12 +33,12 @@ class BertAttention(nnx.Module):
     """Multi-head attention with its output projection, residual and (post-)norm."""
 
     def __init__(self, config: QFormerConfig, memory: int, rngs: nnx.Rngs):
-        self.query = Linear(config.width, config.width, rngs=rngs, init=BERT_INIT)
-        self.key = Linear(memory, config.width, rngs=rngs, init=BERT_INIT)
-        self.value = Linear(memory, config.width, rngs=rngs, init=BERT_INIT)
-        self.dense = Linear(config.width, config.width, rngs=rngs, init=BERT_INIT)
-        self.norm = LayerNorm(config.width, epsilon=EPSILON)
-        self.heads = config.heads
+        self.query = Linear(config.hidden_size, config.hidden_size, rngs=rngs, init=BERT_INIT)
+        self.key = Linear(memory, config.hidden_size, rngs=rngs, init=BERT_INIT)
+        self.value = Linear(memory, config.hidden_size, rngs=rngs, init=BERT_INIT)
+        self.dense = Linear(config.hidden_size, config.hidden_size, rngs=rngs, init=BERT_INIT)
+        self.norm = LayerNorm(config.hidden_size, epsilon=EPSILON)
+        self.heads = config.num_attention_heads
         self.rate = config.dropout
 
     def __call__(self, x: Array, keys: Array, values: Array, key: Array | None) -> Array:
@@ -55,11 +55,11 @@ class BertLayer(nnx.Module):
     """Self-attention among the queries, cross-attention to the window, feed-forward; each with residual and norm."""
 
     def __init__(self, config: QFormerConfig, memory: int, rngs: nnx.Rngs):
-        self.attention = BertAttention(config, config.width, rngs)
+        self.attention = BertAttention(config, config.hidden_size, rngs)
         self.cross_attention = BertAttention(config, memory, rngs)
-        self.intermediate = Linear(config.width, config.ffn, rngs=rngs, init=BERT_INIT)
-        self.output = Linear(config.ffn, config.width, rngs=rngs, init=BERT_INIT)
-        self.norm = LayerNorm(config.width, epsilon=EPSILON)
+        self.intermediate = Linear(config.hidden_size, config.intermediate_size, rngs=rngs, init=BERT_INIT)
+        self.output = Linear(config.intermediate_size, config.hidden_size, rngs=rngs, init=BERT_INIT)
+        self.norm = LayerNorm(config.hidden_size, epsilon=EPSILON)
         self.config = config
 
     def __call__(self, x: Array, frames: Array, key: Array | None) -> Array:
@@ -78,8 +78,8 @@ class QFormer(nnx.Module):
     """float[A,T,E] encoder frames -> float[A,W*Q,D], window by window."""
 
     def __init__(self, config: QFormerConfig, *, memory: int, rngs: nnx.Rngs):
-        self.norm = LayerNorm(config.width, epsilon=EPSILON)
-        self.layers = stack_layers(lambda rngs: BertLayer(config, memory, rngs), config.layers, rngs)
+        self.norm = LayerNorm(config.hidden_size, epsilon=EPSILON)
+        self.layers = stack_layers(lambda rngs: BertLayer(config, memory, rngs), config.num_hidden_layers, rngs)
         self.config = config
 
     def __call__(self, queries: Array, frames: Array, key: Array | None = None) -> Array:
@@ -88,7 +88,7 @@ class QFormer(nnx.Module):
         clips, windows = frames.shape[0], count_windows(frames.shape[1], self.config)
         x = dropout(self.norm(queries.astype(frames.dtype)), self.config.dropout, on_input)
         x = jnp.broadcast_to(x, (clips, windows, *x.shape))
-        keys = None if on_layers is None else jax.random.split(on_layers, self.config.layers)
+        keys = None if on_layers is None else jax.random.split(on_layers, self.config.num_hidden_layers)
         x, _ = scan_layers("qformer", lambda x, layer, key: (layer(x, frames, key), None), x, self.layers, keys)
         return x.reshape(clips, windows * x.shape[2], -1)
 

@@ -38,12 +38,14 @@ class Salmonn(nnx.Module):
         self.whisper = c.whisper and WhisperEncoder(c.whisper, frames=c.audio.whisper_frames, rngs=rngs)
         self.beats = c.beats and Beats(c.beats, rngs=rngs)
         if c.qformer:
-            self.ln_speech = LayerNorm(c.whisper.width)
-            self.ln_audio = c.beats and LayerNorm(c.beats.width)
-            self.query_tokens = nnx.Param(INIT(rngs.params(), (c.qformer.queries, c.qformer.width), jnp.float32))
-            memory = c.whisper.width + (c.beats.width if c.beats else 0)
+            self.ln_speech = LayerNorm(c.whisper.d_model)
+            self.ln_audio = c.beats and LayerNorm(c.beats.encoder_embed_dim)
+            self.query_tokens = nnx.Param(
+                INIT(rngs.params(), (c.qformer.num_speech_query_token, c.qformer.hidden_size), jnp.float32)
+            )
+            memory = c.whisper.d_model + (c.beats.encoder_embed_dim if c.beats else 0)
             self.qformer = QFormer(c.qformer, memory=memory, rngs=rngs)
-            self.projection = Linear(c.qformer.width, c.llama.width, rngs=rngs)
+            self.projection = Linear(c.qformer.hidden_size, c.llama.hidden_size, rngs=rngs)
         self.llama = c.llama and Llama(c.llama, c.lora, rngs=rngs)
         self.config = config
 
@@ -64,11 +66,15 @@ class Salmonn(nnx.Module):
         minimum = self.config.audio.minimum_samples
         length = jnp.maximum(length, minimum)
         padded = length if padded is None else jnp.maximum(padded, minimum)
-        speech = self.whisper and self.whisper(audio.log_mel(pcm, self.config.whisper.mels).astype(self.dtype))
+        speech = self.whisper and self.whisper(audio.log_mel(pcm, self.config.whisper.num_mel_bins).astype(self.dtype))
         if self.beats is None:
             return Frames(speech, None, None)
-        fbank = audio.fbank(pcm, self.config.beats.mels)
-        tokens = fbank.shape[1] // self.config.beats.patch * (self.config.beats.mels // self.config.beats.patch)
+        fbank = audio.fbank(pcm, self.config.beats.num_mel_bins)
+        tokens = (
+            fbank.shape[1]
+            // self.config.beats.input_patch_size
+            * (self.config.beats.num_mel_bins // self.config.beats.input_patch_size)
+        )
         exists, valid = token_masks(length, padded, tokens, self.config.beats)
         return Frames(speech, self.beats(fbank.astype(self.dtype), valid), exists)
 
@@ -87,7 +93,7 @@ class Salmonn(nnx.Module):
     def encode_audio(self, pcm: Array, length: Array, padded: Array | None = None, key: Array | None = None) -> Array:
         """int16[A,N] clips of int32[A] samples -> float[A,W*Q,D] audio tokens. No clips, no work."""
         if pcm.shape[0] == 0:
-            return jnp.zeros((0, self.config.audio_tokens, self.config.llama.width), self.dtype)
+            return jnp.zeros((0, self.config.audio_tokens, self.config.llama.hidden_size), self.dtype)
         return self.audio_tokens(self.encode_frames(pcm, length, padded), key)
 
     def splice(self, tokens: Array, audio_slot: Array, audio_tokens: Array, shards: int = 1) -> Array:

@@ -28,16 +28,16 @@ class WhisperLayer(nnx.Module):
     """A pre-norm transformer layer. Whisper's key projection has no bias."""
 
     def __init__(self, config: WhisperConfig, rngs: nnx.Rngs):
-        width = config.width
+        width = config.d_model
         self.attention_norm = LayerNorm(width)
         self.q_proj = Linear(width, width, rngs=rngs)
         self.k_proj = Linear(width, width, use_bias=False, rngs=rngs)
         self.v_proj = Linear(width, width, rngs=rngs)
         self.out_proj = Linear(width, width, rngs=rngs)
         self.ffn_norm = LayerNorm(width)
-        self.fc1 = Linear(width, config.ffn, rngs=rngs)
-        self.fc2 = Linear(config.ffn, width, rngs=rngs)
-        self.heads = config.heads
+        self.fc1 = Linear(width, config.encoder_ffn_dim, rngs=rngs)
+        self.fc2 = Linear(config.encoder_ffn_dim, width, rngs=rngs)
+        self.heads = config.encoder_attention_heads
 
     def __call__(self, x: Array) -> Array:
         y = self.attention_norm(x)
@@ -50,11 +50,11 @@ class WhisperEncoder(nnx.Module):
     """float[A,2T,M] log-mel -> float[A,T,D], 50 frames a second."""
 
     def __init__(self, config: WhisperConfig, *, frames: int, rngs: nnx.Rngs):
-        self.conv1 = Conv1d(config.mels, config.width, width=3, stride=1, rngs=rngs)
-        self.conv2 = Conv1d(config.width, config.width, width=3, stride=2, rngs=rngs)
-        self.positions = nnx.Param(jnp.asarray(sinusoids(frames, config.width)))
-        self.layers = stack_layers(lambda rngs: WhisperLayer(config, rngs), config.layers, rngs)
-        self.norm = LayerNorm(config.width)
+        self.conv1 = Conv1d(config.num_mel_bins, config.d_model, width=3, stride=1, rngs=rngs)
+        self.conv2 = Conv1d(config.d_model, config.d_model, width=3, stride=2, rngs=rngs)
+        self.positions = nnx.Param(jnp.asarray(sinusoids(frames, config.d_model)))
+        self.layers = stack_layers(lambda rngs: WhisperLayer(config, rngs), config.encoder_layers, rngs)
+        self.norm = LayerNorm(config.d_model)
 
     def __call__(self, log_mel: Array) -> Array:
         x = gelu(self.conv2(gelu(self.conv1(log_mel))))

@@ -42,7 +42,7 @@ def train(
     step_function = make_train_step(config, structure, mesh)
     pending = None
     with jax.transfer_guard("disallow"):
-        for step in range(int(jax.device_get(state.step)), config.steps):
+        for step in range(int(jax.device_get(state.step)), config.num_train_steps):
             if step % config.save_every == 0 and step != checkpoints.latest():
                 checkpoints.save(state, data)
             local: Batch = next(data)  # the part of it that this process reads
@@ -56,7 +56,7 @@ def train(
             pending = step + 1, metrics
         if pending:
             _log(telemetry, *pending)
-        if config.steps != checkpoints.latest():
+        if config.num_train_steps != checkpoints.latest():
             checkpoints.save(state, data)
     checkpoints.close()
     return state
@@ -65,5 +65,5 @@ def train(
 def _log(telemetry: Telemetry, step: int, metrics: dict[str, jax.Array]) -> None:
     values = {key: float(value) for key, value in jax.device_get(metrics).items()}
     if not math.isfinite(values["loss"]):
-        raise Diverged(f"the loss of step {step} is {values['loss']}; lower optimizer.peak, or look at the data")
+        raise Diverged(f"the loss of step {step} is {values['loss']}; lower optimizer.peak_lr, or look at the data")
     telemetry.log(step, values)

@@ -20,9 +20,9 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """
 
     def schedule(step):
-        warm = config.start + (config.peak - config.start) * step / max(config.warmup_steps, 1)
+        warm = config.init_lr + (config.peak_lr - config.init_lr) * step / max(config.warmup_steps, 1)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
-        return jnp.where(step < config.warmup_steps, warm, config.end + (config.peak - config.end) * cosine)
+        return jnp.where(step < config.warmup_steps, warm, config.end_lr + (config.peak_lr - config.end_lr) * cosine)
 
     return schedule
 
@@ -36,9 +36,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """The optimiser of the trainable parameters. It never sees the frozen ones."""
     adamw = optax.adamw(
         learning_rate(config, steps),
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.epsilon,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
         weight_decay=config.weight_decay,
         mask=decayed,
     )

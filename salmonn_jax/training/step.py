@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 
 def initial_state(config: RunConfig, trainable: Params) -> TrainState:
     """The state before the first step. Traceable."""
-    optimizer = make_optimizer(config.optimizer, config.steps).init(trainable)
+    optimizer = make_optimizer(config.optimizer, config.num_train_steps).init(trainable)
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer)
 
 
@@ -49,7 +49,9 @@ def batch_loss(
       answer tokens) and, where configured, `ctc`.
     """
     model = structure.merge(trainable, frozen)
-    logits, audio_tokens = model(batch, lora_scale=config.model.lora.scale, shards=shards, key=key, remat=config.remat)
+    logits, audio_tokens = model(
+        batch, lora_scale=config.model.lora.scale, shards=shards, key=key, remat=config.remat_policy
+    )
     losses, counted = answer_losses(logits, batch, config.model.pad_classes)
     total = jnp.maximum(counted.sum(), 1)
     right = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & counted
@@ -97,8 +99,8 @@ def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Call
     Metrics are float32 scalars: those of `batch_loss`, `gradient_norm`, `learning_rate`, and how many `examples` and
     `audio_seconds` the batch holds.
     """
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    schedule = learning_rate(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, config.num_train_steps)
+    schedule = learning_rate(config.optimizer, config.num_train_steps)
     shards = sharding.batch_shards(mesh)
     everywhere, split = sharding.replicated(mesh), sharding.batch_shardings(mesh, config.data.clips)
     chosen = trainable_paths(structure.shapes, config.trainable)

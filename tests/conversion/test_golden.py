@@ -86,7 +86,7 @@ def test_what_the_checkpoint_tells_and_what_is_left_out_is_printed(tmp_path, cap
     assert "lora_alpha: 16.0 (from the command line)" in told
     assert "not needed: speech_Qformer.bert.embeddings.position_ids (a counter, not a weight)" in told
     config = json.loads((tmp_path / "model" / "config.json").read_text())["model"]
-    assert config["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}
+    assert config["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
 
 
 def test_weights_keep_their_dtype_and_the_fingerprint_is_theirs(directory):
@@ -241,7 +241,7 @@ def test_what_the_checkpoint_s_configuration_says_is_heeded(tmp_path, capsys):
 
 def test_the_wrong_vicuna_is_refused_by_the_command(tmp_path, monkeypatch):
     golden.require()
-    wanted = dataclasses.replace(golden.CONFIG.llama, context=4096)
+    wanted = dataclasses.replace(golden.CONFIG.llama, max_position_embeddings=4096)
     monkeypatch.setitem(vicuna.RELEASED, 64, ("SALMONN-tiny", "Vicuna-tiny", wanted))
     with pytest.raises(UserError, match="not Vicuna-tiny, which SALMONN-tiny wants: max_position_embeddings is 512"):
         convert.main(arguments(tmp_path / "model"))

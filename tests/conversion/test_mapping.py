@@ -160,7 +160,7 @@ def test_every_key_of_a_vicuna(size, model):
     import transformers
 
     c = model.llama
-    alone = ModelConfig(whisper=None, beats=None, qformer=None, llama=c, lora=LoraConfig(targets=()))
+    alone = ModelConfig(whisper=None, beats=None, qformer=None, llama=c, lora=LoraConfig(target_modules=()))
     if size == "7b":
         listed = keys("vicuna_7b_llama_hf_layer0_and_globals")
         layers = {
@@ -187,7 +187,13 @@ def test_every_key_of_every_whisper(width, layers, heads, mels):
     import transformers
     from whisper.model import AudioEncoder
 
-    ours = WhisperConfig(mels=mels, width=width, layers=layers, heads=heads, ffn=4 * width)
+    ours = WhisperConfig(
+        num_mel_bins=mels,
+        d_model=width,
+        encoder_layers=layers,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+    )
     alone = ModelConfig(whisper=ours, beats=None, qformer=None, llama=None)
     theirs = transformers.WhisperConfig(
         num_mel_bins=mels,

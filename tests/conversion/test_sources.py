@@ -36,7 +36,7 @@ LLAMA3_ROPE = {
 }
 
 
-SCALING = RopeScaling(factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_context=128)
+SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128)
 
 
 def read(monkeypatch, **changes) -> LlamaConfig:
@@ -47,7 +47,14 @@ def read(monkeypatch, **changes) -> LlamaConfig:
 
 def test_a_llama(monkeypatch):
     expected = LlamaConfig(
-        vocabulary=320, width=64, layers=2, heads=4, kv_heads=4, ffn=96, rms_epsilon=1e-5, context=256
+        vocab_size=320,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=96,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=256,
     )
     assert read(monkeypatch) == expected
 
@@ -55,13 +62,16 @@ def test_a_llama(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"num_key_value_heads": 2, "tie_word_embeddings": True}, {"kv_heads": 2, "tied_embeddings": True}),
-        ({"head_dim": 32}, {"head": 32}),
+        (
+            {"num_key_value_heads": 2, "tie_word_embeddings": True},
+            {"num_key_value_heads": 2, "tie_word_embeddings": True},
+        ),
+        ({"head_dim": 32}, {"head_dim": 32}),
         ({"rope_theta": 500000.0}, {"rope_theta": 500000.0}),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"rope_theta": 1e6}),
         ({"rope_scaling": LLAMA3_ROPE}, {"rope_scaling": SCALING}),
         ({"rope_scaling": None}, {}),
-        ({"model_type": "mistral", "sliding_window": 100}, {"context": 100}),
+        ({"model_type": "mistral", "sliding_window": 100}, {"max_position_embeddings": 100}),
         ({"model_type": "mistral", "sliding_window": None}, {}),
     ],
 )
@@ -99,7 +109,7 @@ def test_llama3_rope_scaling(monkeypatch):
     assert (np.diff(scaled) < 0).all()
 
 
-@pytest.mark.parametrize("changed", ["rms_epsilon", "context", "vocabulary", "layers"])
+@pytest.mark.parametrize("changed", ["rms_norm_eps", "max_position_embeddings", "vocab_size", "num_hidden_layers"])
 @pytest.mark.parametrize(("width", "model"), [(5120, MODEL_13B), (4096, MODEL_7B)])
 def test_the_right_vicuna_passes_and_the_wrong_one_is_told(width, model, changed):
     file, llm = pathlib.Path("x.pth"), pathlib.Path("vicuna")
@@ -109,7 +119,7 @@ def test_the_right_vicuna_passes_and_the_wrong_one_is_told(width, model, changed
         vicuna.check(width, file, other, llm, own=False)
     vicuna.check(width, file, other, llm, own=True)
     with pytest.raises(UserError, match=rf"goes with a language model {width} wide"):
-        vicuna.check(width, file, dataclasses.replace(other, width=1024), llm, own=True)
+        vicuna.check(width, file, dataclasses.replace(other, hidden_size=1024), llm, own=True)
 
 
 @pytest.mark.parametrize(

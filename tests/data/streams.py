@@ -21,7 +21,7 @@ MODEL = get_config("debug").model
 WINDOW = MODEL.audio.window_samples
 SIZES = {"speech": 97, "events": 41, "text": 29}
 SHARES = {"speech": 0.6, "events": 0.3, "text": 0.1}
-DATA = DataConfig(mixture=SHARES, rows=16, clips=48, sequence=128, streams=8, lookahead=16)
+DATA = DataConfig(mixture=SHARES, rows=16, clips=48, seq_len=128, streams=8, lookahead=16)
 
 
 class Tokenizer:

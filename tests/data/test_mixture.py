@@ -42,7 +42,7 @@ def test_replay_on_top_and_as_a_share():
 
 
 def test_five_percent_of_the_tokens_is_a_twentieth_of_the_examples_where_answers_are_long():
-    config = DataConfig(mixture={"asr": 0.95, "text": 0.05}, unit="tokens")
+    config = DataConfig(mixture={"asr": 0.95, "text": 0.05}, weight_unit="tokens")
     assert shares(config, {"asr": 30.0, "text": 350.0})["text"] == pytest.approx(0.0045, rel=0.01)
 
 

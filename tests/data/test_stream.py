@@ -27,8 +27,8 @@ def test_hosts_read_parts_of_one_sequence(hosts):
 
 def test_worker_processes_change_nothing():
     """With bad examples among others, and from where another process stopped, too."""
-    data = dataclasses.replace(DATA, bad_share=0.5)
-    here, there = stream(data, bad=10), stream(dataclasses.replace(data, workers=2), bad=10)
+    data = dataclasses.replace(DATA, max_bad_share=0.5)
+    here, there = stream(data, bad=10), stream(dataclasses.replace(data, num_workers=2), bad=10)
     with contextlib.closing(there):
         state = here.get_state()
         for _ in range(2):
@@ -61,7 +61,7 @@ def test_a_state_that_was_set_is_the_state():
 
 def test_mostly_bad_examples():
     """What comes is not enough, again and again."""
-    data = dataclasses.replace(DATA, bad_share=1.0)
+    data = dataclasses.replace(DATA, max_bad_share=1.0)
     whole, resumed = stream(data, bad=2), stream(data, bad=2)
     for _ in range(3):
         next(whole)
@@ -99,7 +99,7 @@ def test_the_seed_decides_the_order():
 @pytest.mark.parametrize("bad", [0, 10])
 def test_killed_at_any_step_and_gone_on_with_another_number_of_hosts(bad):
     """Fifty times, each after a number of steps and with a number of hosts drawn at random: one sequence."""
-    data = dataclasses.replace(DATA, bad_share=0.5)
+    data = dataclasses.replace(DATA, max_bad_share=0.5)
     random, whole = np.random.default_rng(0), stream(data, bad=bad)
     states = {}
     for _ in range(50):
@@ -183,7 +183,7 @@ def test_bad_examples_are_skipped_and_nothing_else_changes():
     """What each stream draws is the same; what cannot be used is left out of it, and all else is trained on."""
     drawn, trained = {}, {}
     for bad in (0, 10):
-        data, asked = stream(dataclasses.replace(DATA, bad_share=0.2), bad=bad), []
+        data, asked = stream(dataclasses.replace(DATA, max_bad_share=0.2), bad=bad), []
         read = data._read
         data._read = lambda drawn, asked=asked, read=read: (asked.extend(draw for _, draw in drawn), read(drawn))[1]
         found = [example for _ in range(20) for example in examples(next(data))]
@@ -198,7 +198,7 @@ def test_bad_examples_are_skipped_and_nothing_else_changes():
 
 def test_bad_examples_are_counted_and_listed(tmp_path):
     listed = Quarantine(tmp_path / "rejected.jsonl")
-    data = stream(dataclasses.replace(DATA, bad_share=0.2), bad=10, rejected=listed.add)
+    data = stream(dataclasses.replace(DATA, max_bad_share=0.2), bad=10, rejected=listed.add)
     asked, read = [], data._read
     data._read = lambda drawn: (asked.extend(draw for _, draw in drawn), read(drawn))[1]
     for _ in range(20):
@@ -221,13 +221,13 @@ def test_bad_examples_are_counted_and_listed(tmp_path):
     assert all(line["reason"] in ("undecodable", "empty") and "file" in line["detail"] for line in lines)
     before = (tmp_path / "rejected.jsonl").read_text()
     again = Quarantine(tmp_path / "rejected.jsonl")
-    next(stream(dataclasses.replace(DATA, bad_share=0.2), bad=10, rejected=again.add))
+    next(stream(dataclasses.replace(DATA, max_bad_share=0.2), bad=10, rejected=again.add))
     assert (tmp_path / "rejected.jsonl").read_text() == before
 
 
 def test_too_many_bad_examples_end_a_run_with_a_line():
     data = stream(bad=2)
-    with pytest.raises(UserError, match=r"of \d+ examples cannot be used, more than data.bad_share=0.05; .*: file"):
+    with pytest.raises(UserError, match=r"of \d+ examples cannot be used, more than data.max_bad_share=0.05; .*: file"):
         next(data)
 
 
@@ -258,5 +258,5 @@ def test_chance_alone_ends_no_run(seed):
 
 
 def test_what_fits_no_row_is_told_with_the_mend():
-    with pytest.raises(UserError, match=r"does not fit: .*; set data.sequence to at least"):
-        next(stream(dataclasses.replace(DATA, sequence=30)))
+    with pytest.raises(UserError, match=r"does not fit: .*; set data.seq_len to at least"):
+        next(stream(dataclasses.replace(DATA, seq_len=30)))

@@ -56,7 +56,7 @@ def test_long_clips_by_policy():
     with pytest.raises(UserError, match=r"too long \(1.* s, of at most 1 s\), and data.too_long is error"):
         for _ in range(10):
             next(stream(dataclasses.replace(DATA, too_long="error")))
-    dropped = stream(dataclasses.replace(DATA, too_long="drop", bad_share=0.5))
+    dropped = stream(dataclasses.replace(DATA, too_long="drop", max_bad_share=0.5))
     for _ in range(6):
         next(dropped)
     assert dropped.counts()["speech"]["too long"] > 0 and "too long" not in dropped.counts()["events"]
@@ -74,7 +74,7 @@ def test_long_clips_by_policy():
 def test_where_the_clip_alone_is_read_it_takes_fewer_tokens():
     """The last windows of a clip that does not fill them are silence; their audio tokens stand nowhere."""
     audio = dataclasses.replace(MODEL.audio, tokens="clip", minimum_seconds=0.1)
-    qformer = dataclasses.replace(MODEL.qformer, window_seconds=0.1, stride_seconds=0.1)
+    qformer = dataclasses.replace(MODEL.qformer, second_per_window=0.1, second_stride=0.1)
     model = dataclasses.replace(MODEL, audio=audio, qformer=qformer)
     batch, read = next(stream(model=model)), collections.Counter()
     for slot in batch.audio_slot[batch.audio_slot != TEXT]:
@@ -158,7 +158,7 @@ PADDED = {"packing": "pad", "rows": 48}
         ({"buckets": {"128": 1.0}}, "data.buckets are lengths of padded rows; set data.packing=pad"),
         (
             PADDED | {"buckets": {"64": 1.0}},
-            "lengths 64; they must be whole numbers above 0, and the longest data.sequence",
+            "lengths 64; they must be whole numbers above 0, and the longest data.seq_len",
         ),
         (PADDED | {"buckets": {"long": 1.0}}, "lengths long; they must be whole numbers"),
         (PADDED | {"buckets": {"064": 0.5, "128": 0.5}}, "lengths 064, 128; they must be whole numbers"),

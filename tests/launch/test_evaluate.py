@@ -19,8 +19,8 @@ from salmonn_jax.configs import get_config
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
-    data = dataclasses.replace(get_config("debug").data, cache=str(folder / "tones"))
-    train(dataclasses.replace(get_config("debug"), steps=2, data=data), folder / "run", None)
+    data = dataclasses.replace(get_config("debug").data, data_dir=str(folder / "tones"))
+    train(dataclasses.replace(get_config("debug"), num_train_steps=2, data=data), folder / "run", None)
     return folder
 
 

@@ -201,7 +201,7 @@ def test_the_startup_script_is_sound(monkeypatch, capsys, tmp_path):
     ("word", "seen"),
     [
         ("gs://lab/a=b", "/gcs/lab/a=b"),
-        ("data.cache=gs://lab/corpus", "data.cache=/gcs/lab/corpus"),
+        ("data.data_dir=gs://lab/corpus", "data.data_dir=/gcs/lab/corpus"),
         ('mesh={"fsdp": 8}', 'mesh={"fsdp": 8}'),
         (
             "salmonn-jax @ git+https://github.com/lab/salmonn@main",
@@ -226,7 +226,7 @@ def test_buckets_are_directories_of_the_hosts(word, seen):
         ((*VM, "data.corpus=tonse"), "did you mean 'tones'"),
         ((*VM, "--output", "runs/debug"), "--output runs/debug must be gs://bucket/directory: hosts see no disk"),
         ((*VM, "--model", "runs/base"), "--model runs/base must be gs://bucket/directory"),
-        ((*VM, "data.corpus=minicorpus"), "data.cache .cache/tones must be gs://"),
+        ((*VM, "data.corpus=minicorpus"), "data.data_dir .cache/tones must be gs://"),
         ((*VM, "--name", "My_Run"), "--name My_Run must be"),
         ((*VM, "--image", "x"), "--image is of gke, not of tpu-vm"),
         ((*GKE, "--zone", "x"), "--zone is of tpu-vm, not of gke"),

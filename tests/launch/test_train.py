@@ -74,7 +74,7 @@ def test_a_second_start_compiles_nothing_again(folder):
     }
 
     def start(output: str) -> str:
-        words = command("debug", "--output", output, "steps=1")
+        words = command("debug", "--output", output, "num_train_steps=1")
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert "the first step ended" in done.stderr
@@ -120,7 +120,9 @@ def test_a_run_goes_on_with_another_mesh(folder, whole):
 
 def test_a_run_starts_from_another_run(folder, whole):
     """The second run trains less than the first did, so it must keep what it does not train."""
-    done = run("debug", "--output", "second", "--model", "whole", "steps=1", 'trainable=["query_tokens"]', cwd=folder)
+    done = run(
+        "debug", "--output", "second", "--model", "whole", "num_train_steps=1", 'trainable=["query_tokens"]', cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     first, second = load_model(folder / "whole").params, load_model(folder / "second").params
     for path, value in first.items():
@@ -133,7 +135,7 @@ def test_a_run_starts_from_another_run(folder, whole):
     [
         (("debgu", "--output", "x"), "did you mean 'debug'"),
         (("debug", "--output", "x", "stepps=3"), "did you mean 'steps'"),
-        (("debug", "--output", "x", "steps=many"), "steps must be int"),
+        (("debug", "--output", "x", "num_train_steps=many"), "num_train_steps must be int"),
         (
             ("debug", "--output", "x", "data.rows=12", 'mesh={"data": 8}'),
             "data.rows=12 does not divide over 8 data shards",
@@ -146,7 +148,7 @@ def test_a_run_starts_from_another_run(folder, whole):
         (("debug", "--output", "x", "data.mixture.wrods=1"), "did you mean 'words'"),
         (("debug", "--output", "x", "data.clips=24"), "data.clips=24 is more than data.rows=16"),
         (("debug", "--output", "x", "data.corpus=tonse"), "did you mean 'tones'"),
-        (("debug", "--output", "x", "data.sequence=20"), "set data.sequence to at least"),
+        (("debug", "--output", "x", "data.seq_len=20"), "set data.seq_len to at least"),
         (("debug", "--output", "x", 'trainable=["qformer/nothing"]'), "matches no parameter"),
         (("debug", "--output", "whole", "seed=1"), "another run: seed is 42 there and 1 here"),
         (("debug", "--output", "x", "--model", "nowhere"), "nowhere"),

@@ -11,13 +11,13 @@ from salmonn_jax.configs import get_config
 from salmonn_jax.models import parameters
 
 MODEL = get_config("debug").model
-TIED = dataclasses.replace(MODEL, llama=dataclasses.replace(MODEL.llama, tied_embeddings=True))
+TIED = dataclasses.replace(MODEL, llama=dataclasses.replace(MODEL.llama, tie_word_embeddings=True))
 
 
 def test_tied_embeddings_are_one_table():
     tied, untied = parameters.initialize(TIED, 0), parameters.initialize(MODEL, 0)
     assert set(untied) - set(tied) == {"llama/lm_head/kernel"}
-    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, MODEL.llama.width)), jnp.float32)
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, MODEL.llama.hidden_size)), jnp.float32)
     as_untied = tied | {"llama/lm_head/kernel": tied["llama/embedding"].T}
     ours = parameters.structure(TIED).merge(tied).llama.logits(hidden)
     theirs = parameters.structure(MODEL).merge(as_untied).llama.logits(hidden)

@@ -38,14 +38,14 @@ def inputs():
     samples, frames = CONFIG.audio.window_samples, CONFIG.audio.whisper_frames
     lengths = np.linspace(samples // 2, samples, 8).astype(np.int32)
     pcm = (3000 * random.normal(size=(8, samples))).astype(np.int16) * (np.arange(samples) < lengths[:, None])
-    memory = CONFIG.whisper.width + CONFIG.beats.width
+    memory = CONFIG.whisper.d_model + CONFIG.beats.encoder_embed_dim
     return {
         "pcm": pcm.astype(np.int16),
         "length": lengths,
         "frames": random.normal(size=(8, frames, memory)).astype(np.float32),
-        "queried": random.normal(size=(8, CONFIG.audio_tokens, CONFIG.qformer.width)).astype(np.float32),
-        "tokens": random.integers(0, CONFIG.llama.vocabulary, (8, 12)).astype(np.int32),
-        "embedded": random.normal(size=(8, 12, CONFIG.llama.width)).astype(np.float32),
+        "queried": random.normal(size=(8, CONFIG.audio_tokens, CONFIG.qformer.hidden_size)).astype(np.float32),
+        "tokens": random.integers(0, CONFIG.llama.vocab_size, (8, 12)).astype(np.int32),
+        "embedded": random.normal(size=(8, 12, CONFIG.llama.hidden_size)).astype(np.float32),
         "segments": np.repeat([[1] * 7 + [2] * 3 + [0] * 2], 8, axis=0).astype(np.int32),
     }
 

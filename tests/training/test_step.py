@@ -75,7 +75,7 @@ def test_sharded_equals_unsharded(batches, sizes):
 def test_what_is_computed_again_is_the_same(batches, remat):
     one = sharding.make_mesh({}, jax.devices()[:1])
     _, state, expected = take_steps(CONFIG, one, batches[:1])
-    _, again, metrics = take_steps(dataclasses.replace(CONFIG, remat=remat), one, batches[:1])
+    _, again, metrics = take_steps(dataclasses.replace(CONFIG, remat_policy=remat), one, batches[:1])
     np.testing.assert_allclose(metrics[0]["loss"], expected[0]["loss"], rtol=1e-6)
     np.testing.assert_allclose(metrics[0]["gradient_norm"], expected[0]["gradient_norm"], rtol=1e-5)
     for path in set(state.trainable) - UNUSED:
