@@ -28,7 +28,7 @@ def test_temperature_makes_small_sources_larger():
 @pytest.mark.parametrize("unit", ["hours", "tokens"])
 def test_weights_in_other_units_are_converted(unit):
     """Three times the hours, or tokens, of examples twice as long: one and a half times the examples."""
-    made = shares(dataclasses.replace(CONFIG, unit=unit), {"asr": 20.0, "events": 10.0})
+    made = shares(dataclasses.replace(CONFIG, weight_unit=unit), {"asr": 20.0, "events": 10.0})
     assert made["asr"] / made["events"] == pytest.approx(1.5)
 
 
@@ -53,7 +53,7 @@ def test_five_percent_of_the_tokens_is_a_twentieth_of_the_examples_where_answers
         ({"mixture": {"tones": 0.0}}, "weight of source 'tones' is 0.0"),
         ({"replay": {"asr": 0.1}}, "is in data.mixture and in data.replay"),
         ({"replay": {"old": 1.0}, "replay_as": "share"}, "takes 1 of everything"),
-        ({"unit": "hours"}, "source 'events' has no hours"),
+        ({"weight_unit": "hours"}, "source 'events' has no hours"),
     ],
 )
 def test_a_mixture_that_cannot_be(change, says):
