@@ -27,7 +27,7 @@ import soundfile
 from benchmarks.packing import read_aloud
 from data_pipelines import corpora
 from data_pipelines.stream.from_config import audio_rules, training_data
-from data_pipelines.stream.training_data import cores
+from data_pipelines.stream.reading import available_cores
 from salmonn_jax.audio_files import load_audio
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
 from salmonn_jax.tokenizer import load_tokenizer
@@ -159,12 +159,13 @@ def main() -> None:
             for name, way in ways.items():
                 rates[name].append(rate(way(), options.seconds))
     reference = statistics.median(rates["original"])
-    print(f"{options.workers} workers on {cores()} cores, load {os.getloadavg()[0]:.1f}")
+    cores = available_cores()
+    print(f"{options.workers} workers on {cores} cores, load {os.getloadavg()[0]:.1f}")
     for name, found in rates.items():
         middle = statistics.median(found)
         print(
-            f"{name:28} {middle / cores():8.1f} clips/s a core (of {options.rounds} rounds: "
-            f"{min(found) / cores():.1f} to {max(found) / cores():.1f}), {middle / reference:.1f} times"
+            f"{name:28} {middle / cores:8.1f} clips/s a core (of {options.rounds} rounds: "
+            f"{min(found) / cores:.1f} to {max(found) / cores:.1f}), {middle / reference:.1f} times"
         )
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from itertools import count, islice
 from typing import NamedTuple
 
+import grain
 import numpy as np
 
 from data_pipelines.stream.mixture import normalised
 from data_pipelines.stream.packing import PACKINGS, Room, Size, rooms
-from data_pipelines.stream.schedule import Mix, Orders
+from data_pipelines.stream.reading import PendingSample, SampleIterDataset, mixed_names
+from data_pipelines.stream.samples import SampleRef
 from salmonn_jax import config as configuration
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, RunConfig
 from salmonn_jax.configs import get_config
@@ -120,10 +123,28 @@ class Drawn(NamedTuple):
     answer: int
 
 
-def simulated(config: RunConfig, mix: Mix, random: Random) -> Iterator[Drawn]:
-    """Endless examples of a mixture."""
-    while True:
-        lengths = SOURCES[mix.draw()[0]]
+class NothingRead:
+    """In the place of a reader pool, where only the order of the sources matters."""
+
+    chunk = 1
+
+    def read(self, refs: Sequence[SampleRef]) -> list[PendingSample]:
+        done: Future = Future()
+        done.set_result([None] * len(refs))
+        return [PendingSample(ref, done, index) for index, ref in enumerate(refs)]
+
+
+def drawn_sources(config: RunConfig, stream: int) -> Iterator[str]:
+    """Yields the sources of the samples that a stream draws."""
+    shares = normalised(config.data.mixture)
+    samples = SampleIterDataset(shares, stream, config.data.streams, NothingRead(), read_ahead=0)
+    return (ref.source for ref, _ in samples)
+
+
+def simulated(config: RunConfig, sources: Iterable[str], random: Random) -> Iterator[Drawn]:
+    """Yields an example of each source in `sources`."""
+    for source in sources:
+        lengths = SOURCES[source]
         asked = lengths.question and lengths.question + int(random.integers(-6, 10))
         prompt = AROUND + lengths.wording + asked + int(random.integers(-4, 5)) * (lengths.wording > 0)
         seconds = lengths.seconds(random)
@@ -140,30 +161,60 @@ class Step(NamedTuple):
 
 def packed(data: DataConfig, examples: Iterator[Drawn]) -> Iterator[Step]:
     """Endless steps of one stream."""
-    shares = normalised(data.buckets or {str(data.seq_len): 1.0})
-    lengths_of_steps = Mix(Orders(shares, 1, [0]), 0)
+    seq_lens = mixed_names(normalised(data.buckets or {str(data.seq_len): 1.0}))
     window: list[tuple[int, Drawn]] = []  # the step since which it waits, and its lengths
-    for step in itertools.count():
+    for step in count():
         window += [(step, next(examples)) for _ in range(data.lookahead - len(window))]
-        room = rooms(data)[lengths_of_steps.draw()[0]]
+        room = rooms(data)[seq_lens[step]]
         rows = PACKINGS[data.packing]([Size(sum(lengths), 1) for _, lengths in window], room)
         chosen = {i for row in rows for i in row}
         yield Step(room, [(step - window[i][0], window[i][1]) for i in chosen])
         window = [entry for i, entry in enumerate(window) if i not in chosen]
 
 
-def off_shares(steps: int) -> tuple[float, int]:
-    """How far sources are from their shares, at most, after any of so many steps of all streams; and the draws."""
+def packed_by_grain(config: RunConfig, num_examples: int, num_bins: int) -> tuple[float, float]:
+    """Returns the shares of tokens and of clip slots that grain's best-fit packer fills with so many examples."""
+    examples = simulated(config, drawn_sources(config, 0), np.random.default_rng(0))
+    items = [
+        {"tokens": np.zeros(sum(lengths), np.int8), "clips": np.zeros(1, np.int8)}
+        for lengths in islice(examples, num_examples)
+    ]
+    room = rooms(config.data)[str(config.data.seq_len)]
+    rows = grain.experimental.BestFitPackIterDataset(
+        grain.MapDataset.source(items).to_iter_dataset(),
+        length_struct={"tokens": room.sequence, "clips": room.clips},
+        num_packing_bins=num_bins,
+        shuffle_bins=False,
+    )
+    filled = np.array([[(row[f"{name}_segment_ids"] > 0).mean() for name in ("tokens", "clips")] for row in rows])
+    return tuple(filled.mean(axis=0))
+
+
+def share_errors(steps: int) -> tuple[float, float, int]:
+    """Returns how many samples a source is off its share after any step: in one stream, in all; and how many there are.
+
+    Streams pack a few samples more or fewer in a step, and so draw at different speeds.
+    """
     config = get_config("salmonn_13b_stage2")
     shares, streams = normalised(config.data.mixture), config.data.streams
-    orders = Orders(shares, streams, range(streams))
-    mixes = [Mix(orders, stream) for stream in range(streams)]
-    drawn = [simulated(config, mix, np.random.default_rng(i)) for i, mix in enumerate(mixes)]
-    off, counts = 0.0, {}
-    for _ in zip(range(steps), *(packed(config.data, examples) for examples in drawn), strict=False):
-        counts = {name: sum(mix.drawn[name] for mix in mixes) for name in shares}
-        off = max([off, *(abs(counts[name] - shares[name] * sum(counts.values())) for name in shares)])
-    return off, sum(counts.values())
+    names = sorted(shares)
+    ratios = np.array([shares[name] for name in names])
+    counts = np.zeros((streams, len(names)))
+
+    def counted(stream: int) -> Iterator[str]:
+        for source in drawn_sources(config, stream):
+            counts[stream, names.index(source)] += 1
+            yield source
+
+    packing = [
+        packed(config.data, simulated(config, counted(stream), np.random.default_rng(stream)))
+        for stream in range(streams)
+    ]
+    in_one = in_all = 0.0
+    for _ in zip(range(steps), *packing, strict=False):
+        in_one = max(in_one, np.abs(counts - counts.sum(1, keepdims=True) * ratios).max())
+        in_all = max(in_all, np.abs(counts.sum(0) - counts.sum() * ratios).max())
+    return in_one, in_all, int(counts.sum())
 
 
 def measured(steps: int, way: str, seed: int = 0) -> Fill:
@@ -171,9 +222,9 @@ def measured(steps: int, way: str, seed: int = 0) -> Fill:
     config = get_config("salmonn_13b_stage2")
     for path, text in WAYS[way].items():
         config = configuration.replace(config, path, text)
-    mix = Mix(Orders(normalised(config.data.mixture), config.data.streams, [0]), 0)
+    examples = simulated(config, drawn_sources(config, 0), np.random.default_rng(seed))
     tokens, slots, waited, placed = 0, 0, 0, []
-    for step in itertools.islice(packed(config.data, simulated(config, mix, np.random.default_rng(seed))), steps):
+    for step in islice(packed(config.data, examples), steps):
         tokens, slots = tokens + step.room.rows * step.room.sequence, slots + step.room.clips
         waited = max([waited, *(wait for wait, _ in step.placed)])
         placed += [lengths for _, lengths in step.placed]
@@ -208,8 +259,15 @@ def main() -> None:
         f"{f'original, by {ORIGINAL_BATCH}:':20} {found.original_tokens_filled:.3f} of the tokens are used; "
         f"{found.original_tokens_an_example:.0f} tokens an example"
     )
-    off, draws = off_shares(steps // get_config("salmonn_13b_stage2").data.streams)
-    print(f"packed, all streams together: no source is further than {off:.1f} from its share of {draws:,} draws")
+    config = get_config("salmonn_13b_stage2")
+    for num_bins in (8, 64):
+        tokens, clips = packed_by_grain(config, 6 * steps, num_bins)
+        print(f"{f'grain, {num_bins} bins:':20} {tokens:.3f} of the tokens and {clips:.3f} of the clip slots are used")
+    in_one, in_all, samples = share_errors(steps // config.data.streams)
+    print(
+        f"packed, {config.data.streams} streams: a source is off its share by at most {in_one:.1f} samples in a stream "
+        f"and by {in_all:.1f} of {samples:,} in all"
+    )
 
 
 if __name__ == "__main__":

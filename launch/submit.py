@@ -121,7 +121,7 @@ def checked(arguments: argparse.Namespace) -> Job:
 
 def check_mesh(config: Any, topology: Any) -> None:
     """Raises UserError if the configuration's mesh or batch does not go with these slices, or is wrong in itself."""
-    from data_pipelines.stream.training_data import check_sizes
+    from data_pipelines.stream.packing import check_sizes
     from salmonn_jax import sharding
 
     each = topology.chips // topology.slices

@@ -60,7 +60,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
 
     from data_pipelines import corpora
     from data_pipelines.stream.from_config import audio_rules, tokenizer_folder, training_data
-    from data_pipelines.stream.rejections import Quarantine
+    from data_pipelines.stream.rejections import RejectionLog
     from salmonn_jax import distributed, sharding
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
@@ -88,7 +88,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
         if jax.process_count() > 1:
             distributed.preflight(output)
         run = run_directory.open_run(config, output, model, tokenizer=tokenizer, mesh=mesh)
-        data.rejected = Quarantine(output / f"rejected-{jax.process_index()}.jsonl").add
+        data.on_reject(RejectionLog(output / f"rejected-{jax.process_index()}.jsonl").add)
         everywhere = sharding.replicated(mesh)
         state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(run.trainable)
         checkpoints = Checkpoints(output, keep=config.max_to_keep)

@@ -217,6 +217,7 @@ class DataConfig:
     noise: float = 0.0  # augmentation: the share of clips that get noise, 10 to 30 dB below them
     noise_source: str = ""  # whose recordings the noise is cut from; "": it is white
     max_bad_share: float = 0.05  # the run ends when more than this share of the examples cannot be used
+    read_ahead_mb: float = 512.0  # memory of a host for samples that are read before they are needed
     num_workers: int = 0  # processes that read and decode; 0 reads in threads
 
 

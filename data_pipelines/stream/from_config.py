@@ -10,9 +10,9 @@ from data_pipelines.corpora import Corpus, open_corpus
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.stream import mixture
 from data_pipelines.stream.augment import augmentation
-from data_pipelines.stream.draws import Reader
 from data_pipelines.stream.encode import layout
 from data_pipelines.stream.prompt_templates import Wordings
+from data_pipelines.stream.samples import Encoder, SampleReader
 from data_pipelines.stream.training_data import TrainingData
 from salmonn_jax.config import DataConfig, ModelConfig
 from salmonn_jax.errors import UserError
@@ -73,14 +73,11 @@ def training_data(
         # Noise is cut from anywhere in a recording, so none is too long.
         rules = dataclasses.replace(audio_rules(model, data), too_long="chunk")
         recordings = open_corpus(data.corpus, data.data_dir, rules).read(data.noise_source, "train")
-    reader = Reader(
-        sources=sources,
+    encoder = Encoder(
         tokenizer=tokenizer,
         wordings=Wordings.load(data.prompt_templates or None),
         sizes=layout(model, data),
         rules=audio_rules(model, data),
-        augmentation=augmentation(data, recordings),
-        streams=data.streams,
-        seed=seed,
     )
+    reader = SampleReader(sources, encoder, augmentation(data, recordings), seed=seed)
     return TrainingData(reader, data, shares, streams=streams)

@@ -1,24 +1,69 @@
-"""The list of examples that could not be used: one JSON line each, once."""
+"""Examples that cannot be used: their list, and the share of them that ends a run."""
 
 from __future__ import annotations
 
 import json
+import math
 import pathlib
+from collections.abc import Callable
 
-from data_pipelines.stream.draws import Rejected
+from data_pipelines.stream.samples import Rejection
+from salmonn_jax.config import DataConfig
+from salmonn_jax.errors import UserError
+
+MIN_JUDGED = 200  # samples from which on the share of rejections is judged
 
 
-class Quarantine:
-    """Appends to a file, which is made with the first line. A run that goes on lists nothing again."""
+class RejectionMonitor:
+    """Ends a run when too many of the samples that a host receives cannot be used.
+
+    Attributes:
+      received: samples received by all streams of the host.
+      rejected: those of them that cannot be used.
+      on_reject: called with each rejection.
+    """
+
+    def __init__(self, data: DataConfig):
+        self._data = data
+        self.received = self.rejected = 0
+        self.on_reject: Callable[[Rejection], object] = lambda rejection: None
+
+    def reject(self, rejection: Rejection) -> None:
+        """Counts a rejection.
+
+        Raises:
+          UserError: more than `data.max_bad_share` of the samples are rejected, by more than chance; or a clip is too
+            long and `data.too_long` is "error".
+        """
+        self.rejected += 1
+        self.on_reject(rejection)
+        if rejection.reason == "too long" and self._data.too_long == "error":
+            raise UserError(
+                f"example {rejection.index} of {rejection.source} is too long ({rejection.detail}), "
+                "and data.too_long is error"
+            )
+        expected = self._data.max_bad_share * max(self.received, MIN_JUDGED)
+        # Among few samples more may be bad by chance: three standard deviations are allowed.
+        if self.rejected > expected + 3 * math.sqrt(expected):
+            raise UserError(
+                f"{self.rejected} of {self.received} examples cannot be used, more than "
+                f"data.max_bad_share={self._data.max_bad_share:g}; the last is example {rejection.index} of "
+                f"{rejection.source}, {rejection.reason}: {rejection.detail}"
+            )
+
+
+class RejectionLog:
+    """Appends rejections to a JSON-lines file, each once, also over several starts of a run."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
         lines = path.read_text().splitlines() if path.exists() else []
         self._known = {(line["source"], line["index"], line["reason"]) for line in map(json.loads, lines)}
 
-    def add(self, one: Rejected) -> None:
-        key = one.source, one.index, one.reason
+    def add(self, rejection: Rejection) -> None:
+        """Appends a rejection, unless it is in the file. The first one creates the file."""
+        key = rejection.source, rejection.index, rejection.reason
         if key not in self._known:
             self._known.add(key)
             with self._path.open("a") as file:
-                file.write(json.dumps(one._asdict()) + "\n")
+                file.write(json.dumps(rejection._asdict()) + "\n")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.packing import NothingRead
 from data_pipelines.examples import Example
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.sources.manifest_entries import BadExample
 from data_pipelines.stream.augment import augmentation
-from data_pipelines.stream.draws import Reader
 from data_pipelines.stream.encode import layout
+from data_pipelines.stream.mixture import normalised
 from data_pipelines.stream.prompt_templates import Wordings
+from data_pipelines.stream.reading import SampleIterDataset
+from data_pipelines.stream.samples import Encoder, SampleReader
 from data_pipelines.stream.training_data import TrainingData
 from salmonn_jax.config import DataConfig
 from salmonn_jax.configs import get_config
@@ -39,11 +43,13 @@ class Source:
 
     name: str
     bad: int = 0
+    on_read: Callable[[int], object] = bool
 
     def __len__(self):
         return SIZES[self.name]
 
     def __getitem__(self, i):
+        self.on_read(i)
         if self.bad and i % self.bad == 1:
             raise BadExample("undecodable" if i % 2 else "empty", f"file {i}")
         pcm = None if self.name == "text" else np.full(WINDOW // 2 + 100 * i, 1 + i, np.int16)
@@ -55,19 +61,26 @@ class Source:
 WORDINGS = Wordings("here", {"asr": ("What?", "Who speaks?")})
 
 
-def stream(data=DATA, streams=None, bad=0, seed=0, rejected=lambda one: None, model=MODEL):
-    reader = Reader(
-        sources={name: Source(name, bad) for name in SIZES},
+def sample_reader(data=DATA, bad=0, seed=0, model=MODEL, on_read=bool):
+    encoder = Encoder(
         tokenizer=Tokenizer(),
         wordings=WORDINGS,
         sizes=layout(model, data),
         rules=AudioRules(minimum_seconds=0.5, maximum_seconds=1.0, too_long=data.too_long),
-        augmentation=augmentation(data, Source(data.noise_source) if data.noise_source else None),
-        streams=data.streams,
-        seed=seed,
     )
-    shares = {name: share / sum(data.mixture.values()) for name, share in data.mixture.items()}
-    return TrainingData(reader, data, shares, streams=streams, rejected=rejected)
+    recordings = Source(data.noise_source) if data.noise_source else None
+    sources = {name: Source(name, bad, on_read) for name in SIZES}
+    return SampleReader(sources, encoder, augmentation(data, recordings), seed=seed)
+
+
+def stream(data=DATA, streams=None, rejected=lambda one: None, **reader):
+    reader = sample_reader(data, **reader)
+    return TrainingData(reader, data, normalised(data.mixture), streams=streams, on_reject=rejected)
+
+
+def refs_of(shares, stream=0, num_streams=8):
+    """An iterator over the references of the samples that a stream draws, none of which is read."""
+    return iter(SampleIterDataset(shares, stream, num_streams, NothingRead(), read_ahead=2))
 
 
 def equal(ours, theirs) -> bool:

@@ -8,14 +8,32 @@ import dataclasses
 import itertools
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from data_pipelines.stream.rejections import Quarantine
+from data_pipelines.stream.mixture import normalised
+from data_pipelines.stream.rejections import RejectionLog
+from data_pipelines.stream.samples import Rejection, SampleRef
+from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT
-from tests.data.streams import DATA, MODEL, SHARES, SIZES, Tokenizer, equal, examples, joined, parts_of, stream
+from tests.data.streams import (
+    DATA,
+    MODEL,
+    SHARES,
+    SIZES,
+    WINDOW,
+    Tokenizer,
+    equal,
+    examples,
+    joined,
+    parts_of,
+    refs_of,
+    sample_reader,
+    stream,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
@@ -39,14 +57,33 @@ def test_worker_processes_change_nothing():
         assert equal(next(here), next(there))
 
 
-def test_more_is_read_than_a_step_needs():
-    """So that reading goes on while a batch is laid out."""
-    data = stream()
-    for _ in range(3):
-        next(data)
-        data._ahead.submit(int).result()  # what was begun is made
-        for one in data._streams:
-            assert len(one.window) + len(one.coming) == DATA.lookahead + 6
+def test_reading_ahead_stays_within_the_budget_and_changes_nothing():
+    """The window, what two steps and the batches ahead need, and no more than the budget."""
+    reads, budget = [], 10 * 8 * 2 * WINDOW / 2**20
+    frugal = dataclasses.replace(DATA, read_ahead_mb=1e-6)
+    for data, read_ahead in ((dataclasses.replace(DATA, read_ahead_mb=budget), 7), (frugal, 1)):
+        whole, counted = stream(), stream(data, on_read=reads.append)
+        with contextlib.closing(counted):
+            for _ in range(4):
+                assert equal(next(whole), next(counted))
+            settle(reads)
+            received = sum(count["received"] for count in counted.counts().values())
+            # Four batches were taken, and at most three more are made.
+            assert received < len(reads) <= received + 3 * 60 + 8 * read_ahead
+        reads.clear()
+
+
+def example_of(segment) -> int:
+    """The example of a segment: the first token of its answer says which."""
+    return segment.tokens[segment.prompt] - 1003
+
+
+def settle(reads: list) -> None:
+    """Waits until reading has stopped."""
+    before = -1
+    while len(reads) != before:
+        before = len(reads)
+        time.sleep(0.2)
 
 
 def test_a_state_that_was_set_is_the_state():
@@ -73,22 +110,30 @@ def test_mostly_bad_examples():
 
 
 def test_a_mixture_that_changes_goes_on_with_every_source():
-    """No example is drawn twice: what each stream draws of a source after the change follows what it drew before."""
+    """After the change a stream reads each source from where it stopped, in the new shares."""
+    samples = refs_of(SHARES, stream=3)
+    before = list(itertools.islice(samples, 100))
+    state = json.loads(json.dumps(samples.get_state()))
+    shares = {"speech": 0.3, "events": 0.3, "text": 0.4}
+    changed = refs_of(shares, stream=3)
+    changed.set_state(state)
+    after = list(itertools.islice(changed, 100))
+    for name, share in shares.items():
+        positions = [ref.position for ref, _ in before + after if ref.source == name]
+        assert positions == list(range(3, 3 + 8 * len(positions), 8))
+        assert abs(sum(ref.source == name for ref, _ in after) - 100 * share) <= 2
+
+
+def test_a_source_that_is_mixed_in_no_longer_is_dropped():
+    """What waited of it is not trained on, whatever else the checkpoint holds."""
     data = stream()
     for _ in range(3):
         next(data)
-    state = json.loads(json.dumps(data.get_state()))
-    shares = {"speech": 0.3, "events": 0.3, "text": 0.4}
-    changed, asked = stream(dataclasses.replace(DATA, mixture=shares)), []
-    changed.set_state(state)
-    read = changed._read
-    changed._read = lambda draws: (asked.extend(draw for _, draw in draws), read(draws))[1]
-    for _ in range(3):
-        next(changed)
-    for number in range(8):
-        for name, before in state[str(number)]["mix"]["drawn"].items():
-            counts = [draw.count for draw in asked if (draw.stream, draw.source) == (number, name)]
-            assert counts == list(range(before, before + len(counts))) and counts
+    two = stream(dataclasses.replace(DATA, mixture={"speech": 0.5, "text": 0.5}))
+    two.set_state(json.loads(json.dumps(data.get_state())))
+    events = sorted(SIZES).index("events")
+    assert all(source != events for _ in range(3) for source, _ in examples(next(two)))
+    assert two.counts()["events"] == data.counts()["events"]
 
 
 def test_the_seed_decides_the_order():
@@ -119,20 +164,43 @@ def test_killed_at_any_step_and_gone_on_with_another_number_of_hosts(bad):
 
 
 def test_every_example_once_an_epoch_and_every_epoch_in_another_order():
-    """The places that streams draw are all there are, each once; and an epoch of places is an order of the source."""
-    data, asked = stream(), []
-    read = data._read
-    data._read = lambda drawn: (asked.extend(draw for _, draw in drawn), read(drawn))[1]
-    seen = collections.Counter(example for _ in range(40) for example in examples(next(data)))
-    data._ahead.shutdown()
-    for number, (name, size) in enumerate(sorted(SIZES.items())):
-        for part in range(8):
-            counts = [draw.count for draw in asked if (draw.stream, draw.source) == (part, name)]
-            assert counts == list(range(len(counts))) and counts
-        epochs = [[int(data._reader._orders[name][e * size + i]) for i in range(size)] for e in range(3)]
+    """Streams draw every position of a source once, and each epoch of positions is another order of its examples."""
+    drawn = [itertools.islice(refs_of(SHARES, number), 400) for number in range(8)]
+    positions = collections.defaultdict(list)
+    for ref, _ in itertools.chain.from_iterable(zip(*drawn, strict=True)):
+        positions[ref.source].append(ref.position)
+    reader = sample_reader()
+    for name, size in SIZES.items():
+        assert set(range(2 * size)) <= set(positions[name]) and len(set(positions[name])) == len(positions[name])
+        epochs = [[example_of(reader.read(SampleRef(name, e * size + i))) for i in range(size)] for e in range(3)]
         assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
         assert epochs[0] != epochs[1] != epochs[2]
-        assert {example for source, example in seen if source == number} == set(range(size))
+
+
+@pytest.mark.parametrize("shares", [SHARES, get_config("salmonn_13b_stage2").data.mixture], ids=["three", "stage 2"])
+def test_shares_in_a_stream_and_in_all(shares):
+    """After any number of draws of 64 streams: within 5 of its share in each, within 20 in all."""
+    shares = normalised(shares)
+    names = sorted(shares)
+    drawn = np.array([
+        [names.index(ref.source) for ref, _ in itertools.islice(refs_of(shares, number, 64), 500)]
+        for number in range(64)
+    ])  # fmt: skip
+    counts = np.eye(len(names), dtype=int)[drawn].cumsum(axis=1)
+    expected = np.arange(1, 501)[:, None] * [shares[name] for name in names]
+    assert np.abs(counts - expected).max() < 5
+    assert np.abs(counts.sum(axis=0) - 64 * expected).max() < 20
+
+
+def test_a_state_is_small():
+    """At most 4 KB a stream, with the sixteen sources of stage 2 and a window of 32, however long a run."""
+    config = get_config("salmonn_13b_stage2").data
+    state = refs_of(normalised(config.mixture)).get_state()
+    state["counts"] = dict.fromkeys(config.mixture, 10000000)
+    whole = next(iter(stream().get_state().values())) | {"samples": state}
+    whole["waiting"] = [["librispeech_phones", 640_000_000]] * config.lookahead
+    whole["rejected"] = [[name, "undecodable", 1_000_000] for name in config.mixture]
+    assert len(json.dumps(whole)) <= 4096
 
 
 def test_shares_of_what_is_trained_on():
@@ -180,39 +248,37 @@ def test_padded_rows_hold_one_example_each():
 
 
 def test_bad_examples_are_skipped_and_nothing_else_changes():
-    """What each stream draws is the same; what cannot be used is left out of it, and all else is trained on."""
-    drawn, trained = {}, {}
+    """Every other sample is the same at its position, and is trained on."""
+    clean, spoilt = sample_reader(), sample_reader(bad=10)
+    for name, size in SIZES.items():
+        for ref in (SampleRef(name, position) for position in range(2 * size)):
+            one, other = clean.read(ref), spoilt.read(ref)
+            if isinstance(other, Rejection):
+                assert other.index % 10 == 1 == example_of(one) % 10
+            else:
+                assert one[:3] == other[:3] and equal(one.clips, other.clips)
+    trained = {}
     for bad in (0, 10):
-        data, asked = stream(dataclasses.replace(DATA, max_bad_share=0.2), bad=bad), []
-        read = data._read
-        data._read = lambda drawn, asked=asked, read=read: (asked.extend(draw for _, draw in drawn), read(drawn))[1]
+        data = stream(dataclasses.replace(DATA, max_bad_share=0.2), bad=bad)
         found = [example for _ in range(20) for example in examples(next(data))]
-        data._ahead.shutdown()
-        drawn[bad] = {number: [draw for draw in asked if draw.stream == number] for number in range(8)}
         trained[bad] = {example for source, example in found if source == 1}
-    for number in range(8):
-        shorter = min(len(drawn[0][number]), len(drawn[10][number]))
-        assert shorter > 60 and drawn[0][number][:shorter] == drawn[10][number][:shorter]
     assert trained[0] - trained[10] == {i for i in range(SIZES["speech"]) if i % 10 == 1}
 
 
 def test_bad_examples_are_counted_and_listed(tmp_path):
-    listed = Quarantine(tmp_path / "rejected.jsonl")
-    data = stream(dataclasses.replace(DATA, max_bad_share=0.2), bad=10, rejected=listed.add)
-    asked, read = [], data._read
-    data._read = lambda drawn: (asked.extend(draw for _, draw in drawn), read(drawn))[1]
+    log = RejectionLog(tmp_path / "rejected.jsonl")
+    data = stream(dataclasses.replace(DATA, max_bad_share=0.2), bad=10, rejected=log.add)
     for _ in range(20):
         next(data)
-    data._ahead.shutdown()  # all that was begun is made
-    while data._made:
-        data._state = data._made.popleft().result()[1]
-    seen = {number: state["mix"]["drawn"] for number, state in data.get_state().items()}
-    asked = [draw for draw in asked if draw.count < seen[str(draw.stream)][draw.source]]  # the others are coming
-    outcomes = [(draw.source, data._reader.read(draw)) for draw in asked]
-    expected = {name: collections.Counter() for name in SIZES}
-    for name, outcome in outcomes:
-        expected[name].update(["drawn", outcome.reason] if hasattr(outcome, "reason") else ["drawn"])
+    reader, expected = sample_reader(bad=10), {name: collections.Counter() for name in SIZES}
+    for number, state in data.get_state().items():
+        for name, received in state["samples"]["counts"].items():
+            expected[name]["received"] += received
+            for count in range(received):
+                sample = reader.read(SampleRef(name, 8 * count + int(number)))
+                expected[name].update([sample.reason] if isinstance(sample, Rejection) else [])
     assert data.counts() == {name: dict(counter) for name, counter in expected.items()}
+    data.close()
     lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert {(line["source"], line["index"]) for line in lines} == {
         (name, i) for name, size in SIZES.items() for i in range(size) if i % 10 == 1
@@ -220,7 +286,7 @@ def test_bad_examples_are_counted_and_listed(tmp_path):
     assert len(lines) == len({(line["source"], line["index"]) for line in lines})
     assert all(line["reason"] in ("undecodable", "empty") and "file" in line["detail"] for line in lines)
     before = (tmp_path / "rejected.jsonl").read_text()
-    again = Quarantine(tmp_path / "rejected.jsonl")
+    again = RejectionLog(tmp_path / "rejected.jsonl")
     next(stream(dataclasses.replace(DATA, max_bad_share=0.2), bad=10, rejected=again.add))
     assert (tmp_path / "rejected.jsonl").read_text() == before
 
@@ -231,21 +297,18 @@ def test_too_many_bad_examples_end_a_run_with_a_line():
         next(data)
 
 
-def test_reading_ends_with_the_run():
-    """What was asked for and is not begun is dropped, however slow the others are."""
-    data, go_on = stream(bad=2), threading.Event()
-    reader, asked = data._reader, itertools.count()
-    read, reader.read = reader.read, lambda draw: (next(asked) < 60 or go_on.wait(60), read(draw))[1]
-
-    def fails(stream):
-        raise UserError("too many cannot be used")
-
-    data._fill = fails
-    with pytest.raises(UserError, match="cannot be used"):
-        next(data)
-    go_on.set()
-    coming = [one.read for stream in data._streams for one in stream.coming]
-    assert sum(read.cancelled() for read in coming) > len(coming) / 2
+def test_closing_drops_what_is_not_being_read():
+    gate, reads = threading.Event(), []
+    gate.set()
+    data = stream(on_read=lambda index: (reads.append(index), gate.wait(60)))
+    next(data)
+    gate.clear()
+    settle(reads)
+    begun = len(reads)
+    threading.Timer(0.3, gate.set).start()
+    data.close()
+    settle(reads)
+    assert len(reads) == begun
 
 
 @pytest.mark.parametrize("seed", range(5))

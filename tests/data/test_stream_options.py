@@ -11,7 +11,7 @@ import pytest
 
 from data_pipelines.sources.manifest_entries import BadExample
 from data_pipelines.stream.augment import Noise, augmentation
-from data_pipelines.stream.training_data import check_sizes
+from data_pipelines.stream.packing import check_sizes
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT
 from tests.data.streams import DATA, MODEL, SIZES, WINDOW, Source, equal, examples, joined, parts_of, stream

@@ -1,0 +1,156 @@
+"""Samples of the sources: for each source an endless, shuffled grain dataset of encoded examples.
+
+A sample is read by its position, in any thread or process, with the same result: the shuffled order and the random
+numbers of a sample depend on the seed, the name of the source and the position alone. An example that cannot be used
+becomes a `Rejection` in its place instead of being filtered, so that no other sample moves; `stream.packed` drops it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from data_pipelines.examples import Example
+from data_pipelines.sources.audio import AudioRules, fit_clip
+from data_pipelines.sources.manifest_entries import BadExample
+from data_pipelines.stream.encode import Layout, segment
+from data_pipelines.stream.prompt_templates import Wordings
+from salmonn_jax.batch import Segment
+from salmonn_jax.tokenizer import Tokenizer
+
+
+class SampleRef(NamedTuple):
+    """A sample before it is read: its source, and its position in the endless shuffled order of the source."""
+
+    source: str
+    position: int
+
+
+class Rejection(NamedTuple):
+    """An example that cannot be used."""
+
+    source: str
+    index: int  # of the example in the source
+    reason: str  # as in `BadExample`
+    detail: str
+
+
+class _Element(NamedTuple):
+    """What a source's dataset passes from one transformation to the next."""
+
+    index: int  # of the example in the source
+    value: Example | Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class _CheckedSource:
+    """A source for grain. An example that cannot be read is a `Rejection`."""
+
+    name: str
+    examples: Sequence[Example]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> _Element | Rejection:
+        try:
+            return _Element(index, self.examples[index])
+        except BadExample as bad:
+            return Rejection(self.name, index, bad.reason, bad.detail)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checked(grain.transforms.RandomMap):
+    """Applies a transformation. An example that it cannot use becomes a `Rejection`; a `Rejection` stays one."""
+
+    name: str
+    transform: grain.transforms.RandomMap
+
+    def random_map(self, element: _Element | Rejection, rng: np.random.Generator) -> _Element | Rejection:
+        if isinstance(element, Rejection):
+            return element
+        try:
+            return element._replace(value=self.transform.random_map(element.value, rng))
+        except BadExample as bad:
+            return Rejection(self.name, element.index, bad.reason, bad.detail)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Augment(grain.transforms.RandomMap):
+    """Applies the augmentations of clips; examples without audio stay as they are."""
+
+    transforms: Sequence[grain.transforms.RandomMap]
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> Example:
+        if example.audio is not None:
+            for transform in self.transforms:
+                example = transform.random_map(example, rng)
+        return example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder(grain.transforms.RandomMap):
+    """Fits the clip to the audio rules and encodes the example as a segment, with a random prompt of its task."""
+
+    tokenizer: Tokenizer
+    wordings: Wordings
+    sizes: Layout
+    rules: AudioRules
+    source_index: int = 0  # stands for the source in a batch
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> Segment:
+        if example.audio is not None:
+            example = dataclasses.replace(example, audio=fit_clip(example.audio, self.rules))
+        return segment(
+            example,
+            int(rng.integers(2**31)),
+            source=self.source_index,
+            tokenizer=self.tokenizer,
+            wordings=self.wordings,
+            sizes=self.sizes,
+        )
+
+
+class SampleReader:
+    """Reads samples of all sources by reference. Picklable, for worker processes.
+
+    Args:
+      sources: random-access sequences of examples, by name.
+      encoder: encodes examples; its `source_index` is set for each source, in the order of their names.
+      augmentation: of clips, in the order in which it is applied.
+      seed: decides the order of each source and the random numbers of each sample.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Sequence[Example]],
+        encoder: Encoder,
+        augmentation: Sequence[grain.transforms.RandomMap] = (),
+        *,
+        seed: int,
+    ):
+        self.encoder = encoder
+        self._datasets = {
+            name: grain.MapDataset.source(_CheckedSource(name, sources[name]))
+            # Seeded by the name, so that a source keeps its order when another one joins.
+            .seed((seed ^ zlib.crc32(name.encode())) % 2**32)
+            .shuffle()
+            .repeat()
+            .random_map(_Checked(name, _Augment(augmentation)))
+            .random_map(_Checked(name, dataclasses.replace(encoder, source_index=index)))
+            for index, name in enumerate(sorted(sources))
+        }
+
+    def read(self, ref: SampleRef) -> Segment | Rejection:
+        """Returns the sample at a reference, or why it cannot be used."""
+        element = self._datasets[ref.source][ref.position]
+        return element if isinstance(element, Rejection) else element.value
+
+    def read_all(self, refs: Sequence[SampleRef]) -> list[Segment | Rejection]:
+        """Returns the samples at the references, in their order."""
+        return [self.read(ref) for ref in refs]
