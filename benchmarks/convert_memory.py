@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-WIDTH, FFN, VOCABULARY = 2048, 5632, 32_000
+HIDDEN_SIZE, INTERMEDIATE_SIZE, VOCAB_SIZE = 2048, 5632, 32_000
 # Runs in the process that is measured. (getrusage would also count its parent, of before the exec.)
 _CHILD = """
 import pathlib, re, sys
@@ -39,16 +39,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         llm, model, back, whole, again = (pathlib.Path(folder) / name for name in "abcde")
         print(f"a LLaMA of {make_llama(llm, arguments.gigabytes):.2f} GB, above the interpreter's start:")
-        measure("to-jax", "llama", "--llm", llm, "--output", model)
-        measure("to-torch", "llama", "--model", model, "--output", back)
+        measure_peak_memory("to-jax", "llama", "--llm", llm, "--output", model)
+        measure_peak_memory("to-torch", "llama", "--model", model, "--output", back)
         if arguments.whisper and arguments.beats:
             encoders = ["--whisper", arguments.whisper, "--beats", arguments.beats]
-            measure("to-jax", "salmonn", *encoders, "--llm", llm, "--output", whole)
-        to_bin(llm)
-        measure("to-jax", "llama", "--llm", llm, "--output", again, note="from .bin files")
+            measure_peak_memory("to-jax", "salmonn", *encoders, "--llm", llm, "--output", whole)
+        convert_shards_to_bin(llm)
+        measure_peak_memory("to-jax", "llama", "--llm", llm, "--output", again, note="from .bin files")
 
 
-def measure(*words: object, note: str = "") -> None:
+def measure_peak_memory(*words: object, note: str = "") -> None:
     """Runs a conversion and prints its peak."""
     began = time.monotonic()
     command = [sys.executable, "-c", _CHILD, *map(str, words)]
@@ -59,7 +59,7 @@ def measure(*words: object, note: str = "") -> None:
     print(f"{' '.join(map(str, words[:2])):16} {peak:.2f} GB, {time.monotonic() - began:.0f} s {note}", flush=True)
 
 
-def to_bin(directory: pathlib.Path) -> None:
+def convert_shards_to_bin(directory: pathlib.Path) -> None:
     """Rewrites the shards as torch files, as Vicuna comes."""
     import torch
     from safetensors.torch import load_file
@@ -80,12 +80,12 @@ def make_llama(directory: pathlib.Path, gigabytes: float) -> float:
     from safetensors.torch import save_file
 
     directory.mkdir()
-    layer = {f"self_attn.{name}_proj.weight": (WIDTH, WIDTH) for name in "qkvo"}
-    layer |= {f"mlp.{name}_proj.weight": (FFN, WIDTH) for name in ("gate", "up")}
-    layer |= {"mlp.down_proj.weight": (WIDTH, FFN)}
-    layer |= {f"{name}_layernorm.weight": (WIDTH,) for name in ("input", "post_attention")}
-    ends = {"model.embed_tokens.weight": (VOCABULARY, WIDTH), "lm_head.weight": (VOCABULARY, WIDTH)}
-    ends |= {"model.norm.weight": (WIDTH,)}
+    layer = {f"self_attn.{name}_proj.weight": (HIDDEN_SIZE, HIDDEN_SIZE) for name in "qkvo"}
+    layer |= {f"mlp.{name}_proj.weight": (INTERMEDIATE_SIZE, HIDDEN_SIZE) for name in ("gate", "up")}
+    layer |= {"mlp.down_proj.weight": (HIDDEN_SIZE, INTERMEDIATE_SIZE)}
+    layer |= {f"{name}_layernorm.weight": (HIDDEN_SIZE,) for name in ("input", "post_attention")}
+    ends = {"model.embed_tokens.weight": (VOCAB_SIZE, HIDDEN_SIZE), "lm_head.weight": (VOCAB_SIZE, HIDDEN_SIZE)}
+    ends |= {"model.norm.weight": (HIDDEN_SIZE,)}
     bytes_of_layer = 2 * sum(torch.Size(shape).numel() for shape in layer.values())
     bytes_of_ends = 2 * sum(torch.Size(shape).numel() for shape in ends.values())
     layers = max(1, round((gigabytes * 1e9 - bytes_of_ends) / bytes_of_layer))
@@ -104,9 +104,9 @@ def make_llama(directory: pathlib.Path, gigabytes: float) -> float:
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     config = {
         "model_type": "llama",
-        "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH,
-        "intermediate_size": FFN,
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": INTERMEDIATE_SIZE,
         "num_hidden_layers": layers,
         "num_attention_heads": 16,
         "rms_norm_eps": 1e-5,

@@ -24,9 +24,9 @@ from collections.abc import Callable, Generator
 import numpy as np
 import soundfile
 
-from benchmarks.packing import read_aloud
+from benchmarks.packing import librispeech_seconds
 from data_pipelines import corpora
-from data_pipelines.stream.from_config import audio_rules, training_data
+from data_pipelines.stream.from_config import audio_rules, make_training_data
 from data_pipelines.stream.reading import available_cores
 from salmonn_jax.audio_files import load_audio
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
@@ -36,7 +36,7 @@ BATCH = 8
 ANSWER = "the duck says what the mountain hears"
 
 
-class OriginalWay:
+class OriginalDataset:
     """A data set as the original's `SALMONNDataset`. At module level, so that worker processes can be given it."""
 
     def __init__(self, paths: list[str]):
@@ -63,17 +63,17 @@ class OriginalWay:
         return torch.stack(features), raw, answers
 
 
-def original(paths: list[str], workers: int) -> Generator[int, None, None]:
+def original_batches(paths: list[str], workers: int) -> Generator[int, None, None]:
     """Yields how many clips each batch has."""
     import torch
 
     torch.set_num_threads(1)
     loader = torch.utils.data.DataLoader(
-        OriginalWay(paths),
+        OriginalDataset(paths),
         BATCH,
         shuffle=True,
         num_workers=workers,
-        collate_fn=OriginalWay.collate,
+        collate_fn=OriginalDataset.collate,
         drop_last=True,
         persistent_workers=True,  # its epochs are long: it would not often begin one
     )
@@ -82,7 +82,7 @@ def original(paths: list[str], workers: int) -> Generator[int, None, None]:
             yield len(features)
 
 
-def ours(folder: pathlib.Path, source: str, workers: int) -> Generator[int, None, None]:
+def salmonn_jax_batches(folder: pathlib.Path, source: str, workers: int) -> Generator[int, None, None]:
     """Yields how many clips each batch has."""
     model = ModelConfig()
     data = DataConfig(
@@ -90,23 +90,23 @@ def ours(folder: pathlib.Path, source: str, workers: int) -> Generator[int, None
         num_workers=workers,
     )  # fmt: skip
     corpus = corpora.open_corpus("files", data.data_dir, audio_rules(model, data))
-    stream = training_data(corpus, load_tokenizer(folder), model, data, seed=0)
+    stream = make_training_data(corpus, load_tokenizer(folder), model, data, seed=0)
     with contextlib.closing(stream):
         for batch in stream:
             yield int((batch.pcm_length > 0).sum())
 
 
-def make(folder: pathlib.Path, sounds: list[str], count: int) -> list[str]:
+def make_corpus(folder: pathlib.Path, recordings: list[str], num_clips: int) -> list[str]:
     """Writes clips as long as LibriSpeech's, cut from recordings; the manifest; the data set; a tokenizer."""
     from data_pipelines.sources import tones
     from launch import prepare
 
     random = np.random.default_rng(0)
-    recorded = np.concatenate([load_audio(sound) for sound in sounds])
+    recorded = np.concatenate([load_audio(sound) for sound in recordings])
     paths, lines = [], []
-    for i in range(count):
+    for i in range(num_clips):
         start = int(random.integers(len(recorded)))
-        clip = np.take(recorded, np.arange(start, start + int(read_aloud(random) * SAMPLE_RATE)), mode="wrap")
+        clip = np.take(recorded, np.arange(start, start + int(librispeech_seconds(random) * SAMPLE_RATE)), mode="wrap")
         paths.append(str(folder / f"{i}.flac"))
         soundfile.write(paths[-1], clip, SAMPLE_RATE)
         lines.append(json.dumps({"id": str(i), "audio": paths[-1], "answer": ANSWER}))
@@ -114,11 +114,11 @@ def make(folder: pathlib.Path, sounds: list[str], count: int) -> list[str]:
     for coding in ("flac", "pcm"):
         made = str(folder / f"prepared_{coding}")
         prepare.main(["manifest", str(folder / "files.jsonl"), "--output", made, "--audio", coding, "--workers", "1"])
-    tones.prepare(folder)
+    tones.train_tokenizer(folder)
     return paths
 
 
-def rate(batches: Generator[int, None, None], seconds: float) -> float:
+def clips_per_second(batches: Generator[int, None, None], seconds: float) -> float:
     """Clips a second, when it runs: after the first batches, over at least so many seconds. Ends it."""
     with contextlib.closing(batches):
         for _ in range(3):
@@ -144,20 +144,20 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.workers])
     with tempfile.TemporaryDirectory() as made:
         folder = pathlib.Path(made)
-        paths = make(folder, options.audio, options.clips)
+        paths = make_corpus(folder, options.audio, options.clips)
         ways: dict[str, Callable[[], Generator[int, None, None]]] = {
-            "original": lambda: original(paths, options.workers),
-            "ours, FLAC files": lambda: ours(folder, "files", options.workers),
-            "ours, FLAC files, threads": lambda: ours(folder, "files", 0),
-            "ours, prepared FLAC": lambda: ours(folder, "prepared_flac", options.workers),
-            "ours, prepared FLAC, threads": lambda: ours(folder, "prepared_flac", 0),
-            "ours, prepared PCM": lambda: ours(folder, "prepared_pcm", options.workers),
-            "ours, prepared PCM, threads": lambda: ours(folder, "prepared_pcm", 0),
+            "original": lambda: original_batches(paths, options.workers),
+            "ours, FLAC files": lambda: salmonn_jax_batches(folder, "files", options.workers),
+            "ours, FLAC files, threads": lambda: salmonn_jax_batches(folder, "files", 0),
+            "ours, prepared FLAC": lambda: salmonn_jax_batches(folder, "prepared_flac", options.workers),
+            "ours, prepared FLAC, threads": lambda: salmonn_jax_batches(folder, "prepared_flac", 0),
+            "ours, prepared PCM": lambda: salmonn_jax_batches(folder, "prepared_pcm", options.workers),
+            "ours, prepared PCM, threads": lambda: salmonn_jax_batches(folder, "prepared_pcm", 0),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):  # in turns, so that what else the machine does meets all
             for name, way in ways.items():
-                rates[name].append(rate(way(), options.seconds))
+                rates[name].append(clips_per_second(way(), options.seconds))
     reference = statistics.median(rates["original"])
     cores = available_cores()
     print(f"{options.workers} workers on {cores} cores, load {os.getloadavg()[0]:.1f}")

@@ -14,7 +14,7 @@ from data_pipelines.examples import Example
 from data_pipelines.sources import tones
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.sources.manifest import ManifestSource
-from data_pipelines.sources.prepared import open_split, splits
+from data_pipelines.sources.prepared import open_split, split_names
 from data_pipelines.sources.tfds import TfdsSource
 from salmonn_jax.errors import UserError, unknown_name
 
@@ -23,50 +23,52 @@ from salmonn_jax.errors import UserError, unknown_name
 class Corpus:
     """Sources of examples, and the tokenizer that was made with them."""
 
-    read: Callable[[str, str], Sequence[Example]]  # (source, split) -> random access
-    heard: Callable[[str], Sequence[str]]  # split -> the sources with audio that have it
-    tokenizer: pathlib.Path | None  # directory that holds it; None where only a model brings one
+    open_source: Callable[[str, str], Sequence[Example]]  # (source, split) -> random access
+    sources_with_audio: Callable[[str], Sequence[str]]  # split -> the sources with audio that have it
+    tokenizer_dir: pathlib.Path | None  # directory that holds it; None where only a model brings one
     notes: Sequence[str]  # what its splits hold out, for reports
 
 
-def _minicorpus(cache: pathlib.Path) -> Corpus:
+def _minicorpus(data_dir: pathlib.Path) -> Corpus:
     return Corpus(
-        read=lambda source, split: minicorpus.read(cache, source, split),
-        heard=lambda split: minicorpus.heard_sources(cache, split),
-        tokenizer=cache,
-        notes=minicorpus.notes(cache),
+        open_source=lambda source, split: minicorpus.open_source(data_dir, source, split),
+        sources_with_audio=lambda split: minicorpus.sources_with_audio(data_dir, split),
+        tokenizer_dir=data_dir,
+        notes=minicorpus.notes(data_dir),
     )
 
 
-def _tones(cache: pathlib.Path) -> Corpus:
-    tones.prepare(cache)
+def _tones(data_dir: pathlib.Path) -> Corpus:
+    tones.train_tokenizer(data_dir)
     return Corpus(
-        read=tones.Tones,
-        heard=lambda split: ["tones"] if split in tones.SIZES else [],
-        tokenizer=cache,
+        open_source=tones.ToneSource,
+        sources_with_audio=lambda split: ["tones"] if split in tones.SIZES else [],
+        tokenizer_dir=data_dir,
         notes=tones.NOTES,
     )
 
 
-def _files(folder: str, rules: AudioRules) -> Corpus:
+def _files(data_dir: str, rules: AudioRules) -> Corpus:
     """Sources by their names in a directory or URL.
 
     NAME/ as `launch.prepare` makes it, with splits of its own; NAME.tfds.json, which describes a TFDS data set; or a
     manifest, NAME.jsonl or NAME.json of the split "train", NAME.SPLIT.jsonl or .json of another.
     """
-    system, root = fsspec.url_to_fs(folder)
+    system, root = fsspec.url_to_fs(data_dir)
 
     def location(source: str, split: str) -> str | None:
         stem = source if split == "train" else f"{source}.{split}"
         for name in (source, f"{source}.tfds.json", f"{stem}.jsonl", f"{stem}.json"):
             if system.exists(f"{root}/{name}"):
-                return f"{folder.rstrip('/')}/{name}"
+                return f"{data_dir.rstrip('/')}/{name}"
         return None
 
-    def read(source: str, split: str) -> Sequence[Example]:
+    def open_source(source: str, split: str) -> Sequence[Example]:
         found = location(source, split)
         if found is None:
-            raise UserError(f"there is no source {source!r} in {folder}: neither {source}/ nor {source}.jsonl or .json")
+            raise UserError(
+                f"there is no source {source!r} in {data_dir}: neither {source}/ nor {source}.jsonl or .json"
+            )
         if found.endswith(".tfds.json"):
             return TfdsSource(found, source, split, rules)
         if found.endswith((".json", ".jsonl")):
@@ -78,14 +80,14 @@ def _files(folder: str, rules: AudioRules) -> Corpus:
         if found is None or found.endswith((".json", ".jsonl")):
             return found is not None
         with contextlib.suppress(UserError):
-            return split in splits(found)
+            return split in split_names(found)
         return False
 
-    def heard(split: str) -> list[str]:
+    def sources_with_audio(split: str) -> list[str]:
         names = {path.rstrip("/").rsplit("/", 1)[-1].split(".")[0] for path in system.ls(root, detail=False)}
         return sorted(name for name in names if has(name, split))
 
-    return Corpus(read=read, heard=heard, tokenizer=None, notes=())
+    return Corpus(open_source=open_source, sources_with_audio=sources_with_audio, tokenizer_dir=None, notes=())
 
 
 CORPORA: dict[str, Callable[[str, AudioRules], Corpus]] = {
@@ -95,8 +97,8 @@ CORPORA: dict[str, Callable[[str, AudioRules], Corpus]] = {
 }
 
 
-def open_corpus(name: str, cache: str | pathlib.Path, rules: AudioRules = AudioRules()) -> Corpus:  # noqa: B008
+def open_corpus(name: str, data_dir: str | pathlib.Path, rules: AudioRules = AudioRules()) -> Corpus:  # noqa: B008
     """Opens a corpus by name; its audio is read by the rules. Raises UserError if it is unknown or not prepared."""
     if name not in CORPORA:
         raise unknown_name("corpus", name, CORPORA)
-    return CORPORA[name](str(cache), rules)
+    return CORPORA[name](str(data_dir), rules)

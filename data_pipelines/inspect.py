@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.sources.records import to_flac
+from data_pipelines.sources.records import encode_flac
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import SAMPLE_RATE
-from salmonn_jax.prompts import TEXT
+from salmonn_jax.prompts import TEXT_SLOT
 from salmonn_jax.tokenizer import Tokenizer
 
 TEMPLATE = pathlib.Path(__file__).with_name("inspect.html")
 
 
 @dataclasses.dataclass
-class SourceSeen:
+class SourceTotals:
     """Of one source: totals over the batches."""
 
     examples: int = 0
@@ -41,22 +41,27 @@ class Sample:
 
 
 @dataclasses.dataclass
-class Seen:
+class BatchStatistics:
     """What some batches held."""
 
-    batches: int = 0
-    tokens_filled: float = 0.0  # shares of what the model computes
-    clips_filled: float = 0.0
-    sources: dict[str, SourceSeen] = dataclasses.field(default_factory=dict)
-    tokens: list[int] = dataclasses.field(default_factory=list)  # of each example
-    answers: list[int] = dataclasses.field(default_factory=list)  # tokens of each answer
-    seconds: list[float] = dataclasses.field(default_factory=list)  # of each clip
+    num_batches: int = 0
+    token_fill: float = 0.0  # shares of what the model computes
+    clip_fill: float = 0.0
+    sources: dict[str, SourceTotals] = dataclasses.field(default_factory=dict)
+    example_tokens: list[int] = dataclasses.field(default_factory=list)  # of each example
+    answer_tokens: list[int] = dataclasses.field(default_factory=list)  # tokens of each answer
+    clip_seconds: list[float] = dataclasses.field(default_factory=list)  # of each clip
     samples: list[Sample] = dataclasses.field(default_factory=list)
 
 
-def inspect(
-    batches: Iterator[Batch], count: int, sources: Sequence[str], tokenizer: Tokenizer, audio_tokens: int, samples: int
-) -> Seen:
+def inspect_batches(
+    batches: Iterator[Batch],
+    num_batches: int,
+    source_names: Sequence[str],
+    tokenizer: Tokenizer,
+    audio_tokens: int,
+    samples_per_source: int,
+) -> BatchStatistics:
     """Reads so many batches of one process.
 
     Args:
@@ -64,46 +69,46 @@ def inspect(
       sources: names by the index in `Batch.source`.
       samples: examples of each source to be kept whole.
     """
-    seen = Seen(sources={name: SourceSeen() for name in sources})
+    seen = BatchStatistics(sources={name: SourceTotals() for name in source_names})
     kept: collections.Counter[str] = collections.Counter()
     computed = heard = places = 0
-    for _ in range(count):
+    for _ in range(num_batches):
         batch = next(batches)
         computed += batch.segments.size
         heard, places = heard + int((batch.pcm_length > 0).sum()), places + len(batch.pcm)
         for row, at in _segments(batch):
-            name = sources[batch.source[row, at[0]]]
+            name = source_names[batch.source_index[row, at[0]]]
             slots = batch.audio_slot[row, at]
-            clips = sorted(set((slots[slots != TEXT] // max(audio_tokens, 1)).tolist()))
+            clips = sorted(set((slots[slots != TEXT_SLOT] // max(audio_tokens, 1)).tolist()))
             seconds = float(batch.pcm_length[clips].sum()) / SAMPLE_RATE
             told = batch.loss_mask[row, at]
             source = seen.sources[name]
             source.examples += 1
             source.hours += seconds / 3600
             source.loss_tokens += int(told.sum())
-            seen.tokens.append(len(at))
-            seen.answers.append(int(told.sum()))
-            seen.seconds += [seconds] if clips else []
-            if kept[name] < samples:
+            seen.example_tokens.append(len(at))
+            seen.answer_tokens.append(int(told.sum()))
+            seen.clip_seconds += [seconds] if clips else []
+            if kept[name] < samples_per_source:
                 kept[name] += 1
                 ids, pcm = batch.tokens[row, at], [batch.pcm[c][: batch.pcm_length[c]] for c in clips]
-                asked = ids[~told & (slots == TEXT)].tolist()
+                asked = ids[~told & (slots == TEXT_SLOT)].tolist()
                 seen.samples.append(
                     Sample(
                         name,
                         tokenizer.decode(asked),
                         tokenizer.decode(ids[told].tolist()),
                         seconds,
-                        base64.b64encode(to_flac(np.concatenate(pcm))).decode() if pcm else "",
+                        base64.b64encode(encode_flac(np.concatenate(pcm))).decode() if pcm else "",
                     )
                 )
-    seen.batches = count
-    seen.tokens_filled, seen.clips_filled = sum(seen.tokens) / computed, heard / places if places else 1.0
+    seen.num_batches = num_batches
+    seen.token_fill, seen.clip_fill = sum(seen.example_tokens) / computed, heard / places if places else 1.0
     seen.samples.sort(key=lambda sample: sample.source)
     return seen
 
 
-def rows(seen: Seen, shares: Mapping[str, float]) -> list[dict[str, Any]]:
+def table_rows(seen: BatchStatistics, shares: Mapping[str, float]) -> list[dict[str, Any]]:
     """The table: one entry a source, with its share of everything in three units and what the mixture asks for."""
     totals = {f: sum(getattr(s, f) for s in seen.sources.values()) for f in ("examples", "hours", "loss_tokens")}
     return [
@@ -117,7 +122,7 @@ def rows(seen: Seen, shares: Mapping[str, float]) -> list[dict[str, Any]]:
     ]
 
 
-def summary(seen: Seen) -> list[str]:
+def summary_lines(seen: BatchStatistics) -> list[str]:
     """Lines on fill and lengths."""
 
     def spread(name: str, values: Sequence[float], unit: str) -> str:
@@ -126,35 +131,38 @@ def summary(seen: Seen) -> list[str]:
         low, middle, high, most = np.percentile(values, [5, 50, 95, 100])
         return f"{name}: median {middle:.4g}{unit}, 5 % below {low:.4g}, 5 % above {high:.4g}, longest {most:.4g}"
 
-    each = sum(seen.tokens) / max(len(seen.tokens), 1)
+    examples = len(seen.example_tokens)
+    tokens_per_example, per_batch = sum(seen.example_tokens) / max(examples, 1), examples / max(seen.num_batches, 1)
     return [
-        f"{seen.batches} batches, {len(seen.tokens) / max(seen.batches, 1):.1f} examples each, {each:.1f} tokens each",
-        f"used: {seen.tokens_filled:.1%} of the tokens, {seen.clips_filled:.1%} of the clip slots",
-        spread("tokens of an example", seen.tokens, ""),
-        spread("tokens of an answer", seen.answers, ""),
-        spread("seconds of a clip", seen.seconds, " s"),
+        f"{seen.num_batches} batches, {per_batch:.1f} examples each, {tokens_per_example:.1f} tokens each",
+        f"used: {seen.token_fill:.1%} of the tokens, {seen.clip_fill:.1%} of the clip slots",
+        spread("tokens of an example", seen.example_tokens, ""),
+        spread("tokens of an answer", seen.answer_tokens, ""),
+        spread("seconds of a clip", seen.clip_seconds, " s"),
     ]
 
 
-def table(seen: Seen, shares: Mapping[str, float]) -> str:
+def format_table(seen: BatchStatistics, shares: Mapping[str, float]) -> str:
     """For a terminal."""
     width = max([len("source"), *map(len, seen.sources)])
     lines = [f"{'source':{width}} {'asked':>8} {'examples':>18} {'hours':>18} {'loss tokens':>18}"]
-    for row in rows(seen, shares):
+    for row in table_rows(seen, shares):
         cells = [
             f"{row[unit]:>10.{digits}f} {row[f'{unit}_share']:>7.2%}"
             for unit, digits in (("examples", 0), ("hours", 3), ("loss_tokens", 0))
         ]
         lines.append(f"{row['source']:{width}} {row['asked']:>8.2%} {' '.join(cells)}")
-    return "\n".join([*lines, "", *summary(seen)])
+    return "\n".join([*lines, "", *summary_lines(seen)])
 
 
-def write_page(path: pathlib.Path, seen: Seen, shares: Mapping[str, float], title: str) -> None:
+def write_html(path: pathlib.Path, seen: BatchStatistics, shares: Mapping[str, float], title: str) -> None:
     """The same as a page, with examples that can be heard."""
     import jinja2
 
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
-    page = template.render(title=title, rows=rows(seen, shares), summary=summary(seen), samples=seen.samples)
+    page = template.render(
+        title=title, rows=table_rows(seen, shares), summary=summary_lines(seen), samples=seen.samples
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)
 

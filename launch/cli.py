@@ -11,7 +11,7 @@ import absl.logging
 
 from salmonn_jax.errors import UserError
 
-BEGAN = time.monotonic()  # for the time to the first step
+START_TIME = time.monotonic()  # for the time to the first step
 
 
 def start_jax() -> None:
@@ -29,7 +29,7 @@ def start_jax() -> None:
     distributed.initialize()
 
 
-def leave(code: int) -> None:
+def exit_immediately(code: int) -> None:
     """Ends at once: the TPU compiler may hang in the orderly way out."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -13,14 +13,14 @@ from typing import Any
 
 from launch import cli
 
-_SOURCES = {
+_SOURCE_HELP = {
     "whisper": "Hugging Face directory or OpenAI .pt file",
     "beats": "BEATs .pt file",
     "llama": "Hugging Face directory of the LLaMA family",
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m launch.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,21 +31,21 @@ def main(arguments: list[str] | None = None) -> None:
     inspect.add_argument("path", type=pathlib.Path, metavar="FILE")
     inspect.set_defaults(run=inspect_checkpoint)
     _add_compare(verbs.add_parser("compare", help="a converted model beside its files in PyTorch, layer by layer"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     options.run(options)
 
 
 def _add_to_jax(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     salmonn = kinds.add_parser("salmonn", help="a whole SALMONN from its parts")
-    salmonn.add_argument("--whisper", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCES["whisper"])
+    salmonn.add_argument("--whisper", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["whisper"])
     salmonn.add_argument(
         "--beats",
         type=pathlib.Path,
         metavar="FILE",
-        help=f"{_SOURCES['beats']}; without, it hears through Whisper alone",
+        help=f"{_SOURCE_HELP['beats']}; without, it hears through Whisper alone",
     )
-    salmonn.add_argument("--llm", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCES["llama"])
+    salmonn.add_argument("--llm", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["llama"])
     salmonn.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="SALMONN .pth file")
     salmonn.add_argument("--qformer-heads", type=int, metavar="N")
     salmonn.add_argument("--second-per-window", type=float, metavar="SECONDS")
@@ -62,9 +62,9 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
     )
     salmonn.set_defaults(run=to_jax_salmonn)
     for kind, flag in (("whisper", "--whisper"), ("beats", "--beats"), ("llama", "--llm")):
-        part = kinds.add_parser(kind, help=f"this part alone, from a {_SOURCES[kind]}")
-        part.add_argument(flag, required=True, type=pathlib.Path, dest="path", help=_SOURCES[kind])
-        part.set_defaults(run=to_jax_part)
+        part = kinds.add_parser(kind, help=f"this part alone, from a {_SOURCE_HELP[kind]}")
+        part.add_argument(flag, required=True, type=pathlib.Path, dest="path", help=_SOURCE_HELP[kind])
+        part.set_defaults(run=to_jax_component)
     for kind in kinds.choices.values():
         kind.add_argument("--output", required=True, type=pathlib.Path, metavar="MODEL", help="directory to write")
 
@@ -100,7 +100,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
     """Writes what was trained in the form that was asked for."""
     from salmonn_jax.conversion import to_torch as conversion
 
-    write = {"salmonn": conversion.write_checkpoint, "peft": conversion.write_adapter}[arguments.kind]
+    write = {"salmonn": conversion.write_salmonn_checkpoint, "peft": conversion.write_peft_adapter}[arguments.kind]
     write(arguments.model, arguments.output)
     print(f"wrote {arguments.output}")
 
@@ -110,7 +110,7 @@ def to_torch_llama(arguments: argparse.Namespace) -> None:
     from salmonn_jax.conversion import to_torch as conversion
 
     with _bar(conversion.llama_bytes(arguments.model), arguments.output) as bar:
-        conversion.write_llama(arguments.model, arguments.output, bar.update)
+        conversion.write_hf_llama(arguments.model, arguments.output, bar.update)
     print(f"wrote {arguments.output}")
 
 
@@ -118,7 +118,7 @@ def inspect_checkpoint(arguments: argparse.Namespace) -> None:
     """Prints what a checkpoint is."""
     from salmonn_jax.conversion import inspection
 
-    for line in inspection.describe(arguments.path):
+    for line in inspection.describe_checkpoint(arguments.path):
         print(line)
 
 
@@ -129,34 +129,39 @@ def compare(arguments: argparse.Namespace) -> None:
     from salmonn_jax.conversion import compare as comparing
 
     warnings.simplefilter("ignore")  # of the packages, among themselves
-    files = comparing.Files(
+    files = comparing.CheckpointPaths(
         whisper=arguments.whisper, beats=arguments.beats, llm=arguments.llm, checkpoint=arguments.checkpoint
     )
     first = None
     print(f"{'stage':24} {'relative':>10} {'largest':>10}")
     for found in comparing.compare(arguments.model, files, arguments.clip, arguments.prompt):
-        parts = not found.relative <= arguments.tolerance  # what is not a number parts too
-        print(f"{found.stage:24} {found.relative:10.1e} {found.largest:10.1e}{' <- parts' if parts else ''}")
+        parts = not found.relative_error <= arguments.tolerance  # what is not a number parts too
+        print(
+            f"{found.layer:24} {found.relative_error:10.1e} {found.max_abs_error:10.1e}{' <- parts' if parts else ''}"
+        )
         first = first or (found if parts else None)
     if first is None:
         print(f"all stages agree within {arguments.tolerance:g}")
         return
-    print(f"the first stage that parts is {first.stage}: {first.relative:.1e} relative, {first.largest:.1e} at most")
+    print(
+        f"the first stage that parts is {first.layer}: {first.relative_error:.1e} relative, "
+        f"{first.max_abs_error:.1e} at most"
+    )
     sys.exit(1)
 
 
-def to_jax_part(arguments: argparse.Namespace) -> None:
+def to_jax_component(arguments: argparse.Namespace) -> None:
     """Converts one part."""
     from salmonn_jax.conversion import to_jax
 
-    _carry_out(to_jax.plan_part(arguments.kind, arguments.path), arguments.output)
+    _execute_plan(to_jax.plan_component(arguments.kind, arguments.path), arguments.output)
 
 
 def to_jax_salmonn(arguments: argparse.Namespace) -> None:
     """Converts a whole SALMONN."""
     from salmonn_jax.conversion import to_jax
 
-    options = to_jax.Options(
+    options = to_jax.SalmonnOptions(
         heads=arguments.qformer_heads,
         window_seconds=arguments.second_per_window,
         stride_seconds=arguments.second_stride,
@@ -171,22 +176,22 @@ def to_jax_salmonn(arguments: argparse.Namespace) -> None:
         options,
         own_checkpoint=arguments.own_checkpoint,
     )
-    _carry_out(plan, arguments.output)
+    _execute_plan(plan, arguments.output)
 
 
-def _carry_out(plan: Any, output: pathlib.Path) -> None:
+def _execute_plan(plan: Any, output: pathlib.Path) -> None:
     """Tells what was chosen and what is left out, and writes."""
     from salmonn_jax.conversion import to_jax
     from salmonn_jax.model_directory import TOKENIZER_FILES
 
-    for name, (value, origin) in plan.chosen.items():
+    for name, (value, origin) in plan.resolved_options.items():
         print(f"{name}: {value} (from {origin})", file=sys.stderr)
     for name, why in plan.ignored.items():
         print(f"not needed: {name} ({why})", file=sys.stderr)
-    if plan.tokenizer and not any((plan.tokenizer / name).is_file() for name in TOKENIZER_FILES):
-        print(f"{plan.tokenizer} has no tokenizer: put its files into {output} before you use it", file=sys.stderr)
-    with _bar(plan.bytes, output) as bar:
-        to_jax.write(plan, output, bar.update)
+    if plan.tokenizer_dir and not any((plan.tokenizer_dir / name).is_file() for name in TOKENIZER_FILES):
+        print(f"{plan.tokenizer_dir} has no tokenizer: put its files into {output} before you use it", file=sys.stderr)
+    with _bar(plan.nbytes, output) as bar:
+        to_jax.write_model(plan, output, bar.update)
     print(f"wrote {output}")
 
 

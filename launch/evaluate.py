@@ -16,7 +16,7 @@ from typing import Any
 
 from launch import cli
 
-SPLITS = ("test", "unheard")
+DEFAULT_SPLITS = ("test", "unheard")
 
 
 def main() -> None:
@@ -27,9 +27,9 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=pathlib.Path, metavar="EVAL", help="directory of the results")
     parser.add_argument("--corpus", default="minicorpus", help="corpus to read (default: %(default)s)")
     parser.add_argument(
-        "--cache", default=".cache/minicorpus", type=pathlib.Path, help="where it lies (default: %(default)s)"
+        "--data-dir", default=".cache/minicorpus", type=pathlib.Path, help="where it lies (default: %(default)s)"
     )
-    parser.add_argument("--splits", nargs="+", default=SPLITS, help="splits of it (default: test unheard)")
+    parser.add_argument("--splits", nargs="+", default=DEFAULT_SPLITS, help="splits of it (default: test unheard)")
     parser.add_argument("--batch-size", type=int, default=32, help="clips at a time (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=48, help="longest answer (default: %(default)s)")
     arguments = vars(parser.parse_args())
@@ -41,8 +41,8 @@ def evaluate(
     model: pathlib.Path,
     output: pathlib.Path,
     corpus: str,
-    cache: pathlib.Path,
-    splits: Sequence[str] = SPLITS,
+    data_dir: pathlib.Path,
+    splits: Sequence[str] = DEFAULT_SPLITS,
     batch_size: int = 32,
     max_new_tokens: int = 48,
 ) -> None:
@@ -54,35 +54,39 @@ def evaluate(
 
     import salmonn_jax
     from data_pipelines import corpora
-    from data_pipelines.stream.prompt_templates import Wordings
+    from data_pipelines.stream.prompt_templates import PromptTemplates
     from salmonn_jax import distributed
     from salmonn_jax.evaluation import predictions, report, run, tasks
 
-    opened, wordings = corpora.open_corpus(corpus, cache), Wordings.load()
+    opened, wordings = corpora.open_corpus(corpus, data_dir), PromptTemplates.load()
     loaded = salmonn_jax.load(model)
     output.mkdir(parents=True, exist_ok=True)
     keys: set[str] = set()
     clips = {}
-    mine = predictions.file_of(output, jax.process_index())
-    with predictions.PredictionLog(mine, [p for p in predictions.files(output) if p != mine]) as log:
+    mine = predictions.prediction_path(output, jax.process_index())
+    with predictions.PredictionLog(mine, [p for p in predictions.find_prediction_files(output) if p != mine]) as log:
         for split in splits:
-            examples = [e for source in opened.heard(split) for e in questions(opened.read(source, split), wordings)]
+            examples = [
+                e
+                for source in opened.sources_with_audio(split)
+                for e in examples_with_prompts(opened.open_source(source, split), wordings)
+            ]
             clips |= {example.id: example.audio for example in examples}
-            for hearing in ("audio", "silence"):
+            for condition in ("audio", "silence"):
                 keys |= run.predict(
                     loaded,
                     examples,
                     log,
                     split=split,
-                    hearing=hearing,
+                    condition=condition,
                     batch_size=batch_size,
                     max_new_tokens=max_new_tokens,
-                    share=(jax.process_index(), jax.process_count()),
+                    shard=(jax.process_index(), jax.process_count()),
                 )
     distributed.barrier("all predictions are made", 3600)
-    if not distributed.is_main():
+    if not distributed.is_main_process():
         return
-    found = {p.key: p for file in predictions.files(output) for p in predictions.read(file)}
+    found = {p.key: p for file in predictions.find_prediction_files(output) for p in predictions.read_predictions(file)}
     made = [p for key, p in found.items() if key in keys]
     rows = tasks.score(made)
     (output / "scores.json").write_text(tasks.to_json(rows))
@@ -92,7 +96,7 @@ def evaluate(
     print(f"\nreport: {output / 'index.html'}")
 
 
-def questions(source: Sequence, wordings: Any) -> Iterator:
+def examples_with_prompts(source: Sequence, prompt_templates: Any) -> Iterator:
     """The examples that can be used, each with a prompt: the first wording of its task, where it brings none."""
     from data_pipelines.sources.manifest_entries import BadExample
 
@@ -101,7 +105,7 @@ def questions(source: Sequence, wordings: Any) -> Iterator:
             example = source[index]
             if not example.prompt:
                 heard = example.audio is not None
-                prompt = wordings.choose(example.task, example.question, 0, audio=heard)
+                prompt = prompt_templates.render(example.task, example.question, 0, has_audio=heard)
                 example = dataclasses.replace(example, prompt=prompt)
         except BadExample as bad:
             print(f"left out: example {index} of {source}: {bad}", file=sys.stderr)

@@ -10,22 +10,22 @@ import dataclasses
 import math
 import pathlib
 
-from launch.job import BUCKETS, MOUNT_OPTIONS, Command, Job, rendered
+from launch.job import BUCKET_MOUNT_ROOT, MOUNT_OPTIONS, Command, Job, render_template
 from salmonn_jax.errors import UserError
-from salmonn_jax.topologies import CLOUD
+from salmonn_jax.topologies import CLOUD_NAMES
 
 JOBSET = pathlib.Path(__file__).parent / "gke" / "jobset.yaml"
 
 
 @dataclasses.dataclass(frozen=True)
-class Gke:
+class GkeBackend:
     """The cluster kubectl talks to, and the image that holds the package."""
 
     image: str | None
 
-    note = "the JobSet stays listed when it has ended, until --delete"
+    submit_note = "the JobSet stays listed when it has ended, until --delete"
 
-    def submit(self, job: Job) -> Command:
+    def submit_command(self, job: Job) -> Command:
         """Creates the JobSet. Raises UserError for several slices of one host, which GKE does not join."""
         topology = job.topology
         hosts = topology.hosts // topology.slices
@@ -34,22 +34,22 @@ class Gke:
                 f"GKE joins slices of several hosts only; a {topology.name} has one, take a larger topology"
             )
         chips = math.prod(map(int, topology.grid.split("x"))) // hosts
-        manifest = rendered(
+        manifest = render_template(
             JOBSET,
             job=job,
             image=self.image,
-            accelerator=CLOUD[topology.name.partition("-")[0]].gke_accelerator,
+            accelerator=CLOUD_NAMES[topology.name.partition("-")[0]].gke_accelerator,
             hosts=hosts,
             chips=chips,
-            directory=BUCKETS,
+            directory=BUCKET_MOUNT_ROOT,
             mount_options=MOUNT_OPTIONS,
         )
         return Command(("kubectl", "create", "--filename=-"), manifest)
 
-    def listing(self) -> Command:
+    def list_command(self) -> Command:
         return Command(("kubectl", "get", "jobsets", "--selector=app.kubernetes.io/name=salmonn-jax"))
 
-    def logs(self, name: str) -> Command:
+    def logs_command(self, name: str) -> Command:
         labels = {
             "jobset.sigs.k8s.io/jobset-name": name,
             "jobset.sigs.k8s.io/job-index": "0",
@@ -58,5 +58,5 @@ class Gke:
         chosen = ",".join(f"{label}={value}" for label, value in labels.items())
         return Command(("kubectl", "logs", f"--selector={chosen}", "--container=train", "--tail=-1", "--follow"))
 
-    def delete(self, name: str) -> Command:
+    def delete_command(self, name: str) -> Command:
         return Command(("kubectl", "delete", "jobset", name))

@@ -13,28 +13,28 @@ from salmonn_jax.topologies import Topology
 
 # Buckets are directories of the hosts, for training reads and writes files. What one host wrote the others must see at
 # once; directories need no objects of their own; a checkpoint is finished by renaming its directory.
-BUCKETS = pathlib.PurePosixPath("/gcs")
+BUCKET_MOUNT_ROOT = pathlib.PurePosixPath("/gcs")
 MOUNT_OPTIONS = (
     "implicit-dirs",
     "rename-dir-limit=200000",
     "metadata-cache-ttl-secs=0",
     "metadata-cache-negative-ttl-secs=0",
 )
-FLAGS = pathlib.Path(__file__).parent / "tpu" / "libtpu_flags.json"
-_PATH = re.compile(r"((?:[\w.]+=)?)gs://([^/]+)(.*)")
+LIBTPU_FLAGS_FILE = pathlib.Path(__file__).parent / "tpu" / "libtpu_flags.json"
+_GCS_URL = re.compile(r"((?:[\w.]+=)?)gs://([^/]+)(.*)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A command of this machine, and what it reads."""
 
-    words: tuple[str, ...]
-    text: str | None = None
+    argv: tuple[str, ...]
+    stdin: str | None = None
 
-    def shown(self) -> str:
+    def to_shell(self) -> str:
         """As a shell takes it."""
-        line = shlex.join(self.words)
-        return line if self.text is None else f"{line} <<'END_OF_INPUT'\n{self.text}END_OF_INPUT"
+        line = shlex.join(self.argv)
+        return line if self.stdin is None else f"{line} <<'END_OF_INPUT'\n{self.stdin}END_OF_INPUT"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,50 +54,50 @@ class Job:
 
     name: str
     topology: Topology
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     buckets: tuple[str, ...]
-    output: str
+    output_bucket: str
     spot: bool
-    restarts: int
+    max_restarts: int
     service_account: str | None
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables of the training process."""
-        variables = {"JAX_COMPILATION_CACHE_DIR": str(BUCKETS / self.output / ".cache" / "xla")}
+        variables = {"JAX_COMPILATION_CACHE_DIR": str(BUCKET_MOUNT_ROOT / self.output_bucket / ".cache" / "xla")}
         if self.topology.slices > 1:
-            variables["LIBTPU_INIT_ARGS"] = " ".join(json.loads(FLAGS.read_text())["several slices"])
+            variables["LIBTPU_INIT_ARGS"] = " ".join(json.loads(LIBTPU_FLAGS_FILE.read_text())["several slices"])
         return variables
 
 
 class Backend(Protocol):
     """Where slices come from."""
 
-    note: str  # what the user should know once the job is submitted
+    submit_note: str  # what the user should know once the job is submitted
 
-    def submit(self, job: Job) -> Command: ...
+    def submit_command(self, job: Job) -> Command: ...
 
-    def listing(self) -> Command: ...
+    def list_command(self) -> Command: ...
 
-    def logs(self, name: str) -> Command:
+    def logs_command(self, name: str) -> Command:
         """Of the first host, to the end and on."""
         ...
 
-    def delete(self, name: str) -> Command: ...
+    def delete_command(self, name: str) -> Command: ...
 
 
-def on_host(word: str) -> str:
+def to_mounted_path(argument: str) -> str:
     """A word of the command line, its gs://BUCKET/DIRECTORY as the hosts see it."""
-    found = _PATH.fullmatch(word)
-    return f"{found[1]}{BUCKETS / found[2]}{found[3]}" if found else word
+    found = _GCS_URL.fullmatch(argument)
+    return f"{found[1]}{BUCKET_MOUNT_ROOT / found[2]}{found[3]}" if found else argument
 
 
-def buckets_of(words: tuple[str, ...]) -> tuple[str, ...]:
+def referenced_buckets(arguments: tuple[str, ...]) -> tuple[str, ...]:
     """The buckets that words of a command line name, each once."""
-    return tuple(dict.fromkeys(found[2] for found in map(_PATH.fullmatch, words) if found))
+    return tuple(dict.fromkeys(found[2] for found in map(_GCS_URL.fullmatch, arguments) if found))
 
 
-def rendered(template: pathlib.Path, **values: object) -> str:
+def render_template(template: pathlib.Path, **values: object) -> str:
     """The template filled in."""
     import jinja2
 

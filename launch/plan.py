@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from launch import cli
-from launch.train import resolve
+from launch.train import resolve_config
 
 PLACEMENTS = ("replicate", "tensor", "fsdp")
 
@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="write all of it as JSON")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
     arguments = parser.parse_intermixed_args()
-    config = resolve(arguments.config, arguments.overrides)
+    config = resolve_config(arguments.config, arguments.overrides)
     # Shapes need no device; and looking for a TPU here would take its time.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    cli.leave(run(config, arguments))
+    cli.exit_immediately(run(config, arguments))
 
 
 def run(config: Any, arguments: argparse.Namespace) -> int:
@@ -53,29 +53,31 @@ def run(config: Any, arguments: argparse.Namespace) -> int:
     from salmonn_jax import planning, topologies
 
     if arguments.chips is None:
-        topology = topologies.find(arguments.topology, arguments.slices)
+        topology = topologies.get_topology(arguments.topology, arguments.slices)
     else:
-        topology = topologies.find_chips(arguments.topology, arguments.chips, arguments.slices)
+        topology = topologies.get_topology_by_chips(arguments.topology, arguments.chips, arguments.slices)
     placements = PLACEMENTS if arguments.placement == "auto" else (arguments.placement,)
     if arguments.search:
-        plans = planning.search(config, topology, PLACEMENTS if arguments.placement is None else placements, told)
+        plans = planning.search(
+            config, topology, PLACEMENTS if arguments.placement is None else placements, log_progress
+        )
     else:
-        plans = planning.first_that_fits(config, topology, placements, told)
+        plans = planning.try_placements(config, topology, placements, log_progress)
     best = plans[-1]
     if best.train.temporary is not None and not arguments.train_only:
         best = planning.with_decoding(best, topology)
-    print("\n".join(planning.report(best, topology)))
+    print("\n".join(planning.report_lines(best, topology)))
     if arguments.output:
         described = {
-            "tried": [planning.to_json(plan, topology) for plan in plans],
-            "plan": planning.to_json(best, topology),
+            "tried": [planning.plan_to_dict(plan, topology) for plan in plans],
+            "plan": planning.plan_to_dict(best, topology),
         }
         arguments.output.write_text(json.dumps(described, indent=1) + "\n")
         print(f"wrote {arguments.output}")
     return 0 if best.fits else 1
 
 
-def told(line: str) -> None:
+def log_progress(line: str) -> None:
     """Compiling takes minutes: what is going on."""
     print(line, file=sys.stderr, flush=True)
 

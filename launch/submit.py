@@ -30,15 +30,15 @@ import sys
 from typing import Any
 
 from launch import cli
-from launch.gke import Gke
-from launch.job import Backend, Command, Job, buckets_of, on_host
-from launch.tpu_vm import TpuVm
-from launch.train import resolve
+from launch.gke import GkeBackend
+from launch.job import Backend, Command, Job, referenced_buckets, to_mounted_path
+from launch.tpu_vm import TpuVmBackend
+from launch.train import resolve_config
 from salmonn_jax.errors import UserError
 
-ONLY = {"tpu-vm": ("package", "zone", "project"), "gke": ("image",)}  # options that one backend has
-NEEDED = {"tpu-vm": ("topology", "output", "package"), "gke": ("topology", "output", "image")}  # to submit
-COMES_WITH = {
+BACKEND_OPTIONS = {"tpu-vm": ("package", "zone", "project"), "gke": ("image",)}  # options that one backend has
+REQUIRED_OPTIONS = {"tpu-vm": ("topology", "output", "package"), "gke": ("topology", "output", "image")}  # to submit
+INSTALL_HINTS = {
     "gcloud": "the Google Cloud CLI, https://cloud.google.com/sdk/docs/install",
     "kubectl": "Kubernetes, https://kubernetes.io/docs/tasks/tools, or `gcloud components install kubectl`",
 }
@@ -46,34 +46,34 @@ COMES_WITH = {
 
 def main() -> None:
     arguments = _parser().parse_intermixed_args()
-    for other, options in ONLY.items():
+    for other, options in BACKEND_OPTIONS.items():
         for option in options:
             if other != arguments.backend and getattr(arguments, option) is not None:
                 raise UserError(f"--{option} is of {other}, not of {arguments.backend}")
     backend = (
-        TpuVm(arguments.package, arguments.zone, arguments.project)
+        TpuVmBackend(arguments.package, arguments.zone, arguments.project)
         if arguments.backend == "tpu-vm"
-        else Gke(arguments.image)
+        else GkeBackend(arguments.image)
     )
     if arguments.list:
-        run(backend.listing(), arguments.dry_run)
+        run_command(backend.list_command(), arguments.dry_run)
     elif arguments.logs:
-        run(backend.logs(arguments.logs), arguments.dry_run)
+        run_command(backend.logs_command(arguments.logs), arguments.dry_run)
     elif arguments.delete:
-        run(backend.delete(arguments.delete), arguments.dry_run)
+        run_command(backend.delete_command(arguments.delete), arguments.dry_run)
     else:
         submit(backend, arguments)
 
 
 def submit(backend: Backend, arguments: argparse.Namespace) -> None:
     """Checks everything that can be checked here, then starts the job."""
-    job = checked(arguments)
-    run(backend.submit(job), arguments.dry_run)
+    job = job_from_arguments(arguments)
+    run_command(backend.submit_command(job), arguments.dry_run)
     if not arguments.dry_run:
-        print(f"submitted {job.name}: --logs {job.name} follows it, --delete {job.name} ends it; {backend.note}")
+        print(f"submitted {job.name}: --logs {job.name} follows it, --delete {job.name} ends it; {backend.submit_note}")
 
 
-def checked(arguments: argparse.Namespace) -> Job:
+def job_from_arguments(arguments: argparse.Namespace) -> Job:
     """The job that was asked for.
 
     Raises:
@@ -85,14 +85,14 @@ def checked(arguments: argparse.Namespace) -> Job:
     from data_pipelines import corpora
     from salmonn_jax import topologies
 
-    missing = [f"--{option}" for option in NEEDED[arguments.backend] if getattr(arguments, option) is None]
+    missing = [f"--{option}" for option in REQUIRED_OPTIONS[arguments.backend] if getattr(arguments, option) is None]
     if not arguments.config or missing:
         needed = ["CONFIG"] * (not arguments.config) + missing
         raise UserError(f"{' and '.join(needed)} must be given; see python -m launch.submit --help")
     if arguments.slices < 1 or arguments.restarts < 0:
         raise UserError("--slices must be at least 1, --restarts at least 0")
-    config = resolve(arguments.config, arguments.overrides)
-    topology = topologies.find(arguments.topology, arguments.slices)
+    config = resolve_config(arguments.config, arguments.overrides)
+    topology = topologies.get_topology(arguments.topology, arguments.slices)
     check_mesh(config, topology)
     if config.data.corpus not in corpora.CORPORA:
         corpora.open_corpus(config.data.corpus, config.data.data_dir)  # says what is wrong
@@ -110,11 +110,11 @@ def checked(arguments: argparse.Namespace) -> Job:
     return Job(
         name=name,
         topology=topology,
-        words=("python", "-m", "launch.train", arguments.config, *map(on_host, words)),
-        buckets=buckets_of((*words, arguments.package or "")),
-        output=buckets_of((arguments.output,))[0],
+        argv=("python", "-m", "launch.train", arguments.config, *map(to_mounted_path, words)),
+        buckets=referenced_buckets((*words, arguments.package or "")),
+        output_bucket=referenced_buckets((arguments.output,))[0],
         spot=arguments.spot,
-        restarts=arguments.restarts,
+        max_restarts=arguments.restarts,
         service_account=arguments.service_account,
     )
 
@@ -125,13 +125,13 @@ def check_mesh(config: Any, topology: Any) -> None:
     from salmonn_jax import sharding
 
     each = topology.chips // topology.slices
-    chips = [_Chip(index, index // each) for index in range(topology.chips)]
+    chips = [_StubDevice(index, index // each) for index in range(topology.chips)]
     sharding.check_batch(config.data, sharding.make_mesh(config.mesh, chips))
     check_sizes(config.data)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Chip:
+class _StubDevice:
     """What a mesh asks a device for."""
 
     id: int
@@ -141,15 +141,15 @@ class _Chip:
     device_kind: str = "none"
 
 
-def run(command: Command, dry_run: bool) -> None:
+def run_command(command: Command, dry_run: bool) -> None:
     """Runs the command, whose output is the user's. Its failure is ours: exit code 1."""
     if dry_run:
-        print(command.shown())
+        print(command.to_shell())
         return
-    tool = command.words[0]
+    tool = command.argv[0]
     if shutil.which(tool) is None:
-        raise UserError(f"{tool} is not installed here; it comes with {COMES_WITH[tool]}")
-    if subprocess.run(command.words, input=command.text, text=True, check=False).returncode:
+        raise UserError(f"{tool} is not installed here; it comes with {INSTALL_HINTS[tool]}")
+    if subprocess.run(command.argv, input=command.stdin, text=True, check=False).returncode:
         sys.exit(1)
 
 
@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("backend", choices=tuple(ONLY), help="where the slices come from")
+    parser.add_argument("backend", choices=tuple(BACKEND_OPTIONS), help="where the slices come from")
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="name of a configuration, such as mini_stage1")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
     parser.add_argument("--topology", help="slice, such as v5p-128, v5e-16 or v6e-64")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from launch.job import BUCKETS, MOUNT_OPTIONS, Command, Job, on_host, rendered
-from salmonn_jax.topologies import CLOUD
+from launch.job import BUCKET_MOUNT_ROOT, MOUNT_OPTIONS, Command, Job, render_template, to_mounted_path
+from salmonn_jax.topologies import CLOUD_NAMES
 
-START = pathlib.Path(__file__).parent / "tpu" / "start.sh"
-TPUS = ("gcloud", "compute", "tpus")
+STARTUP_SCRIPT_TEMPLATE = pathlib.Path(__file__).parent / "tpu" / "start.sh"
+GCLOUD_TPUS = ("gcloud", "compute", "tpus")
 
 
 @dataclasses.dataclass(frozen=True)
-class TpuVm:
+class TpuVmBackend:
     """One zone of one project.
 
     Attributes:
@@ -25,16 +25,16 @@ class TpuVm:
     zone: str | None
     project: str | None
 
-    note = "the slice is kept, and paid for, until --delete; a spot slice that was taken away is submitted again"
+    submit_note = "the slice is kept, and paid for, until --delete; a spot slice that was taken away is submitted again"
 
-    def submit(self, job: Job) -> Command:
+    def submit_command(self, job: Job) -> Command:
         """Requests the slices; their startup script is read from stdin, so that no file needs to be kept."""
         generation, _, size = job.topology.name.partition("-")
-        cloud = CLOUD[generation]
+        cloud = CLOUD_NAMES[generation]
         slices = job.topology.slices
         nodes = [f"--node-count={slices}", f"--node-prefix={job.name}"] if slices > 1 else [f"--node-id={job.name}"]
         words = [
-            *(*TPUS, "queued-resources", "create", job.name, *self._place()),
+            *(*GCLOUD_TPUS, "queued-resources", "create", job.name, *self._location_flags()),
             f"--accelerator-type={cloud.accelerator_type}-{size}",
             f"--runtime-version={cloud.runtime_version}",
             *nodes,
@@ -43,32 +43,34 @@ class TpuVm:
             "--metadata-from-file=startup-script=/dev/stdin",
             "--quiet",  # a question would read the script
         ]
-        return Command(tuple(words), self._script(job))
+        return Command(tuple(words), self._startup_script(job))
 
-    def listing(self) -> Command:
-        return Command((*TPUS, "queued-resources", "list", *self._place()))
+    def list_command(self) -> Command:
+        return Command((*GCLOUD_TPUS, "queued-resources", "list", *self._location_flags()))
 
-    def logs(self, name: str) -> Command:
+    def logs_command(self, name: str) -> Command:
         read = "sudo journalctl --unit=google-startup-scripts --unit=salmonn --output=cat --lines=1000 --follow"
-        first = (*self._place(), "--node=0", "--worker=0")
-        return Command((*TPUS, "queued-resources", "ssh", name, *first, f"--command={read}"))
+        first = (*self._location_flags(), "--node=0", "--worker=0")
+        return Command((*GCLOUD_TPUS, "queued-resources", "ssh", name, *first, f"--command={read}"))
 
-    def delete(self, name: str) -> Command:
+    def delete_command(self, name: str) -> Command:
         # Without --force only the request could go, not the machines it was granted.
-        return Command((*TPUS, "queued-resources", "delete", name, *self._place(), "--force", "--quiet"))
+        return Command(
+            (*GCLOUD_TPUS, "queued-resources", "delete", name, *self._location_flags(), "--force", "--quiet")
+        )
 
-    def _place(self) -> list[str]:
+    def _location_flags(self) -> list[str]:
         named = {"zone": self.zone, "project": self.project}
         return [f"--{name}={value}" for name, value in named.items() if value]
 
-    def _script(self, job: Job) -> str:
-        return rendered(
-            START,
+    def _startup_script(self, job: Job) -> str:
+        return render_template(
+            STARTUP_SCRIPT_TEMPLATE,
             buckets=job.buckets,
-            directory=BUCKETS,
+            directory=BUCKET_MOUNT_ROOT,
             mount_options=MOUNT_OPTIONS,
-            package=on_host(self.package),
+            package=to_mounted_path(self.package),
             environment=job.environment,
-            words=job.words,
-            restarts=job.restarts,
+            argv=job.argv,
+            max_restarts=job.max_restarts,
         )

@@ -35,11 +35,11 @@ def main() -> None:
     )
     arguments = parser.parse_intermixed_args()
     cli.start_jax()
-    config = resolve(arguments.config, arguments.overrides)
+    config = resolve_config(arguments.config, arguments.overrides)
     train(config, arguments.output, arguments.model, watchdog_minutes=arguments.watchdog_minutes)
 
 
-def resolve(name: str, overrides: list[str]):
+def resolve_config(name: str, overrides: list[str]):
     """The named configuration with the command line's changes."""
     from salmonn_jax import config as configuration
     from salmonn_jax.configs import get_config
@@ -50,7 +50,7 @@ def resolve(name: str, overrides: list[str]):
         path, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"{override!r} is not a change to the configuration; write field=value")
-        config = configuration.replace(config, path, text)
+        config = configuration.apply_override(config, path, text)
     return config
 
 
@@ -59,21 +59,21 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     import jax
 
     from data_pipelines import corpora
-    from data_pipelines.stream.from_config import audio_rules, tokenizer_folder, training_data
+    from data_pipelines.stream.from_config import audio_rules, find_tokenizer_dir, make_training_data
     from data_pipelines.stream.rejections import RejectionLog
     from salmonn_jax import distributed, sharding
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
     from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
     from salmonn_jax.training.loop import train as loop
-    from salmonn_jax.training.step import initial_state
-    from salmonn_jax.training.telemetry import open_telemetry
+    from salmonn_jax.training.step import init_train_state
+    from salmonn_jax.training.telemetry import open_metric_writer
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.data, mesh)
     corpus = corpora.open_corpus(config.data.corpus, config.data.data_dir, audio_rules(config.model, config.data))
-    tokenizer = tokenizer_folder(corpus, model)
-    data = training_data(
+    tokenizer = find_tokenizer_dir(corpus, model)
+    data = make_training_data(
         corpus,
         load_tokenizer(tokenizer),
         config.model,
@@ -87,20 +87,26 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
         data.set_state(start)
         if jax.process_count() > 1:
             distributed.preflight(output)
-        run = run_directory.open_run(config, output, model, tokenizer=tokenizer, mesh=mesh)
+        run = run_directory.open_run(config, output, model, tokenizer_dir=tokenizer, mesh=mesh)
         data.on_reject(RejectionLog(output / f"rejected-{jax.process_index()}.jsonl").add)
         everywhere = sharding.replicated(mesh)
-        state = jax.jit(lambda t: initial_state(config, t), out_shardings=everywhere)(run.trainable)
-        checkpoints = Checkpoints(output, keep=config.max_to_keep)
-        if checkpoints.latest() is not None:
+        state = jax.jit(lambda t: init_train_state(config, t), out_shardings=everywhere)(run.trainable)
+        checkpoints = Checkpoints(output, max_to_keep=config.max_to_keep)
+        if checkpoints.latest_step() is not None:
             state = checkpoints.restore(abstract_like(state), data)
-            print(f"{output}: going on from step {checkpoints.latest()} of {config.num_train_steps}", file=sys.stderr)
-        telemetry = open_telemetry(
-            output, name=config.name, start=int(state.step), steps=config.num_train_steps, began=cli.BEGAN
+            print(
+                f"{output}: going on from step {checkpoints.latest_step()} of {config.num_train_steps}", file=sys.stderr
+            )
+        telemetry = open_metric_writer(
+            output,
+            name=config.name,
+            start_step=int(state.step),
+            num_train_steps=config.num_train_steps,
+            program_start=cli.START_TIME,
         )
         watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
         try:
-            with distributed.others_may_go():
+            with distributed.exit_on_peer_failure():
                 loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, telemetry, watchdog)
         finally:
             watchdog.stop()

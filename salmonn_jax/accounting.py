@@ -47,40 +47,40 @@ class StepFlops:
     duplicated: int
 
     @property
-    def model(self) -> int:
+    def model_flops(self) -> int:
         """What the mathematics asks for: the numerator of MFU."""
         return self.features + self.whisper + self.beats + self.qformer + self.llama + self.attention + self.lora
 
     @property
-    def hardware(self) -> int:
+    def hardware_flops(self) -> int:
         """What is computed: the numerator of HFU."""
-        return self.model + self.remat + self.duplicated
+        return self.model_flops + self.remat + self.duplicated
 
 
-def step_flops(config: RunConfig, devices: int = 1) -> StepFlops:
+def step_flops(config: RunConfig, num_devices: int = 1) -> StepFlops:
     """Of a training step as `training.step` computes it, with the released models' choice of what is trained."""
     model, clips, tokens = config.model, config.data.clips, config.data.rows * config.data.seq_len
-    layers = llama_layers(model.llama) * tokens
+    layers = llama_layers_flops(model.llama) * tokens
     head = 2 * model.llama.hidden_size * model.llama.vocab_size * tokens
-    attention = llama_attention(model.llama, config.data.seq_len) * config.data.rows
-    adapters = lora(model.llama, model.lora) * tokens
+    attention = llama_attention_flops(model.llama, config.data.seq_len) * config.data.rows
+    adapters = lora_flops(model.llama, model.lora) * tokens
     heard = {
-        "features": features(model) * clips,
-        "whisper": whisper(model.whisper, model.audio.whisper_frames) * clips,
-        "beats": beats(model.beats, model.audio.window_samples) * clips if model.beats else 0,
-        "qformer": 3 * qformer(model) * clips,
+        "features": feature_flops(model) * clips,
+        "whisper": whisper_flops(model.whisper, model.audio.whisper_frames) * clips,
+        "beats": beats_flops(model.beats, model.audio.window_samples) * clips if model.beats else 0,
+        "qformer": 3 * qformer_flops(model) * clips,
     }
     return StepFlops(
         **heard,
         llama=2 * (layers + head),
         attention=3 * attention,
         lora=3 * adapters,
-        remat=remat(config, layers, attention, adapters),
-        duplicated=(config.mesh.get("tensor", 1) - 1) * sum(heard.values()) if clips % devices else 0,
+        remat=remat_flops(config, layers, attention, adapters),
+        duplicated=(config.mesh.get("tensor", 1) - 1) * sum(heard.values()) if clips % num_devices else 0,
     )
 
 
-def remat(config: RunConfig, layers: int, attention: int, adapters: int) -> int:
+def remat_flops(config: RunConfig, layers: int, attention: int, adapters: int) -> int:
     """What the backward pass computes again of a forward pass of these costs.
 
     Of a frozen product only the gradient of its input is wanted, which takes its weights and not its input. So the
@@ -102,7 +102,7 @@ def remat(config: RunConfig, layers: int, attention: int, adapters: int) -> int:
     return layers + attention + adapters - last
 
 
-def features(config: ModelConfig) -> int:
+def feature_flops(config: ModelConfig) -> int:
     """Both filter banks of a clip that fills the window."""
     samples = config.audio.window_samples
     mel = samples // 160 * 201 * config.whisper.num_mel_bins if config.whisper else 0
@@ -110,7 +110,7 @@ def features(config: ModelConfig) -> int:
     return 2 * (mel + kaldi)
 
 
-def whisper(config: WhisperConfig, frames: int) -> int:
+def whisper_flops(config: WhisperConfig, frames: int) -> int:
     """Forward pass of a clip."""
     d, t = config.d_model, frames
     convolutions = 2 * (2 * t) * 3 * config.num_mel_bins * d + 2 * t * 3 * d * d
@@ -118,7 +118,7 @@ def whisper(config: WhisperConfig, frames: int) -> int:
     return convolutions + config.encoder_layers * layer
 
 
-def beats(config: BeatsConfig, samples: int) -> int:
+def beats_flops(config: BeatsConfig, samples: int) -> int:
     """Forward pass of a clip that fills the window."""
     frames = (samples - 400) // 160 + 1
     t = frames // config.input_patch_size * (config.num_mel_bins // config.input_patch_size)
@@ -130,10 +130,10 @@ def beats(config: BeatsConfig, samples: int) -> int:
     return patches + positions + config.encoder_layers * layer
 
 
-def qformer(config: ModelConfig) -> int:
+def qformer_flops(config: ModelConfig) -> int:
     """Forward pass of a clip, with the projection."""
     q: QFormerConfig = config.qformer
-    d, frames, windows = q.hidden_size, config.audio.whisper_frames, config.windows
+    d, frames, windows = q.hidden_size, config.audio.whisper_frames, config.num_windows
     tokens = windows * q.num_speech_query_token
     memory = config.whisper.d_model + (config.beats.encoder_embed_dim if config.beats else 0)
     own = 8 * tokens * d * d + 4 * tokens * q.num_speech_query_token * d
@@ -142,7 +142,7 @@ def qformer(config: ModelConfig) -> int:
     return q.num_hidden_layers * layer + 2 * tokens * d * config.llama.hidden_size
 
 
-def llama_layers(config: LlamaConfig) -> int:
+def llama_layers_flops(config: LlamaConfig) -> int:
     """Forward pass of a token through the products with weights of all layers."""
     d, heads, shared = (
         config.hidden_size,
@@ -152,12 +152,12 @@ def llama_layers(config: LlamaConfig) -> int:
     return config.num_hidden_layers * 2 * d * (2 * heads + 2 * shared + 3 * config.intermediate_size)
 
 
-def llama_attention(config: LlamaConfig, sequence: int) -> int:
+def llama_attention_flops(config: LlamaConfig, seq_len: int) -> int:
     """Forward pass of a row's attention; masked scores are computed too."""
-    return config.num_hidden_layers * 4 * sequence * sequence * config.num_attention_heads * config.head_size
+    return config.num_hidden_layers * 4 * seq_len * seq_len * config.num_attention_heads * config.head_size
 
 
-def lora(config: LlamaConfig, adapters: LoraConfig) -> int:
+def lora_flops(config: LlamaConfig, lora_config: LoraConfig) -> int:
     """Forward pass of a token through the adapters."""
     d, heads, shared = (
         config.hidden_size,
@@ -170,4 +170,6 @@ def lora(config: LlamaConfig, adapters: LoraConfig) -> int:
         "up_proj": (d, config.intermediate_size),
         "down_proj": (config.intermediate_size, d),
     }
-    return config.num_hidden_layers * sum(2 * adapters.rank * sum(sizes[name]) for name in adapters.target_modules)
+    return config.num_hidden_layers * sum(
+        2 * lora_config.rank * sum(sizes[name]) for name in lora_config.target_modules
+    )

@@ -24,19 +24,19 @@ from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
 from salmonn_jax.hlo import Collective
 from salmonn_jax.models import parameters
-from salmonn_jax.models.parameters import Structure
+from salmonn_jax.models.parameters import ModelStructure
 from salmonn_jax.topologies import Topology
-from salmonn_jax.training.step import initial_state, make_train_step
+from salmonn_jax.training.step import init_train_state, make_train_step
 
-PROMPT_TOKENS, NEW_TOKENS = 256, 200  # of the decoding programs
+PROMPT_TOKENS, MAX_NEW_TOKENS = 256, 200  # of the decoding programs
 
 
-class CompilerFailed(UserError):
+class CompilationError(UserError):
     """The compiler gave up on a program, and not because it is too large."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class CompiledProgram:
     """One compiled program. All bytes are those of one chip.
 
     Attributes:
@@ -57,7 +57,7 @@ class Program:
     collectives: tuple[Collective, ...]
     lower_seconds: float
     compile_seconds: float
-    text: str = dataclasses.field(repr=False, default="")
+    hlo_text: str = dataclasses.field(repr=False, default="")
 
     @property
     def sent(self) -> int:
@@ -77,7 +77,7 @@ def devices(topology: Topology) -> list[jax.Device]:
         described = topologies.get_topology_desc(
             platform="tpu",
             topology_name=f"{topology.chip.kind}:{topology.grid}",
-            chip_config_name=topology.chip.config,
+            chip_config_name=topology.chip.chip_config_name,
             **more,
         )
     except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -86,47 +86,47 @@ def devices(topology: Topology) -> list[jax.Device]:
     return list(described.devices)
 
 
-def compile_train_step(config: RunConfig, mesh: Mesh, memory: float = math.inf) -> Program:
+def compile_train_step(config: RunConfig, mesh: Mesh, hbm_limit: float = math.inf) -> CompiledProgram:
     """The train step of a configuration; not compiled where its inputs alone take more than `memory` of a chip."""
-    structure = parameters.structure(config.model)
-    trained, frozen = _weights(config, structure, mesh)
+    structure = parameters.model_structure(config.model)
+    trained, frozen = _abstract_weights(config, structure, mesh)
     everywhere = sharding.replicated(mesh)
-    state = jax.eval_shape(lambda params: initial_state(config, params), trained)
+    state = jax.eval_shape(lambda params: init_train_state(config, params), trained)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
-    batch = _batch(config, mesh)
+    batch = _abstract_batch(config, mesh)
     step = make_train_step(config, structure, mesh)
-    kinds = {"frozen": frozen, "trained": state.trainable, "optimizer": state.optimizer, "batch": batch}
-    return _compile("train step", step, (state, frozen, batch), kinds, memory)
+    kinds = {"frozen": frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
+    return _compile("train step", step, (state, frozen, batch), kinds, hbm_limit)
 
 
-def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[Program, Program]:
+def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[CompiledProgram, CompiledProgram]:
     """The two programs of decoding, for as many prompts as a step has rows, each with a clip of its own.
 
     Reading the prompts, and choosing one token of each.
     """
-    structure = parameters.structure(config.model)
-    trained, frozen = _weights(config, structure, mesh)
-    options = {"end": 2, "lora_scale": config.model.lora.scale}
-    split = sharding.batch_sharding(mesh)
+    structure = parameters.model_structure(config.model)
+    trained, frozen = _abstract_weights(config, structure, mesh)
+    options = {"eos_token_id": 2, "lora_scale": config.model.lora.scale}
+    split = sharding.row_sharding(mesh)
     rows = config.data.rows
-    batch = _batch(dataclasses.replace(config, data=dataclasses.replace(config.data, clips=rows)), mesh)
+    batch = _abstract_batch(dataclasses.replace(config, data=dataclasses.replace(config.data, clips=rows)), mesh)
 
     def over_rows(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=split)
 
-    prompts = greedy.Prompts(
+    prompts = greedy.PromptBatch(
         batch.pcm, batch.pcm_length, over_rows(PROMPT_TOKENS), over_rows(PROMPT_TOKENS), over_rows()
     )
 
     def prefill(trained, frozen, prompts):
         model = structure.merge(trained, frozen)
-        return greedy.prefill(model, prompts, max_new_tokens=NEW_TOKENS, **options)
+        return greedy.prefill(model, prompts, max_new_tokens=MAX_NEW_TOKENS, **options)
 
     def decode_step(trained, frozen, prompts, state):
         return greedy.decode_step(structure.merge(trained, frozen), prompts, state, **options)
 
     state = jax.eval_shape(prefill, trained, frozen, prompts)
-    places = _decoding_places(state, mesh)
+    places = _decoding_shardings(state, mesh)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
     kinds = {"frozen": frozen, "trained": trained, "optimizer": (), "batch": prompts}
     return (
@@ -140,14 +140,14 @@ def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[Program, Program]:
     )
 
 
-def _weights(config: RunConfig, structure: Structure, mesh: Mesh) -> tuple[dict, dict]:
+def _abstract_weights(config: RunConfig, structure: ModelStructure, mesh: Mesh) -> tuple[dict, dict]:
     chosen = frozenset(parameters.trainable_paths(structure.shapes, config.trainable))
     placement = sharding.Placement(mesh, config.model.frozen_dtype, chosen)
     placed = {path: placement(path, leaf) for path, leaf in structure.shapes.items()}
     return {p: x for p, x in placed.items() if p in chosen}, {p: x for p, x in placed.items() if p not in chosen}
 
 
-def _batch(config: RunConfig, mesh: Mesh) -> Batch:
+def _abstract_batch(config: RunConfig, mesh: Mesh) -> Batch:
     data, array = config.data, jax.ShapeDtypeStruct
     sharding.check_batch(data, mesh)
     rows, sequence, clips = data.rows, data.seq_len, data.clips
@@ -160,27 +160,29 @@ def _batch(config: RunConfig, mesh: Mesh) -> Batch:
         segments=array(text, jnp.int32),
         loss_mask=array(text, jnp.bool_),
         audio_slot=array(text, jnp.int32),
-        source=array((rows,), jnp.int32),
+        source_index=array((rows,), jnp.int32),
         transcript=array((clips, data.max_transcript_tokens), jnp.int32),
     )
     places = sharding.batch_shardings(mesh, clips)
     return jax.tree.map(lambda x, place: array(x.shape, x.dtype, sharding=place), batch, places)
 
 
-def _decoding_places(state: greedy.Decoding, mesh: Mesh) -> greedy.Decoding:
+def _decoding_shardings(state: greedy.DecodeState, mesh: Mesh) -> greedy.DecodeState:
     """Rows over the data axes; heads of the cache over `tensor`, where it divides them."""
     heads = state.cache.keys.shape[3]
     cut = "tensor" if heads % mesh.shape["tensor"] == 0 else None
     cache = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, ("data", "fsdp"), None, cut))
-    split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    return greedy.Decoding(everywhere, split, split, split, split, type(state.cache)(cache, cache, everywhere))
+    split, everywhere = sharding.row_sharding(mesh), sharding.replicated(mesh)
+    return greedy.DecodeState(everywhere, split, split, split, split, type(state.cache)(cache, cache, everywhere))
 
 
-def _compile(name: str, function: Any, arguments: tuple, kinds: dict[str, Any], memory: float = math.inf) -> Program:
-    held = {kind: _held(tree) for kind, tree in kinds.items()}
+def _compile(
+    name: str, function: Any, arguments: tuple, inputs_by_kind: dict[str, Any], memory: float = math.inf
+) -> CompiledProgram:
+    held = {kind: _bytes_per_device(tree) for kind, tree in inputs_by_kind.items()}
     if sum(held.values()) > memory:
         nothing = {"temporary": None, "collectives": (), "lower_seconds": 0.0, "compile_seconds": 0.0}
-        return Program(name, **held, needed=sum(held.values()), **nothing)
+        return CompiledProgram(name, **held, needed=sum(held.values()), **nothing)
     began = time.monotonic()
     lowered = function.lower(*arguments)
     lowered_at = time.monotonic()
@@ -190,26 +192,30 @@ def _compile(name: str, function: Any, arguments: tuple, kinds: dict[str, Any], 
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r"Used ([\d.]+)([GM]) of", str(error))
         if needed is None:
-            raise CompilerFailed(f"the TPU compiler failed on the {name}: {str(error).splitlines()[0][:200]}") from None
+            raise CompilationError(
+                f"the TPU compiler failed on the {name}: {str(error).splitlines()[0][:200]}"
+            ) from None
         size = round(float(needed[1]) * 2 ** {"G": 30, "M": 20}[needed[2]])
         spent = time.monotonic() - lowered_at
-        return Program(name, **held, temporary=None, needed=size, collectives=(), compile_seconds=spent, **seconds)
+        return CompiledProgram(
+            name, **held, temporary=None, needed=size, collectives=(), compile_seconds=spent, **seconds
+        )
     spent, memory, text = time.monotonic() - lowered_at, compiled.memory_analysis(), compiled.as_text()
     temporary = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + temporary
-    return Program(
+    return CompiledProgram(
         name,
         **held,
         temporary=temporary,
         needed=needed,
         collectives=tuple(hlo.collectives(text)),
         compile_seconds=spent,
-        text=text,
+        hlo_text=text,
         **seconds,
     )
 
 
-def _held(tree: Any) -> int:
+def _bytes_per_device(tree: Any) -> int:
     """Bytes of the parts of these arrays that one chip holds."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape) * x.dtype.itemsize

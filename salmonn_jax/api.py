@@ -13,19 +13,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from salmonn_jax import model_directory
-from salmonn_jax.audio_files import Source, load_audio
+from salmonn_jax.audio_files import AudioSource, load_audio
 from salmonn_jax.batch import Batch, Segment, collate
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
-from salmonn_jax.prompts import PLACEHOLDER, TEXT, encode_answer, encode_prompt
+from salmonn_jax.prompts import AUDIO_PLACEHOLDER, TEXT_SLOT, encode_answer, encode_prompt
 from salmonn_jax.sharding import Placement
 
-PREFIX = f"<Speech>{PLACEHOLDER}</Speech> "
-BUCKET = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
+AUDIO_PROMPT_PREFIX = f"<Speech>{AUDIO_PLACEHOLDER}</Speech> "
+PAD_TO_MULTIPLE_OF = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
 
-Audio = Source | None  # see `salmonn_jax.audio_files.load_audio`; None for a question without a clip
+Audio = AudioSource | None  # see `salmonn_jax.audio_files.load_audio`; None for a question without a clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Model:
         """
         if num_beams != 1:
             raise UserError(f"num_beams={num_beams}: there is no beam search yet, only num_beams=1")
-        rows = self._rows(audio, prompt)
+        rows = self._encode_prompts(audio, prompt)
         self._check_context(rows, max_new_tokens)
-        width = -(-max(len(row.tokens) for row in rows) // BUCKET) * BUCKET
+        width = -(-max(len(row.tokens) for row in rows) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
         batch = self._collate(rows, width)
-        length = np.array([row.prompt for row in rows], np.int32)
-        ready = greedy.Prompts(batch.pcm, batch.pcm_length, batch.tokens, batch.audio_slot, length)
+        length = np.array([row.prompt_length for row in rows], np.int32)
+        ready = greedy.PromptBatch(batch.pcm, batch.pcm_length, batch.tokens, batch.audio_slot, length)
         decoded = jax.device_get(self._generate(self.module, ready, max_new_tokens))
         return [
             Generation(
@@ -83,10 +83,10 @@ class Model:
             for i in range(len(rows))
         ]
 
-    def encode_audio(self, audio: Source | list[Source]) -> np.ndarray:
+    def encode_audio(self, audio: AudioSource | list[AudioSource]) -> np.ndarray:
         """All audio tokens of clips, those that the language model does not read included: float32[clips, T, D]."""
-        self._need_ears()
-        batch = self._collate([Segment([], [], 0, (load_audio(clip),)) for clip in _listed(audio)], 0)
+        self._require_audio_encoder()
+        batch = self._collate([Segment([], [], 0, (load_audio(clip),)) for clip in _as_list(audio)], 0)
         return np.asarray(self._encode(self.module, batch.pcm, batch.pcm_length).astype(jnp.float32))
 
     def score(
@@ -102,23 +102,23 @@ class Model:
           float32[answer tokens], `</s>` included; a list of them for a list of clips.
         """
         rows, answers = [], [answer] if isinstance(answer, str) else answer
-        questions = self._rows(audio, prompt)
+        questions = self._encode_prompts(audio, prompt)
         if len(answers) != len(questions):
             raise UserError(f"{len(answers)} answers for {len(questions)} clips; give one each")
         for row, text in zip(questions, answers, strict=True):
             ids = encode_answer(self.tokenizer, text)
-            rows.append(row._replace(tokens=row.tokens + ids, slots=row.slots + [TEXT] * len(ids)))
+            rows.append(row._replace(tokens=row.tokens + ids, audio_slots=row.audio_slots + [TEXT_SLOT] * len(ids)))
         self._check_context(rows, 0)
         width = max(len(row.tokens) for row in rows)
-        losses = np.asarray(self._losses(self.module, self._collate(rows, width)))
-        scores = [-losses[i, row.prompt - 1 : len(row.tokens) - 1] for i, row in enumerate(rows)]
+        losses = np.asarray(self._answer_losses(self.module, self._collate(rows, width)))
+        scores = [-losses[i, row.prompt_length - 1 : len(row.tokens) - 1] for i, row in enumerate(rows)]
         return scores if isinstance(audio, list) else scores[0]
 
-    def _rows(self, audio: Audio | list[Audio], prompt: str | Sequence[str]) -> list[Segment]:
+    def _encode_prompts(self, audio: Audio | list[Audio], prompt: str | Sequence[str]) -> list[Segment]:
         """Questions as rows, up to where their answers begin."""
         if self.config.llama is None:
             raise UserError("this model directory holds no language model: there is nothing to answer with")
-        clips = _listed(audio)
+        clips = _as_list(audio)
         prompts = [prompt] * len(clips) if isinstance(prompt, str) else prompt
         if len(prompts) != len(clips):
             raise UserError(f"{len(prompts)} prompts for {len(clips)} clips; give one for all, or one each")
@@ -127,37 +127,38 @@ class Model:
         rows = []
         for source, text in zip(clips, prompts, strict=True):
             if source is not None:
-                self._need_ears()
-                text = text if PLACEHOLDER in text else PREFIX + text
+                self._require_audio_encoder()
+                text = text if AUDIO_PLACEHOLDER in text else AUDIO_PROMPT_PREFIX + text
             heard = () if source is None else (load_audio(source),)
             laid = encode_prompt(
                 self.tokenizer,
                 self.config.prompt_template,
                 text,
-                clips=[[self.config.audio_tokens_of(len(clip))] for clip in heard],
-                audio_tokens=self.config.audio_tokens,
+                valid_audio_tokens=[[self.config.num_valid_audio_tokens(len(clip))] for clip in heard],
+                num_audio_tokens=self.config.num_audio_tokens,
             )
-            rows.append(Segment(laid.tokens, laid.slots, len(laid.tokens), heard))
+            rows.append(Segment(laid.tokens, laid.audio_slots, len(laid.tokens), heard))
         return rows
 
-    def _check_context(self, rows: Sequence[Segment], more: int) -> None:
+    def _check_context(self, rows: Sequence[Segment], max_new_tokens: int) -> None:
         longest, context = max(len(row.tokens) for row in rows), self.config.llama.max_position_embeddings
-        if longest + more > context:
+        if longest + max_new_tokens > context:
             raise UserError(
-                f"{longest} tokens and {more} to be generated are more than the {context} the language model can see"
+                f"{longest} tokens and {max_new_tokens} to be generated are more than the {context} "
+                "the language model can see"
             )
 
-    def _need_ears(self) -> None:
+    def _require_audio_encoder(self) -> None:
         if self.config.qformer is None:
             raise UserError("this model directory holds one part of a model: nothing turns audio into audio tokens")
 
-    def _collate(self, rows: Sequence[Segment], width: int) -> Batch:
-        window, audio_tokens = self.config.audio.window_samples, self.config.audio_tokens
-        return collate([[row] for row in rows], sequence=width, window=window, audio_tokens=audio_tokens)
+    def _collate(self, rows: Sequence[Segment], seq_len: int) -> Batch:
+        window, audio_tokens = self.config.audio.window_samples, self.config.num_audio_tokens
+        return collate([[row] for row in rows], seq_len=seq_len, window_samples=window, num_audio_tokens=audio_tokens)
 
     @functools.cached_property
     def _generate(self):
-        options = {"end": self.tokenizer.eos, "lora_scale": self.config.lora.scale}
+        options = {"eos_token_id": self.tokenizer.eos_token_id, "lora_scale": self.config.lora.scale}
         return jax.jit(
             lambda model, prompts, limit: greedy.generate(model, prompts, max_new_tokens=limit, **options),
             static_argnums=2,
@@ -168,12 +169,12 @@ class Model:
         return jax.jit(lambda model, pcm, length: model.encode_audio(pcm, length))
 
     @functools.cached_property
-    def _losses(self):
+    def _answer_losses(self):
         scale, pad = self.config.lora.scale, self.config.pad_classes
         return jax.jit(lambda model, batch: answer_losses(model(batch, lora_scale=scale)[0], batch, pad)[0])
 
 
-def _listed(audio: Audio | list[Audio]) -> list[Audio]:
+def _as_list(audio: Audio | list[Audio]) -> list[Audio]:
     return audio if isinstance(audio, list) else [audio]
 
 
@@ -192,10 +193,10 @@ def load(directory: str | pathlib.Path, *, mesh: Mesh | None = None, dtype: str 
     """
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
-    description = model_directory.read_description(pathlib.Path(directory))
+    description = model_directory.read_config_json(pathlib.Path(directory))
     kept = dtype or description["model"]["frozen_dtype"]
     loaded = model_directory.load_model(pathlib.Path(directory), Placement(mesh, kept))
     if dtype is None:
         return Model(loaded)
     config = dataclasses.replace(loaded.config, activation_dtype=dtype, frozen_dtype=dtype)
-    return Model(dataclasses.replace(loaded, config=config, structure=parameters.structure(config)))
+    return Model(dataclasses.replace(loaded, config=config, structure=parameters.model_structure(config)))

@@ -22,7 +22,7 @@ _FULL_SCALE = 32768.0
 # Known by their names only; libsndfile takes some of them for broken MP3.
 _HEADERLESS = (".g722", ".gsm")
 
-Source = str | os.PathLike | bytes | tuple[np.ndarray, int]
+AudioSource = str | os.PathLike | bytes | tuple[np.ndarray, int]
 Channels = Literal["first", "mean"]
 
 
@@ -39,7 +39,7 @@ class AudioError(UserError):
 
 
 def load_audio(
-    source: Source, *, start: float = 0.0, end: float | None = None, channels: Channels = "first"
+    source: AudioSource, *, start_seconds: float = 0.0, end_seconds: float | None = None, channels: Channels = "first"
 ) -> np.ndarray:
     """Decodes audio, makes it one channel and resamples it with soxr.
 
@@ -61,20 +61,20 @@ def load_audio(
     if isinstance(source, tuple):
         name, (samples, rate) = "the audio", source
         samples = np.asarray(samples)
-        samples = samples[slice(*_span(start, end, rate))]
+        samples = samples[slice(*_sample_range(start_seconds, end_seconds, rate))]
     else:
         name = "the audio" if isinstance(source, bytes) else os.fspath(source)
-        samples, rate = _decode(source, name, start, end)
+        samples, rate = _decode(source, name, start_seconds, end_seconds)
     if rate <= 0:
         raise AudioError("undecodable", f"{name} has a sample rate of {rate} Hz")
     if samples.size == 0:
-        raise AudioError("empty", f"{name} holds no samples{f' from {start:g} s on' if start else ''}")
+        raise AudioError("empty", f"{name} holds no samples{f' from {start_seconds:g} s on' if start_seconds else ''}")
     if samples.ndim > 1 and (channels == "first" or samples.shape[1] == 1):
         samples = samples[:, 0]
     if samples.ndim == 1 and samples.dtype == np.int16 and rate == SAMPLE_RATE:
         return np.ascontiguousarray(samples)
-    samples = _to_float(samples, name)
-    return to_pcm(_resample(samples if samples.ndim == 1 else samples.mean(axis=1), rate))
+    samples = _as_float32(samples, name)
+    return float_to_pcm(_resample(samples if samples.ndim == 1 else samples.mean(axis=1), rate))
 
 
 def decode_flac(data: bytes) -> tuple[np.ndarray, int] | None:
@@ -94,17 +94,17 @@ def decode_flac(data: bytes) -> tuple[np.ndarray, int] | None:
     return (samples, info.sample_rate) if 0 < len(samples) == info.num_frames else None
 
 
-def to_pcm(samples: np.ndarray) -> np.ndarray:
+def float_to_pcm(samples: np.ndarray) -> np.ndarray:
     """float[samples] in -1 to 1 -> int16[samples]; what is louder is clipped."""
     return np.clip(np.round(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 
 
-def to_float(samples: np.ndarray) -> np.ndarray:
+def pcm_to_float(samples: np.ndarray) -> np.ndarray:
     """int16[samples] -> float32[samples] in -1 to 1."""
     return samples.astype(np.float32) / np.float32(_FULL_SCALE)
 
 
-def _to_float(samples: np.ndarray, name: str) -> np.ndarray:
+def _as_float32(samples: np.ndarray, name: str) -> np.ndarray:
     if np.issubdtype(samples.dtype, np.floating):
         if not np.all(np.isfinite(samples)):
             raise AudioError("not finite", f"{name} holds samples that are not finite numbers")
@@ -122,7 +122,7 @@ def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
     return librosa.resample(samples, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
 
 
-def _span(start: float, end: float | None, rate: int) -> tuple[int, int | None]:
+def _sample_range(start: float, end: float | None, rate: int) -> tuple[int, int | None]:
     """Seconds as samples."""
     return round(start * rate), None if end is None else round(end * rate)
 
@@ -141,13 +141,13 @@ def _decode(source: str | os.PathLike | bytes, name: str, start: float, end: flo
     if isinstance(opened, pathlib.Path) and opened.suffix.lower() in _HEADERLESS:
         return _decode_with_av(source, name, start, end)
     if start == 0 and end is None:
-        found = decode_flac(_flac_of(source))
+        found = decode_flac(_read_flac(source))
         if found is not None:
             return found
     try:
         with soundfile.SoundFile(opened) as file:
             exact = file.subtype == "PCM_16"
-            first, last = _span(start, end, file.samplerate)
+            first, last = _sample_range(start, end, file.samplerate)
             file.seek(min(first, file.frames))
             frames = -1 if last is None else max(0, min(last, file.frames) - file.tell())
             return file.read(frames, dtype="int16" if exact else "float32", always_2d=True), file.samplerate
@@ -155,7 +155,7 @@ def _decode(source: str | os.PathLike | bytes, name: str, start: float, end: flo
         return _decode_with_av(source, name, start, end)
 
 
-def _flac_of(source: str | os.PathLike | bytes) -> bytes:
+def _read_flac(source: str | os.PathLike | bytes) -> bytes:
     """The bytes of a FLAC file; of any other, and of one that cannot be read, which others will tell, none."""
     data = source if isinstance(source, bytes) else b""
     if not data and os.fspath(source).lower().endswith(".flac"):
@@ -187,7 +187,7 @@ def _decode_with_av(
     except (av.FFmpegError, ValueError) as error:
         raise AudioError("undecodable", f"{name} is not audio that can be decoded: {_first_line(error)}") from None
     samples = np.concatenate(first)[:, None] if first else np.zeros((0, 1), np.int16)
-    return samples[slice(*_span(start, end, rate))], rate
+    return samples[slice(*_sample_range(start, end, rate))], rate
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from salmonn_jax.prompts import TEXT
+from salmonn_jax.prompts import TEXT_SLOT
 
 
 class Batch(NamedTuple):
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     segments: Any  # int32[R,S]
     loss_mask: Any  # bool[R,S] tokens that are to be predicted (from the tokens before them)
     audio_slot: Any  # int32[R,S] which audio token stands here: clip * audio tokens per clip + its index; -1 for text
-    source: Any  # int32[R,S] index of the token's source among the sorted names of the mixture; -1 for padding
+    source_index: Any  # int32[R,S] index of the token's source among the sorted names of the mixture; -1 for padding
     transcript: Any  # int32[A,U] tokens spoken in the clip, -1 for padding; U is 0 unless the CTC loss is used
 
 
@@ -34,46 +34,51 @@ class Segment(NamedTuple):
     """One example, laid out as it will stand in a row. `slots` are as in `salmonn_jax.prompts.Sequence`."""
 
     tokens: list[int]
-    slots: list[int]
-    prompt: int  # how many of the tokens are not to be predicted
+    audio_slots: list[int]
+    prompt_length: int  # how many of the tokens are not to be predicted
     clips: tuple[np.ndarray, ...] = ()  # int16[samples] each; a long clip is several
     transcript: Sequence[int] = ()  # of the first clip
-    source: int = 0
+    source_index: int = 0
 
 
 def collate(
-    rows: Sequence[Sequence[Segment]], *, sequence: int, window: int, audio_tokens: int, clips: int | None = None
+    rows: Sequence[Sequence[Segment]],
+    *,
+    seq_len: int,
+    window_samples: int,
+    num_audio_tokens: int,
+    num_clips: int | None = None,
 ) -> Batch:
     """Rows of segments as the numpy arrays of a batch, which has `clips` slots, or as many as are needed."""
     heard = sum(len(segment.clips) for row in rows for segment in row)
-    batch = empty(len(rows), sequence, heard if clips is None else clips, window, 0)
-    lay(batch, rows, audio_tokens=audio_tokens)
+    batch = empty_batch(len(rows), seq_len, heard if num_clips is None else num_clips, window_samples, 0)
+    fill_batch(batch, rows, num_audio_tokens=num_audio_tokens)
     return batch
 
 
-def empty(rows: int, sequence: int, clips: int, window: int, transcript: int) -> Batch:
+def empty_batch(num_rows: int, seq_len: int, num_clips: int, window_samples: int, transcript_len: int) -> Batch:
     """A batch of padding: numpy arrays of the sizes R, S, A, N and U."""
-    tokens, positions, segments = (np.zeros((rows, sequence), np.int32) for _ in range(3))
+    tokens, positions, segments = (np.zeros((num_rows, seq_len), np.int32) for _ in range(3))
     return Batch(
-        pcm=np.zeros((clips, window), np.int16),
-        pcm_length=np.zeros(clips, np.int32),
+        pcm=np.zeros((num_clips, window_samples), np.int16),
+        pcm_length=np.zeros(num_clips, np.int32),
         tokens=tokens,
         positions=positions,
         segments=segments,
-        loss_mask=np.zeros((rows, sequence), bool),
-        audio_slot=np.full((rows, sequence), TEXT, np.int32),
-        source=np.full((rows, sequence), -1, np.int32),
-        transcript=np.full((clips, transcript), -1, np.int32),
+        loss_mask=np.zeros((num_rows, seq_len), bool),
+        audio_slot=np.full((num_rows, seq_len), TEXT_SLOT, np.int32),
+        source_index=np.full((num_rows, seq_len), -1, np.int32),
+        transcript=np.full((num_clips, transcript_len), -1, np.int32),
     )
 
 
-def part_of(batch: Batch, number: int, parts: int) -> Batch:
+def batch_slice(batch: Batch, index: int, num_slices: int) -> Batch:
     """Views of one of the equal parts that all arrays of a batch are cut into."""
-    sizes = (len(array) // parts for array in batch)
-    return Batch(*(array[number * size : (number + 1) * size] for array, size in zip(batch, sizes, strict=True)))
+    sizes = (len(array) // num_slices for array in batch)
+    return Batch(*(array[index * size : (index + 1) * size] for array, size in zip(batch, sizes, strict=True)))
 
 
-def lay(batch: Batch, rows: Sequence[Sequence[Segment]], *, audio_tokens: int, first_clip: int = 0) -> None:
+def fill_batch(batch: Batch, rows: Sequence[Sequence[Segment]], *, num_audio_tokens: int, clip_offset: int = 0) -> None:
     """Writes rows of segments into an empty batch, in their order, and clips in that of their segments.
 
     Args:
@@ -89,10 +94,15 @@ def lay(batch: Batch, rows: Sequence[Sequence[Segment]], *, audio_tokens: int, f
             end = start + len(segment.tokens)
             here = slice(start, end)
             batch.tokens[i, here], batch.segments[i, here] = segment.tokens, number
-            batch.source[i, here] = segment.source
-            batch.positions[i, here], batch.loss_mask[i, start + segment.prompt : end] = np.arange(end - start), True
-            slots = np.asarray(segment.slots, np.int32)
-            batch.audio_slot[i, here] = np.where(slots == TEXT, TEXT, slots + (first_clip + clip) * audio_tokens)
+            batch.source_index[i, here] = segment.source_index
+            batch.positions[i, here], batch.loss_mask[i, start + segment.prompt_length : end] = (
+                np.arange(end - start),
+                True,
+            )
+            slots = np.asarray(segment.audio_slots, np.int32)
+            batch.audio_slot[i, here] = np.where(
+                slots == TEXT_SLOT, TEXT_SLOT, slots + (clip_offset + clip) * num_audio_tokens
+            )
             if segment.clips:
                 words = segment.transcript[: batch.transcript.shape[1]]
                 batch.transcript[clip, : len(words)] = words

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from salmonn_jax.errors import UserError, unknown_name
 
 SAMPLE_RATE = 16_000
-HOP = 160  # samples between two feature frames, of both front ends
+HOP_LENGTH = 160  # samples between two feature frames, of both front ends
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class AudioConfig:
     @property
     def whisper_frames(self) -> int:
         """Encoder frames of one window, 50 a second."""
-        return self.window_samples // (2 * HOP)
+        return self.window_samples // (2 * HOP_LENGTH)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,22 +159,22 @@ class ModelConfig:
     pad_classes: int = 0
 
     @property
-    def windows(self) -> int:
+    def num_windows(self) -> int:
         """Q-Former windows in a clip; frames after the last whole window are not seen."""
         q = self.qformer
         return (self.audio.whisper_frames - q.window_frames) // q.stride_frames + 1
 
     @property
-    def audio_tokens(self) -> int:
+    def num_audio_tokens(self) -> int:
         """What is made of one clip, whatever its length: 88 for the released models."""
-        return self.windows * self.qformer.num_speech_query_token if self.qformer else 0
+        return self.num_windows * self.qformer.num_speech_query_token if self.qformer else 0
 
-    def audio_tokens_of(self, samples: int) -> int:
+    def num_valid_audio_tokens(self, num_samples: int) -> int:
         """How many of them the language model reads: all, or (`audio.tokens` "clip") those that begin in the clip."""
         if self.audio.tokens == "window" or not self.qformer:
-            return self.audio_tokens
-        frames = -(-max(samples, self.audio.minimum_samples) // (2 * HOP))
-        return min(self.windows, -(-frames // self.qformer.stride_frames)) * self.qformer.num_speech_query_token
+            return self.num_audio_tokens
+        frames = -(-max(num_samples, self.audio.minimum_samples) // (2 * HOP_LENGTH))
+        return min(self.num_windows, -(-frames // self.qformer.stride_frames)) * self.qformer.num_speech_query_token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,8 +269,8 @@ class RunConfig:
 
 
 # What may change when a run goes on: where and how it is computed, not what.
-OPERATIONAL = ("mesh", "remat_policy", "save_every", "max_to_keep")
-OPERATIONAL_DATA = (
+MUTABLE_RUN_FIELDS = ("mesh", "remat_policy", "save_every", "max_to_keep")
+MUTABLE_DATA_FIELDS = (
     "data_dir",
     "mixture",
     "weight_unit",
@@ -287,18 +287,18 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(kind: type, values: dict[str, Any], where: str = "") -> Any:
+def from_dict(config_class: type, values: dict[str, Any], path_prefix: str = "") -> Any:
     """Builds a configuration of class `kind` from its JSON form. Raises UserError naming the wrong field."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(config_class)
     arguments = {}
     for key, value in values.items():
         if key not in hints:
-            raise unknown_name("configuration field", where + key, [where + h for h in hints])
-        arguments[key] = _cast(hints[key], value, where + key)
-    return kind(**arguments)
+            raise unknown_name("configuration field", path_prefix + key, [path_prefix + h for h in hints])
+        arguments[key] = _cast(hints[key], value, path_prefix + key)
+    return config_class(**arguments)
 
 
-def replace(config: Any, path: str, text: str) -> Any:
+def apply_override(config: Any, path: str, text: str) -> Any:
     """Returns `config` with the field at the dotted `path` set from the command line's `text`."""
     head, _, rest = path.partition(".")
     hints = typing.get_type_hints(type(config))
@@ -309,7 +309,7 @@ def replace(config: Any, path: str, text: str) -> Any:
     elif rest:
         if not dataclasses.is_dataclass(getattr(config, head)):
             raise UserError(f"{head} has no fields; write {head}=VALUE instead of {path}={text}")
-        value = replace(getattr(config, head), rest, text)
+        value = apply_override(getattr(config, head), rest, text)
     else:
         try:
             value = json.loads(text)
@@ -319,34 +319,34 @@ def replace(config: Any, path: str, text: str) -> Any:
     return dataclasses.replace(config, **{head: value})
 
 
-def first_difference(old: Any, new: Any, where: str = "") -> str | None:
+def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     """Names the first field in which two JSON forms differ, with both values; None when they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(set(old) | set(new)):
-            found = first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+            found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
             if found:
                 return found
         return None
-    return None if old == new else f"{where} is {old!r} there and {new!r} here"
+    return None if old == new else f"{path} is {old!r} there and {new!r} here"
 
 
-def _cast(hint: Any, value: Any, where: str) -> Any:
+def _cast(hint: Any, value: Any, path: str) -> Any:
     """Checks `value` against the field's type and turns JSON's lists and ints into what the field holds."""
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, where + ".")
+        return value if isinstance(value, hint) else from_dict(hint, value, path + ".")
     origin = typing.get_origin(hint)
     if origin is types.UnionType:
         if value is None:
             return None
-        return _cast(typing.get_args(hint)[0], value, where)
+        return _cast(typing.get_args(hint)[0], value, path)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise unknown_name(f"value of {where}", str(value), typing.get_args(hint))
+            raise unknown_name(f"value of {path}", str(value), typing.get_args(hint))
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, origin or hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where} must be {getattr(hint, '__name__', hint)}, not {value!r}")
+        raise UserError(f"{path} must be {getattr(hint, '__name__', hint)}, not {value!r}")
     return value

@@ -23,11 +23,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from salmonn_jax.errors import UserError
 
-BARRIER_SECONDS = 600
-GONE = 75  # exit code of a process that gives up on the others: EX_TEMPFAIL, worth another try
+BARRIER_TIMEOUT_SECONDS = 600
+PEER_LOST_EXIT_CODE = 75  # exit code of a process that gives up on the others: EX_TEMPFAIL, worth another try
 
 
-def initialize(seconds: int = 300) -> None:
+def initialize(timeout_seconds: int = 300) -> None:
     """Joins the other processes, where there are any. To be called before anything else touches JAX.
 
     On TPU VMs and GKE the processes find each other. Anywhere else the environment names them: COORDINATOR_ADDRESS
@@ -53,17 +53,17 @@ def initialize(seconds: int = 300) -> None:
         }
     elif not _on_tpu():
         return
-    with deadline(seconds, "joining the other processes; was the command started on every host?"):
+    with deadline(timeout_seconds, "joining the other processes; was the command started on every host?"):
         # JAX's own time is longer: at its end the process is aborted with a stack trace of C++.
-        jax.distributed.initialize(**arguments, initialization_timeout=seconds + 60)
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout_seconds + 60)
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes what is written once."""
     return jax.process_index() == 0
 
 
-def barrier(name: str, seconds: float = BARRIER_SECONDS) -> None:
+def barrier(name: str, timeout_seconds: float = BARRIER_TIMEOUT_SECONDS) -> None:
     """Waits until every process is here. Raises TimeoutError, naming the barrier, when one is not in time."""
     if jax.process_count() == 1:
         return
@@ -71,12 +71,14 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS) -> None:
     import orbax.checkpoint as ocp
 
     try:
-        ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=round(seconds * 1000))
+        ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=round(timeout_seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
-        raise TimeoutError(f"{name}: not every process came within {seconds:.0f} s ({_first_line(error)})") from None
+        raise TimeoutError(
+            f"{name}: not every process came within {timeout_seconds:.0f} s ({_first_line(error)})"
+        ) from None
 
 
-def preflight(storage: pathlib.Path, seconds: float = 300) -> None:
+def preflight(storage: pathlib.Path, timeout_seconds: float = 300) -> None:
     """Checks what a job of many hosts stands on, before anything is compiled; ends the process if it takes too long.
 
     All devices answer in one sum; every process can write to `storage` (a directory, made if absent) and sees what
@@ -92,26 +94,26 @@ def preflight(storage: pathlib.Path, seconds: float = 300) -> None:
         file=sys.stderr,
     )
     # What connects the devices of CPU processes waits 30 s for the others, who may still be reading their first batch.
-    barrier("preflight: all are here", seconds)
-    with deadline(seconds, "a sum over all devices; a host or a link between hosts does not answer"):
+    barrier("preflight: all are here", timeout_seconds)
+    with deadline(timeout_seconds, "a sum over all devices; a host or a link between hosts does not answer"):
         mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
         everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("all"))
         ones = jax.jit(lambda: jnp.ones(jax.device_count()), out_shardings=split)()
         total = int(jax.device_get(jax.jit(jnp.sum, out_shardings=everywhere)(ones)))
     if total != jax.device_count():
         raise UserError(f"{total} of {jax.device_count()} devices answered a sum")
-    with deadline(seconds, f"writing to {storage}"):
-        _check_storage(storage, index, count, seconds)
+    with deadline(timeout_seconds, f"writing to {storage}"):
+        _check_storage(storage, index, count, timeout_seconds)
 
 
-def _check_storage(storage: pathlib.Path, index: int, count: int, seconds: float) -> None:
+def _check_storage(storage: pathlib.Path, index: int, count: int, timeout_seconds: float) -> None:
     mine = storage / f".preflight-{index}"
     try:
         storage.mkdir(parents=True, exist_ok=True)
         mine.write_text("here")
-        barrier("preflight: written", seconds)
+        barrier("preflight: written", timeout_seconds)
         seen = [i for i in range(count) if (storage / f".preflight-{i}").is_file()]
-        barrier("preflight: seen", seconds)
+        barrier("preflight: seen", timeout_seconds)
     except OSError as error:
         if isinstance(error, TimeoutError):
             raise
@@ -124,9 +126,9 @@ def _check_storage(storage: pathlib.Path, index: int, count: int, seconds: float
 
 
 @contextlib.contextmanager
-def deadline(seconds: float, doing: str) -> Iterator[None]:
+def deadline(timeout_seconds: float, activity: str) -> Iterator[None]:
     """Ends the process with a message and the stacks of its threads if the body takes longer."""
-    watchdog = Watchdog(seconds, doing)
+    watchdog = Watchdog(timeout_seconds, activity)
     try:
         yield
     finally:
@@ -134,7 +136,7 @@ def deadline(seconds: float, doing: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def others_may_go() -> Iterator[None]:
+def exit_on_peer_failure() -> Iterator[None]:
     """Ends the process with a message when what is computed together fails, as it does where a host is gone.
 
     At once: the orderly way out would wait for the others.
@@ -150,7 +152,7 @@ def others_may_go() -> Iterator[None]:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(GONE)
+        os._exit(PEER_LOST_EXIT_CODE)
 
 
 class Watchdog:
@@ -160,25 +162,29 @@ class Watchdog:
     stderr and exits with code 75, for the scheduler to start the job again.
     """
 
-    def __init__(self, seconds: float, doing: str, end: Callable[[int], object] = os._exit):
-        self._seconds, self._doing, self._end = seconds, doing, end
-        self._until = time.monotonic() + seconds
+    def __init__(self, timeout_seconds: float, activity: str, on_timeout: Callable[[int], object] = os._exit):
+        self._timeout_seconds, self._activity, self._on_timeout = timeout_seconds, activity, on_timeout
+        self._deadline = time.monotonic() + timeout_seconds
         self._stopped = threading.Event()
-        threading.Thread(target=self._look_on, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
-    def alive(self) -> None:
+    def heartbeat(self) -> None:
         """Says that something happened; the time begins anew."""
-        self._until = time.monotonic() + self._seconds
+        self._deadline = time.monotonic() + self._timeout_seconds
 
     def stop(self) -> None:
         self._stopped.set()
 
-    def _look_on(self) -> None:
-        while not self._stopped.wait(max(0.0, self._until - time.monotonic())):
-            if time.monotonic() >= self._until:
-                print(f"error: gave up after {self._seconds:.0f} s of {self._doing}", file=sys.stderr, flush=True)
+    def _watch(self) -> None:
+        while not self._stopped.wait(max(0.0, self._deadline - time.monotonic())):
+            if time.monotonic() >= self._deadline:
+                print(
+                    f"error: gave up after {self._timeout_seconds:.0f} s of {self._activity}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 faulthandler.dump_traceback(all_threads=True)
-                self._end(GONE)
+                self._on_timeout(PEER_LOST_EXIT_CODE)
                 return
 
 

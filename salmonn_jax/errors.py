@@ -24,7 +24,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 
-def package(name: str, extra: str) -> types.ModuleType:
+def import_optional(name: str, extra: str) -> types.ModuleType:
     """Imports a package that the core does not need. Raises UserError naming the extra it comes with."""
     try:
         return importlib.import_module(name)
@@ -33,7 +33,7 @@ def package(name: str, extra: str) -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def disk_errors(path: pathlib.Path) -> Iterator[None]:
+def convert_disk_errors(path: pathlib.Path) -> Iterator[None]:
     """Lets a disk that is full, or fails, while `path` is written be the OSError it is, whatever a library makes of it.
 
     tensorstore and safetensors raise errors of their own, with the number of the system's in the text.

@@ -8,11 +8,11 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from salmonn_jax.errors import UserError, disk_errors
+from salmonn_jax.errors import UserError, convert_disk_errors
 
 
 @contextlib.contextmanager
-def finished(output: pathlib.Path) -> Iterator[pathlib.Path]:
+def atomic_output(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """A place to write a file or directory to, which becomes `output` when all went well and is removed when not.
 
     What a kill leaves is `OUTPUT.unfinished`; the next attempt removes it.
@@ -27,7 +27,7 @@ def finished(output: pathlib.Path) -> Iterator[pathlib.Path]:
     unfinished = output.with_name(output.name + ".unfinished")
     _remove(unfinished)
     try:
-        with disk_errors(output):
+        with convert_disk_errors(output):
             yield unfinished
         os.replace(unfinished, output)
     except BaseException:

@@ -26,7 +26,7 @@ class Instruction:
     opcode: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     operands: tuple[str, ...]
-    rest: str
+    attributes: str
 
     @property
     def bytes(self) -> int:
@@ -63,7 +63,7 @@ def collectives(text: str) -> list[Collective]:
             size = instruction.bytes // 2
         else:
             size = instruction.bytes
-        source = re.search(r'op_name="([^"]*)"', instruction.rest)
+        source = re.search(r'op_name="([^"]*)"', instruction.attributes)
         found.append(Collective(kind, size, times, source[1] if source else ""))
     return found
 
@@ -78,11 +78,11 @@ def dot_flops(text: str) -> int:
         out = math.prod(instruction.shapes[0][1]) if instruction.shapes else 0
         if instruction.opcode == "dot":
             (_, left), *_ = shapes[instruction.operands[0]]
-            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[1]
+            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
             total += times * 2 * out * math.prod(left[int(i)] for i in contracted.split(",") if i)
         elif instruction.opcode == "convolution":
             (_, kernel), *_ = shapes[instruction.operands[1]]
-            labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest)[1]
+            labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.attributes)[1]
             total += times * 2 * out * math.prod(n for n, label in zip(kernel, labels, strict=True) if label != "o")
     return total
 
@@ -97,12 +97,15 @@ def _walk(text: str) -> Iterator[tuple[Instruction, int, dict[str, tuple]]]:
         for instruction in body:
             yield instruction, times, shapes
             if instruction.opcode == "while":
-                inner = _called(instruction.rest, "body")
-                trips = _trips(instruction.rest, computations.get(_called(instruction.rest, "condition"), []))
+                inner = _called_computation(instruction.attributes, "body")
+                trips = _trip_count(
+                    instruction.attributes,
+                    computations.get(_called_computation(instruction.attributes, "condition"), []),
+                )
                 yield from visit(inner, times * trips)
             else:
                 for attribute in ("calls", "to_apply", "called_computations"):
-                    called = _called(instruction.rest, attribute)
+                    called = _called_computation(instruction.attributes, attribute)
                     if called and instruction.opcode in ("fusion", "call", "async-start", "custom-call"):
                         yield from visit(called, times)
 
@@ -139,15 +142,17 @@ def _size(shapes: tuple) -> int:
     return sum(math.prod(dims) * _BYTES.get(dtype, 0) for dtype, dims in shapes)
 
 
-def _called(rest: str, attribute: str) -> str | None:
-    found = re.search(rf"\b{attribute}=\{{?%?([\w.\-]+)", rest)
+def _called_computation(attributes: str, attribute: str) -> str | None:
+    found = re.search(rf"\b{attribute}=\{{?%?([\w.\-]+)", attributes)
     return found[1] if found else None
 
 
-def _trips(rest: str, condition: list[Instruction]) -> int:
+def _trip_count(attributes: str, condition: list[Instruction]) -> int:
     """How often a loop runs: as XLA noted it, else as its condition compares a counter that begins at zero."""
-    noted = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', rest)
+    noted = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', attributes)
     if noted:
         return int(noted[1])
-    limits = [int(m[1]) for i in condition if i.opcode == "constant" and (m := re.search(r"constant\((\d+)\)", i.rest))]
+    limits = [
+        int(m[1]) for i in condition if i.opcode == "constant" and (m := re.search(r"constant\((\d+)\)", i.attributes))
+    ]
     return limits[0] if len(limits) == 1 else 1

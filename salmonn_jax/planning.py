@@ -11,14 +11,14 @@ from typing import Any
 
 from salmonn_jax import accounting, aot, projection, sharding
 from salmonn_jax.accounting import StepFlops
-from salmonn_jax.aot import Program
+from salmonn_jax.aot import CompiledProgram
 from salmonn_jax.config import RunConfig, to_dict
 from salmonn_jax.errors import UserError
 from salmonn_jax.projection import Projection
 from salmonn_jax.topologies import Topology
 
 GB = 1e9
-MOST = 64  # times the fewest rows, in a search
+MAX_BATCH_MULTIPLE = 64  # times the fewest rows, in a search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,32 +27,34 @@ class Plan:
 
     config: RunConfig  # with the mesh, rows and remat that were tried
     mesh: dict[str, int]
-    train: Program
+    train: CompiledProgram
     flops: StepFlops
     projection: Projection | None  # None where it does not fit
     fits: bool
-    decoding: tuple[Program, ...] = ()
+    decoding: tuple[CompiledProgram, ...] = ()
 
 
-def plan(config: RunConfig, topology: Topology, placement: str | None) -> Plan:
+def make_plan(config: RunConfig, topology: Topology, placement: str | None) -> Plan:
     """Compiles the train step of a configuration, its frozen weights placed so (None: as its own mesh says)."""
     if placement is not None:
         config = dataclasses.replace(config, mesh=mesh_sizes(placement, topology))
     mesh = sharding.make_mesh(config.mesh, aot.devices(topology))
-    train = aot.compile_train_step(config, mesh, (1 - projection.MARGIN) * topology.chip.hbm)
+    train = aot.compile_train_step(config, mesh, (1 - projection.HBM_HEADROOM) * topology.chip.hbm_bytes)
     flops = accounting.step_flops(config, topology.chips)
     projected = None
     if train.temporary is not None:
-        projected = projection.project(train, flops, topology, clips=config.data.clips, steps=config.num_train_steps)
+        projected = projection.project(
+            train, flops, topology, clips=config.data.clips, num_train_steps=config.num_train_steps
+        )
     return Plan(config, dict(mesh.shape), train, flops, projected, projection.fits(train, topology))
 
 
-def with_decoding(made: Plan, topology: Topology) -> Plan:
+def with_decoding(plan: Plan, topology: Topology) -> Plan:
     """The plan with the programs of decoding compiled too; it fits if they do."""
-    mesh = sharding.make_mesh(made.config.mesh, aot.devices(topology))
-    programs = aot.compile_decoding(made.config, mesh)
-    fits = made.fits and all(projection.fits(program, topology) for program in programs)
-    return dataclasses.replace(made, decoding=programs, fits=fits)
+    mesh = sharding.make_mesh(plan.config.mesh, aot.devices(topology))
+    programs = aot.compile_decoding(plan.config, mesh)
+    fits = plan.fits and all(projection.fits(program, topology) for program in programs)
+    return dataclasses.replace(plan, decoding=programs, fits=fits)
 
 
 def mesh_sizes(placement: str, topology: Topology) -> dict[str, int]:
@@ -61,20 +63,20 @@ def mesh_sizes(placement: str, topology: Topology) -> dict[str, int]:
     return {"replicate": {}, "tensor": {"tensor": min(4, chips)}, "fsdp": {"fsdp": chips}}[placement]
 
 
-def first_that_fits(
-    config: RunConfig, topology: Topology, placements: Sequence[str | None], told: Callable[[str], Any]
+def try_placements(
+    config: RunConfig, topology: Topology, placements: Sequence[str | None], log: Callable[[str], Any]
 ) -> list[Plan]:
     """Tries placements in turn until one fits. Returns all that were tried; the last is the answer."""
     plans = []
     for placement in placements:
-        plans.append(_tried(config, topology, placement, told))
+        plans.append(_make_and_log_plan(config, topology, placement, log))
         if plans[-1].fits:
             break
     return plans
 
 
 def search(
-    config: RunConfig, topology: Topology, placements: Sequence[str | None], told: Callable[[str], Any]
+    config: RunConfig, topology: Topology, placements: Sequence[str | None], log: Callable[[str], Any]
 ) -> list[Plan]:
     """Finds the most rows that fit, for each placement and remat. The last of the plans is projected the fastest.
 
@@ -94,15 +96,17 @@ def search(
             data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=shards)
             try:
                 plans.append(
-                    _tried(dataclasses.replace(config, remat_policy=remat, data=data), topology, placement, told)
+                    _make_and_log_plan(
+                        dataclasses.replace(config, remat_policy=remat, data=data), topology, placement, log
+                    )
                 )
-            except aot.CompilerFailed as error:
-                told(f"{placement or config.mesh}, {rows} rows, {clips} clips, remat {remat}: {error}")
+            except aot.CompilationError as error:
+                log(f"{placement or config.mesh}, {rows} rows, {clips} clips, remat {remat}: {error}")
                 return None
             return plans[-1] if plans[-1].fits else None
 
         one, four = fitting("full", 1), fitting("full", 4)
-        times = _most(one, four, topology) if one else 0
+        times = _max_batch_multiple(one, four, topology) if one else 0
         for remat in ("full", "dots", "none"):
             while times and not fitting(remat, times):
                 times //= 2
@@ -113,44 +117,44 @@ def search(
     return [*(p for p in plans if p is not best), best]
 
 
-def _most(one: Plan, four: Plan | None, topology: Topology) -> int:
+def _max_batch_multiple(plan_1x: Plan, plan_4x: Plan | None, topology: Topology) -> int:
     """How many times the fewest rows should fit: a power of two, from the plans with one and with four times them."""
-    if four is None:
+    if plan_4x is None:
         return 2
-    room = (1 - projection.MARGIN) * topology.chip.hbm - one.train.needed
-    each = (four.train.needed - one.train.needed) / 3
-    most = MOST if each <= 0 else min(MOST, 1 + room / each)
+    room = (1 - projection.HBM_HEADROOM) * topology.chip.hbm_bytes - plan_1x.train.needed
+    each = (plan_4x.train.needed - plan_1x.train.needed) / 3
+    most = MAX_BATCH_MULTIPLE if each <= 0 else min(MAX_BATCH_MULTIPLE, 1 + room / each)
     return 2 ** math.floor(math.log2(most))
 
 
-def report(made: Plan, topology: Topology) -> list[str]:
+def report_lines(plan: Plan, topology: Topology) -> list[str]:
     """Lines for a person."""
-    c, hbm = made.config, topology.chip.hbm
+    c, hbm = plan.config, topology.chip.hbm_bytes
     heads = ("frozen", "trained", "optim.", "batch", "temp.", "needed")
     lines = [
         f"{c.name} on {topology.slices} x {topology.name} ({topology.chips} chips, {topology.hosts} hosts)",
-        f"mesh {made.mesh}, remat {c.remat_policy}; a step has {c.data.clips} clips and {c.data.rows} rows of "
+        f"mesh {plan.mesh}, remat {c.remat_policy}; a step has {c.data.clips} clips and {c.data.rows} rows of "
         f"{'at most ' if c.data.buckets else ''}{c.data.seq_len} tokens",
         "",
         " ".join([f"{'GB of a chip':14}", *(f"{head:>8}" for head in heads), f"of {hbm / GB:.1f}"]),
     ]
-    for program in (made.train, *made.decoding):
+    for program in (plan.train, *plan.decoding):
         held = (program.frozen, program.trained, program.optimizer, program.batch)
         temporary = f"{program.temporary / GB:8.2f}" if program.temporary is not None else f"{'-':>8}"
         verdict = "fits" if projection.fits(program, topology) else "DOES NOT FIT with 10 % to spare"
         cells = " ".join(f"{x / GB:8.2f}" for x in held)
         lines.append(f"{program.name:14} {cells} {temporary} {program.needed / GB:8.2f} {verdict}")
     lines += ["", "collectives of a train step (MB handed over by a chip, times they run):"]
-    for one in made.train.collectives:
+    for one in plan.train.collectives:
         lines.append(f"  {one.kind:18} {one.bytes / 1e6:10.3f} MB x {one.times:<4} {one.source[-70:]}")
-    parts = {f.name: getattr(made.flops, f.name) for f in dataclasses.fields(made.flops)}
+    parts = {f.name: getattr(plan.flops, f.name) for f in dataclasses.fields(plan.flops)}
     told = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in parts.items())
     lines += ["", f"TFLOP of a step over all chips: {told}"]
-    if made.projection is not None:
-        p = made.projection
+    if plan.projection is not None:
+        p = plan.projection
         lines += [
             "",
-            f"PROJECTED, not measured (products at {projection.REACHED:.0%} of peak, nothing overlaps; see "
+            f"PROJECTED, not measured (products at {projection.MATMUL_EFFICIENCY:.0%} of peak, nothing overlaps; see "
             "salmonn_jax/projection.py):",
             f"  step {p.step_seconds:.3f} s = max(products {p.products_seconds:.3f}, memory {p.memory_seconds:.3f}) + "
             f"collectives {p.collective_seconds:.3f}; MFU {p.mfu:.0%}; {p.clips_per_second:.0f} clips/s",
@@ -159,36 +163,36 @@ def report(made: Plan, topology: Topology) -> list[str]:
     return lines
 
 
-def to_json(made: Plan, topology: Topology) -> dict[str, Any]:
+def plan_to_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
     """The plan as data."""
 
-    def program(of: Program) -> dict[str, Any]:
+    def program(of: CompiledProgram) -> dict[str, Any]:
         values = dataclasses.asdict(of)
-        del values["text"]
+        del values["hlo_text"]
         return values
 
-    projected = made.projection and dataclasses.asdict(made.projection)
+    projected = plan.projection and dataclasses.asdict(plan.projection)
     if projected:
-        projected["step_seconds"] = made.projection.step_seconds
+        projected["step_seconds"] = plan.projection.step_seconds
     return {
-        "config": to_dict(made.config),
+        "config": to_dict(plan.config),
         "topology": {"name": topology.name, "slices": topology.slices, "chips": topology.chips, "grid": topology.grid},
-        "mesh": made.mesh,
-        "fits": made.fits,
-        "hbm": topology.chip.hbm,
-        "programs": [program(p) for p in (made.train, *made.decoding)],
-        "flops": dataclasses.asdict(made.flops),
+        "mesh": plan.mesh,
+        "fits": plan.fits,
+        "hbm": topology.chip.hbm_bytes,
+        "programs": [program(p) for p in (plan.train, *plan.decoding)],
+        "flops": dataclasses.asdict(plan.flops),
         "projection": projected,
         "assumptions": projection.__doc__,
         "compiler": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     }
 
 
-def _tried(config: RunConfig, topology: Topology, placement: str | None, told: Callable[[str], Any]) -> Plan:
-    made = plan(config, topology, placement)
+def _make_and_log_plan(config: RunConfig, topology: Topology, placement: str | None, log: Callable[[str], Any]) -> Plan:
+    made = make_plan(config, topology, placement)
     c = made.config
     seconds = made.train.compile_seconds
-    told(
+    log(
         f"{placement or made.mesh}, {c.data.rows} rows, {c.data.clips} clips, remat {c.remat_policy}: "
         f"{made.train.needed / GB:.1f} GB of a chip, {'fits' if made.fits else 'does not fit'} "
         f"({f'compiled in {seconds:.0f} s' if seconds else 'its inputs alone, not compiled'})"

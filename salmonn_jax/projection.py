@@ -12,11 +12,11 @@ from __future__ import annotations
 import dataclasses
 
 from salmonn_jax.accounting import StepFlops
-from salmonn_jax.aot import Program
+from salmonn_jax.aot import CompiledProgram
 from salmonn_jax.topologies import Topology
 
-REACHED = 0.55
-MARGIN = 0.1  # of a chip's memory that is to stay free
+MATMUL_EFFICIENCY = 0.55
+HBM_HEADROOM = 0.1  # of a chip's memory that is to stay free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,29 +35,31 @@ class Projection:
         return max(self.products_seconds, self.memory_seconds) + self.collective_seconds
 
 
-def project(program: Program, flops: StepFlops, topology: Topology, *, clips: int, steps: int) -> Projection:
+def project(
+    program: CompiledProgram, flops: StepFlops, topology: Topology, *, clips: int, num_train_steps: int
+) -> Projection:
     """Projects a stage of `steps` steps on `clips` clips each."""
     chip = topology.chip
-    products = flops.hardware / topology.chips / (REACHED * chip.flops)
+    products = flops.hardware_flops / topology.chips / (MATMUL_EFFICIENCY * chip.peak_flops)
     memory = 2 * program.frozen / chip.hbm_bandwidth
-    collective = sum(c.times * _seconds(c.kind, c.bytes, topology) for c in program.collectives)
+    collective = sum(c.times * _collective_seconds(c.kind, c.bytes, topology) for c in program.collectives)
     seconds = max(products, memory) + collective
     return Projection(
         products_seconds=products,
         memory_seconds=memory,
         collective_seconds=collective,
-        mfu=flops.model / topology.chips / chip.flops / seconds,
+        mfu=flops.model_flops / topology.chips / chip.peak_flops / seconds,
         clips_per_second=clips / seconds,
-        stage_hours=steps * seconds / 3600,
+        stage_hours=num_train_steps * seconds / 3600,
     )
 
 
-def fits(program: Program, topology: Topology) -> bool:
+def fits(program: CompiledProgram, topology: Topology) -> bool:
     """Whether a program leaves the margin free."""
-    return program.temporary is not None and program.needed <= (1 - MARGIN) * topology.chip.hbm
+    return program.temporary is not None and program.needed <= (1 - HBM_HEADROOM) * topology.chip.hbm_bytes
 
 
-def _seconds(kind: str, size: int, topology: Topology) -> float:
+def _collective_seconds(kind: str, size: int, topology: Topology) -> float:
     passes = 2 if kind == "all-reduce" else 1  # a reduce-scatter, and an all-gather of what it gave
     within = passes * size / (2 * topology.chip.ici_bandwidth)
     between = passes * size / topology.chip.dcn_bandwidth if topology.slices > 1 and kind == "all-reduce" else 0.0

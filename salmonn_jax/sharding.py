@@ -22,9 +22,9 @@ from salmonn_jax.batch import Batch
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError, unknown_name
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
-CLIPS = PartitionSpec(AXES)  # chips that share a language model by `tensor` share the clips it is to hear
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+CLIP_SPEC = PartitionSpec(MESH_AXES)  # chips that share a language model by `tensor` share the clips it is to hear
 
 P = PartitionSpec
 # One rule a frozen weight: which axis of the mesh each of its dimensions lies over. `fsdp` cuts the dimension that is
@@ -47,21 +47,25 @@ FROZEN_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the mesh over all devices (or those given). Axes left out have size 1; `data` takes what is left over."""
     devices = jax.devices() if devices is None else list(devices)
-    for axis in sizes:
-        if axis not in AXES:
-            raise unknown_name("mesh axis", axis, AXES)
-    others = math.prod(size for axis, size in sizes.items() if axis != "data")
-    shape = [sizes.get("data", len(devices) // max(others, 1)), sizes.get("fsdp", 1), sizes.get("tensor", 1)]
+    for axis in axis_sizes:
+        if axis not in MESH_AXES:
+            raise unknown_name("mesh axis", axis, MESH_AXES)
+    others = math.prod(size for axis, size in axis_sizes.items() if axis != "data")
+    shape = [
+        axis_sizes.get("data", len(devices) // max(others, 1)),
+        axis_sizes.get("fsdp", 1),
+        axis_sizes.get("tensor", 1),
+    ]
     if math.prod(shape) != len(devices):
         raise UserError(
-            f"mesh {dict(zip(AXES, shape, strict=True))} needs {math.prod(shape)} devices, not {len(devices)}; "
+            f"mesh {dict(zip(MESH_AXES, shape, strict=True))} needs {math.prod(shape)} devices, not {len(devices)}; "
             "change the sizes of `mesh` in the configuration"
         )
     # Axis types are passed explicitly: the default differs between jax.make_mesh and Mesh, and between versions.
-    return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_arrange(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _arrange(shape: list[int], devices: list[jax.Device]) -> np.ndarray:
@@ -107,11 +111,11 @@ class Placement:
 
     mesh: Mesh | None = None
     frozen_dtype: str | None = None
-    trained: frozenset[str] = frozenset()
+    trainable_paths: frozenset[str] = frozenset()
 
     def __call__(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         """Shape, dtype and sharding of the parameter `path`, of which `leaf` says what it is."""
-        if path in self.trained:
+        if path in self.trainable_paths:
             dtype, spec = jnp.float32, PartitionSpec()
         else:
             dtype = self.frozen_dtype or leaf.dtype
@@ -120,23 +124,23 @@ class Placement:
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=here or NamedSharding(self.mesh, spec))
 
 
-HERE = Placement()  # all on the first device of this host, as it is on disk
+LOCAL = Placement()  # all on the first device of this host, as it is on disk
 
 
-def batch_shards(mesh: Mesh) -> int:
+def num_data_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def row_sharding(mesh: Mesh) -> NamedSharding:
     """A leading axis of rows, over the data axes."""
-    return NamedSharding(mesh, BATCH)
+    return NamedSharding(mesh, BATCH_SPEC)
 
 
-def batch_shardings(mesh: Mesh, clips: int) -> Batch:
+def batch_shardings(mesh: Mesh, num_clips: int) -> Batch:
     """Of every array of a batch with so many clips: rows over the data axes, clips over all where they divide."""
-    rows = NamedSharding(mesh, BATCH)
-    sound = NamedSharding(mesh, CLIPS) if clips % mesh.size == 0 else rows
+    rows = NamedSharding(mesh, BATCH_SPEC)
+    sound = NamedSharding(mesh, CLIP_SPEC) if num_clips % mesh.size == 0 else rows
     return Batch(**dict.fromkeys(Batch._fields, rows) | {"pcm": sound, "pcm_length": sound})
 
 
@@ -145,33 +149,33 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def local_streams(mesh: Mesh, streams: int) -> tuple[int, ...]:
+def local_streams(mesh: Mesh, num_streams: int) -> tuple[int, ...]:
     """Which of the streams that make a batch (stream v its v-th equal part) hold rows of this process' devices."""
-    here, parts = jax.process_index(), mesh.devices.reshape(batch_shards(mesh), -1)
+    here, parts = jax.process_index(), mesh.devices.reshape(num_data_shards(mesh), -1)
     mine = {i for i, part in enumerate(parts) if any(device.process_index == here for device in part)}
-    return tuple(v for v in range(streams) if v * len(parts) // streams in mine)
+    return tuple(v for v in range(num_streams) if v * len(parts) // num_streams in mine)
 
 
-def to_devices(local: Batch, mesh: Mesh, streams: int) -> Batch:
+def make_global_batch(local_batch: Batch, mesh: Mesh, num_streams: int) -> Batch:
     """The global arrays of a batch of which this process has read `local_streams(mesh, streams)`, in their order."""
-    place = {v: i for i, v in enumerate(local_streams(mesh, streams))}
+    place = {v: i for i, v in enumerate(local_streams(mesh, num_streams))}
 
     def put(array: np.ndarray, where: NamedSharding) -> jax.Array:
         part = len(array) // len(place)  # rows, or clips, of a stream
 
         def read(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(part * streams)
+            start, stop, _ = index[0].indices(part * num_streams)
             begin = place[start // part] * part + start % part if part else 0
             return array[begin : begin + stop - start]
 
-        return jax.make_array_from_callback((part * streams, *array.shape[1:]), where, read)
+        return jax.make_array_from_callback((part * num_streams, *array.shape[1:]), where, read)
 
-    return jax.tree.map(put, local, batch_shardings(mesh, len(local.pcm) // len(place) * streams))
+    return jax.tree.map(put, local_batch, batch_shardings(mesh, len(local_batch.pcm) // len(place) * num_streams))
 
 
 def check_batch(data: DataConfig, mesh: Mesh) -> None:
     """Raises UserError if a batch cannot be cut evenly over the mesh."""
-    shards = batch_shards(mesh)
+    shards = num_data_shards(mesh)
     if data.streams % shards:
         raise UserError(
             f"data.streams={data.streams} does not divide over {shards} data shards (mesh {dict(mesh.shape)}); set it "

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import sentencepiece
 
-from salmonn_jax.errors import UserError, package
+from salmonn_jax.errors import UserError, import_optional
 
 
 class Tokenizer(Protocol):
@@ -18,10 +18,10 @@ class Tokenizer(Protocol):
     `prefix` is what the language model was taught a text begins with: `<s>`, or nothing.
     """
 
-    prefix: tuple[int, ...]
-    bos: int
-    eos: int
-    vocabulary: int
+    prefix_tokens: tuple[int, ...]
+    bos_token_id: int
+    eos_token_id: int
+    vocab_size: int
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` alone: no special tokens are added."""
@@ -29,29 +29,29 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
 
-    def id_of(self, piece: str) -> int:
+    def token_to_id(self, piece: str) -> int:
         """The id of one piece of the vocabulary. Raises UserError if it has none."""
 
 
 class SentencePieceTokenizer:
     """A `tokenizer.model`, used as the slow `LlamaTokenizer` uses it. Picklable, so that data workers may hold it."""
 
-    def __init__(self, model: bytes):
-        self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
-        self.vocabulary = self._processor.vocab_size()
-        self.prefix = (self.bos,)
+    def __init__(self, model_proto: bytes):
+        self._model = model_proto
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
+        self.bos_token_id, self.eos_token_id = self._processor.bos_id(), self._processor.eos_id()
+        self.vocab_size = self._processor.vocab_size()
+        self.prefix_tokens = (self.bos_token_id,)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         # An embedding table may have rows beyond the vocabulary, which a model should not, but can, choose.
-        kept = [int(i) for i in ids if i not in (self.bos, self.eos) and i < self.vocabulary]
+        kept = [int(i) for i in ids if i not in (self.bos_token_id, self.eos_token_id) and i < self.vocab_size]
         return self._processor.decode(kept)
 
-    def id_of(self, piece: str) -> int:
+    def token_to_id(self, piece: str) -> int:
         found = self._processor.piece_to_id(piece)
         if found == self._processor.unk_id():
             raise UserError(f"the tokenizer has no piece {piece!r}")
@@ -61,7 +61,7 @@ class SentencePieceTokenizer:
         return SentencePieceTokenizer, (self._model,)
 
 
-class JsonTokenizer:
+class HuggingFaceTokenizer:
     """A Hugging Face `tokenizer.json` (byte-level BPE and others). Picklable.
 
     Args:
@@ -72,13 +72,13 @@ class JsonTokenizer:
       UserError: the package `tokenizers` is not installed, or the vocabulary lacks one of the two.
     """
 
-    def __init__(self, definition: str, bos: str, eos: str):
-        tokenizers = package("tokenizers", "convert")
-        self._arguments = definition, bos, eos
-        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
-        self.bos, self.eos = self.id_of(bos), self.id_of(eos)
-        self.vocabulary = self._tokenizer.get_vocab_size()
-        self.prefix = tuple(i for i in self._tokenizer.encode("").ids if i == self.bos)
+    def __init__(self, tokenizer_json: str, bos_token: str, eos_token: str):
+        tokenizers = import_optional("tokenizers", "convert")
+        self._arguments = tokenizer_json, bos_token, eos_token
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self.bos_token_id, self.eos_token_id = self.token_to_id(bos_token), self.token_to_id(eos_token)
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.prefix_tokens = tuple(i for i in self._tokenizer.encode("").ids if i == self.bos_token_id)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -86,14 +86,14 @@ class JsonTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def id_of(self, piece: str) -> int:
+    def token_to_id(self, piece: str) -> int:
         found = self._tokenizer.token_to_id(piece)
         if found is None:
             raise UserError(f"the tokenizer has no piece {piece!r}")
         return found
 
     def __reduce__(self):
-        return JsonTokenizer, self._arguments
+        return HuggingFaceTokenizer, self._arguments
 
 
 def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
@@ -105,14 +105,18 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
     directory = pathlib.Path(directory)
     model, definition = directory / "tokenizer.model", directory / "tokenizer.json"
     if model.is_file():
-        found = _sentencepiece(model)
-        return _json(directory) if definition.is_file() and _highest(definition) >= found.vocabulary else found
+        found = _load_sentencepiece(model)
+        return (
+            _load_huggingface(directory)
+            if definition.is_file() and _max_added_token_id(definition) >= found.vocab_size
+            else found
+        )
     if definition.is_file():
-        return _json(directory)
+        return _load_huggingface(directory)
     raise UserError(f"no tokenizer.model and no tokenizer.json in {directory}")
 
 
-def _highest(path: pathlib.Path) -> int:
+def _max_added_token_id(path: pathlib.Path) -> int:
     """The highest id of the added tokens of a `tokenizer.json`; -1 if there are none."""
     try:
         added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
@@ -121,14 +125,14 @@ def _highest(path: pathlib.Path) -> int:
         raise UserError(f"{path} is not a tokenizer: {error}") from None
 
 
-def _sentencepiece(path: pathlib.Path) -> Tokenizer:
+def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     try:
         return SentencePieceTokenizer(path.read_bytes())
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} is not a sentencepiece model: {error}") from None
 
 
-def _json(directory: pathlib.Path) -> Tokenizer:
+def _load_huggingface(directory: pathlib.Path) -> Tokenizer:
     """Which tokens are special stands beside `tokenizer.json`, in `tokenizer_config.json`."""
     path = directory / "tokenizer_config.json"
     try:
@@ -140,7 +144,7 @@ def _json(directory: pathlib.Path) -> Tokenizer:
     if not bos or not eos:
         raise UserError(f"{path} names no {'eos_token' if bos else 'bos_token'}; add the one the model knows")
     try:
-        return JsonTokenizer((directory / "tokenizer.json").read_text(encoding="utf-8"), bos, eos)
+        return HuggingFaceTokenizer((directory / "tokenizer.json").read_text(encoding="utf-8"), bos, eos)
     except UserError:
         raise
     except Exception as error:  # the only kind that the package raises

@@ -29,14 +29,14 @@ class Chip:
     """
 
     kind: str
-    config: str
-    hbm: float
-    flops: float
+    chip_config_name: str
+    hbm_bytes: float
+    peak_flops: float
     hbm_bandwidth: float
     ici_bandwidth: float
     dcn_bandwidth: float
-    host: tuple[int, ...]
-    cores: int
+    chips_per_host_bounds: tuple[int, ...]
+    cores_per_chip: int
 
 
 _GIB = 2**30
@@ -48,7 +48,7 @@ CHIPS = {
 }
 
 
-class Cloud(NamedTuple):
+class CloudNames(NamedTuple):
     """How Google Cloud names a generation where slices are ordered."""
 
     accelerator_type: str  # in gcloud, before the size
@@ -56,11 +56,11 @@ class Cloud(NamedTuple):
     gke_accelerator: str  # the label of GKE's nodes
 
 
-CLOUD = {
-    "v4": Cloud("v4", "tpu-ubuntu2204-base", "tpu-v4-podslice"),
-    "v5e": Cloud("v5litepod", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice"),
-    "v5p": Cloud("v5p", "v2-alpha-tpuv5", "tpu-v5p-slice"),
-    "v6e": Cloud("v6e", "v2-alpha-tpuv6e", "tpu-v6e-slice"),
+CLOUD_NAMES = {
+    "v4": CloudNames("v4", "tpu-ubuntu2204-base", "tpu-v4-podslice"),
+    "v5e": CloudNames("v5litepod", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice"),
+    "v5p": CloudNames("v5p", "v2-alpha-tpuv5", "tpu-v5p-slice"),
+    "v6e": CloudNames("v6e", "v2-alpha-tpuv6e", "tpu-v6e-slice"),
 }
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
@@ -84,31 +84,31 @@ class Topology:
     @property
     def hosts(self) -> int:
         """Of all slices."""
-        return max(1, self.chips // math.prod(self.chip.host))
+        return max(1, self.chips // math.prod(self.chip.chips_per_host_bounds))
 
 
-def find(name: str, slices: int = 1) -> Topology:
+def get_topology(name: str, slices: int = 1) -> Topology:
     """Equal slices of this name, such as v5p-128 or v5litepod-16. Raises UserError, listing what there is."""
-    for topology in known():
+    for topology in all_topologies():
         if name in (topology.name, topology.name.replace("v5e-", "v5litepod-")):
             return dataclasses.replace(topology, slices=slices)
-    raise UserError(f"unknown topology {name!r}; there are {', '.join(t.name for t in known())}")
+    raise UserError(f"unknown topology {name!r}; there are {', '.join(t.name for t in all_topologies())}")
 
 
-def find_chips(generation: str, chips: int, slices: int = 1) -> Topology:
+def get_topology_by_chips(generation: str, chips: int, slices: int = 1) -> Topology:
     """Equal slices of this generation that have so many chips in all. Raises UserError, listing what there is."""
     if generation not in CHIPS:
         raise unknown_name("TPU generation", generation, CHIPS)
-    found = {slices * t.chips: t for t in known() if t.chip is CHIPS[generation]}
+    found = {slices * t.chips: t for t in all_topologies() if t.chip is CHIPS[generation]}
     if chips not in found:
         raise UserError(f"{slices} slice(s) of {generation} with {chips} chips do not exist; there are {list(found)}")
     return dataclasses.replace(found[chips], slices=slices)
 
 
-def known() -> list[Topology]:
+def all_topologies() -> list[Topology]:
     """All slices there are, by generation and size."""
     return [
-        Topology(f"{generation}-{_count(grid) * CHIPS[generation].cores}", CHIPS[generation], grid)
+        Topology(f"{generation}-{_count(grid) * CHIPS[generation].cores_per_chip}", CHIPS[generation], grid)
         for generation, grids in GRIDS.items()
         for grid in grids
     ]

@@ -17,14 +17,14 @@ import orbax.checkpoint as ocp
 import tensorstore
 from flax import traverse_util
 
-from salmonn_jax.errors import disk_errors
+from salmonn_jax.errors import convert_disk_errors
 from salmonn_jax.models.parameters import Params
-from salmonn_jax.sharding import HERE
+from salmonn_jax.sharding import LOCAL
 
 _CHUNK_BYTES = 4 << 20  # on disk: what a device that holds a part of a tensor reads at a time
 
 
-class Stored:
+class StoredParam:
     """A parameter on disk, of which single layers can be read."""
 
     def __init__(self, store: tensorstore.TensorStore):
@@ -42,7 +42,7 @@ class Stored:
             yield layer, self.read(layer)
 
 
-class Streamed(Protocol):
+class StreamedParam(Protocol):
     """A parameter that is made while it is written.
 
     `pieces` yields (layer, array) for each place on the leading axis, in order, where it is `stacked`, else
@@ -61,13 +61,13 @@ def save(path: pathlib.Path, params: Params) -> str:
 
     Returns their fingerprint, which is computed from what was written.
     """
-    with disk_errors(path), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.resolve(), nested(params), force=True)
-    return fingerprint_of(path)
+    with convert_disk_errors(path), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.resolve(), unflatten_params(params), force=True)
+    return fingerprint_checkpoint(path)
 
 
 def save_streamed(
-    path: pathlib.Path, params: Mapping[str, Streamed], written: Callable[[int], object] = lambda count: None
+    path: pathlib.Path, params: Mapping[str, StreamedParam], on_write: Callable[[int], object] = lambda count: None
 ) -> str:
     """As `save`, holding no more than one piece of one parameter at a time. One process calls it, and no other waits.
 
@@ -76,20 +76,20 @@ def save_streamed(
       params: by path.
       written: called with the number of bytes of each piece that was handed over.
     """
-    writer = _StreamWriter(written)
+    writer = _StreamWriter(on_write)
     registry = ocp.type_handlers.create_type_handler_registry((_Leaf, writer))
-    tree = nested({name: _Leaf(name, value) for name, value in params.items()})
+    tree = unflatten_params({name: _Leaf(name, value) for name, value in params.items()})
     arguments = ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_save_args, tree, is_leaf=_is_leaf))
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="streamed"
     )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, multiprocessing_options=alone)
-    with disk_errors(path), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+    with convert_disk_errors(path), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(path.resolve(), args=arguments, force=True)
-    return _combined(writer.digests)
+    return _combine_digests(writer.digests)
 
 
-def load(path: pathlib.Path, place: Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct] = HERE) -> Params:
+def load(path: pathlib.Path, placement: Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct] = LOCAL) -> Params:
     """Reads parameters that `save`, `save_streamed` or a checkpoint wrote.
 
     Args:
@@ -98,58 +98,60 @@ def load(path: pathlib.Path, place: Callable[[str, jax.ShapeDtypeStruct], jax.Sh
         its own part. By default all is read as it is, to the first device of this host.
     """
     with ocp.StandardCheckpointer() as checkpointer:
-        saved = flat(dict(checkpointer.metadata(path.resolve()).item_metadata))
-    target = {name: place(name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in saved.items()}
+        saved = flatten_params(dict(checkpointer.metadata(path.resolve()).item_metadata))
+    target = {name: placement(name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in saved.items()}
     # What is read at a time, beside what is there already: by default Orbax would read all at once.
     parts = (math.prod(x.sharding.shard_shape(x.shape)) * saved[name].dtype.itemsize for name, x in target.items())
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + max(parts, default=0) // 2**30)
-    tree = nested(target)
+    tree = unflatten_params(target)
     arguments = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
     with ocp.Checkpointer(handler) as checkpointer:
-        return flat(checkpointer.restore(path.resolve(), args=arguments))
+        return flatten_params(checkpointer.restore(path.resolve(), args=arguments))
 
 
-def stored(path: pathlib.Path) -> dict[str, Stored]:
+def open_params(path: pathlib.Path) -> dict[str, StoredParam]:
     """Opens parameters to be read a piece at a time."""
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _StreamReader()))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
-        return flat(checkpointer.restore(path.resolve()))
+        return flatten_params(checkpointer.restore(path.resolve()))
 
 
-def nested(params: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as a tree, the form in which Orbax stores them."""
     return traverse_util.unflatten_dict(params, sep="/")
 
 
-def flat(tree: Any) -> dict[str, Any]:
+def flatten_params(tree: Any) -> dict[str, Any]:
     """The reverse of `nested`."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
 def fingerprint(params: Params) -> str:
     """A hash of names, shapes, dtypes and bytes, whatever the order or sharding."""
-    return _combined({path: _digest(path, x, [np.asarray(x)]) for path, x in params.items()})
+    return _combine_digests({path: _param_digest(path, x, [np.asarray(x)]) for path, x in params.items()})
 
 
-def fingerprint_of(path: pathlib.Path) -> str:
+def fingerprint_checkpoint(path: pathlib.Path) -> str:
     """The fingerprint of parameters on disk, of which little is in memory at a time."""
-    return _combined({name: _digest(name, x, (piece for _, piece in x.pieces())) for name, x in stored(path).items()})
+    return _combine_digests(
+        {name: _param_digest(name, x, (piece for _, piece in x.pieces())) for name, x in open_params(path).items()}
+    )
 
 
-def _digest(path: str, value: Any, pieces: Iterable[np.ndarray]) -> str:
+def _param_digest(path: str, value: Any, pieces: Iterable[np.ndarray]) -> str:
     """Of one parameter: what it is, and the bytes of its pieces in the order of memory."""
-    digest = _header(path, value.shape, value.dtype)
+    digest = _start_digest(path, value.shape, value.dtype)
     for piece in pieces:
         digest.update(_bytes(piece))
     return digest.hexdigest()
 
 
-def _combined(digests: Mapping[str, str]) -> str:
+def _combine_digests(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(" ".join(digests[path] for path in sorted(digests)).encode()).hexdigest()
 
 
-def _header(path: str, shape: Sequence[int], dtype: Any) -> Any:
+def _start_digest(path: str, shape: Sequence[int], dtype: Any) -> Any:
     return hashlib.sha256(f"{path} {np.dtype(dtype)} {tuple(shape)}".encode())
 
 
@@ -160,7 +162,7 @@ def _bytes(value: np.ndarray) -> memoryview | bytes:
 class _Leaf:
     """What stands in the tree that is saved: Orbax finds the handler of a leaf by its type."""
 
-    def __init__(self, path: str, value: Streamed):
+    def __init__(self, path: str, value: StreamedParam):
         self.path, self.value = path, value
 
 
@@ -168,14 +170,14 @@ def _is_leaf(x: Any) -> bool:
     return isinstance(x, _Leaf)
 
 
-def _give_back() -> None:
+def _release_freed_memory() -> None:
     """Returns freed memory to the system, where the C library would keep it for each of tensorstore's threads."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc has it
         trim(0)
 
 
-def _cuts(size: int, step: int) -> list[slice]:
+def _chunk_slices(size: int, step: int) -> list[slice]:
     return [slice(first, min(first + step, size)) for first in range(0, size, step)]
 
 
@@ -190,9 +192,9 @@ def _save_args(leaf: _Leaf) -> ocp.SaveArgs:
 class _StreamWriter(ocp.type_handlers.TypeHandler):
     """Writes `_Leaf`s piece by piece, in the layout of Orbax's own arrays; those are read back as usual."""
 
-    def __init__(self, written: Callable[[int], object]):
+    def __init__(self, on_write: Callable[[int], object]):
         self.digests: dict[str, str] = {}
-        self._written = written
+        self._on_write = on_write
 
     def typestr(self) -> str:
         return "jax.Array"
@@ -211,18 +213,18 @@ class _StreamWriter(ocp.type_handlers.TypeHandler):
                 arg=arg,
             )
             store = await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=info.ts_context)
-            digest = _header(leaf.path, value.shape, value.dtype)
+            digest = _start_digest(leaf.path, value.shape, value.dtype)
             for layer, piece in value.pieces():
                 digest.update(_bytes(piece))
                 place = store if layer is None else store[layer]
                 chunk = store.chunk_layout.write_chunk.shape[len(value.shape) - piece.ndim :]
                 # A chunk at a time: what is packed of a piece at once would else be as large as the piece.
-                for part in itertools.product(*map(_cuts, piece.shape, chunk)):
+                for part in itertools.product(*map(_chunk_slices, piece.shape, chunk)):
                     # It is not changed afterwards, so that tensorstore need not copy it first.
                     await place[part].write(piece[part], can_reference_source_data_indefinitely=True)
-                    self._written(piece[part].nbytes)
+                    self._on_write(piece[part].nbytes)
             self.digests[leaf.path] = digest.hexdigest()
-            _give_back()
+            _release_freed_memory()
         return []
 
     async def metadata(self, infos):
@@ -248,5 +250,7 @@ class _StreamReader(ocp.type_handlers.TypeHandler):
         found = []
         for info in infos:
             spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=info.is_ocdbt_checkpoint)
-            found.append(Stored(await tensorstore.open(tensorstore.Spec(spec), open=True, context=info.ts_context)))
+            found.append(
+                StoredParam(await tensorstore.open(tensorstore.Spec(spec), open=True, context=info.ts_context))
+            )
         return found

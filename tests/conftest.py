@@ -14,11 +14,11 @@ import jax
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Files that take longest, to be begun first: a worker takes whole files, and the last one should not run alone.
-LONG = ("test_distributed", "test_oracles", "test_step", "test_train", "test_api", "test_plan", "test_golden")
+SLOW_FILES = ("test_distributed", "test_oracles", "test_step", "test_train", "test_api", "test_plan", "test_golden")
 
 
 def pytest_collection_modifyitems(items):
-    def place(item) -> int:
-        return LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
+    def sort_key(item) -> int:
+        return SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES)
 
-    items.sort(key=place)
+    items.sort(key=sort_key)

@@ -24,17 +24,17 @@ from tests import golden
 
 def main() -> None:
     params = golden.params_with_pad()
-    frames = golden.frames(np.full(3, golden.clips()[1].max(), np.int32))
+    frames = golden.encode_clips(np.full(3, golden.clips()[1].max(), np.int32))
     jax.config.update("jax_enable_x64", True)
     params, frames = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float64), (params, frames))
     chosen = trainable_paths(params, RunConfig(name="golden").trainable)
     trainable = {path: value for path, value in params.items() if path in chosen}
     frozen = {path: value for path, value in params.items() if path not in chosen}
-    goal, _ = ravel_pytree(golden.stored_gradients())
+    goal, _ = ravel_pytree(golden.expected_gradients())
 
     def residual(pad):
         (loss, _), gradient = jax.value_and_grad(golden.batch_loss, has_aux=True)(trainable, frozen, frames, pad)
-        gradients, _ = ravel_pytree(golden.named_gradients(gradient))
+        gradients, _ = ravel_pytree(golden.to_original_gradients(gradient))
         # Weighed by how well they are known: the loss is one number, and stored to 1e-7.
         return jnp.append(gradients - goal, 100 * (loss - golden.expected()["batch_loss"]))
 

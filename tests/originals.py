@@ -15,7 +15,7 @@ import pytest
 from tests import golden
 
 
-def require(*packages: str) -> None:
+def require_packages(*packages: str) -> None:
     """Skips the calling test where one of the packages is missing."""
     for name in ("torch", "transformers", *packages):
         try:
@@ -24,7 +24,9 @@ def require(*packages: str) -> None:
             pytest.skip(f"{name} is not installed ({error}): `make test` installs it where it can be had")
 
 
-def llama(directory: pathlib.Path, *, kind: str = "llama", dtype: str = "float32", **changes: Any) -> pathlib.Path:
+def write_llama(
+    directory: pathlib.Path, *, model_type: str = "llama", dtype: str = "float32", **changes: Any
+) -> pathlib.Path:
     """A language model as transformers saves it, in several shards, with the golden tokenizer."""
     import torch
     import transformers
@@ -42,17 +44,17 @@ def llama(directory: pathlib.Path, *, kind: str = "llama", dtype: str = "float32
         "bos_token_id": 1,
         "eos_token_id": 2,
     } | changes
-    family = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}[kind]
+    family = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}[model_type]
     model = transformers.AutoModelForCausalLM.from_config(family(**values), dtype=getattr(torch, dtype))
-    _spread(model)
+    _randomize_weights(model)
     model.save_pretrained(directory, max_shard_size="100KB")
-    tokenizer = golden.FOLDER / "vicuna" / "tokenizer.model"
+    tokenizer = golden.GOLDEN_DIR / "vicuna" / "tokenizer.model"
     if tokenizer.is_file():
         (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
     return directory
 
 
-def whisper(directory: pathlib.Path, **changes: Any) -> pathlib.Path:
+def write_whisper(directory: pathlib.Path, **changes: Any) -> pathlib.Path:
     """A whole Whisper, decoder included, as transformers saves it."""
     import torch
     import transformers
@@ -74,31 +76,31 @@ def whisper(directory: pathlib.Path, **changes: Any) -> pathlib.Path:
         "decoder_start_token_id": 0,
     } | changes
     model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**values))
-    _spread(model)
+    _randomize_weights(model)
     model.save_pretrained(directory)
     return directory
 
 
-def openai_whisper(path: pathlib.Path) -> pathlib.Path:
+def write_openai_whisper(path: pathlib.Path) -> pathlib.Path:
     """A whole Whisper in half precision, as OpenAI distributes it."""
     import torch
     from whisper.model import ModelDimensions, Whisper
 
     torch.manual_seed(4)
     model = Whisper(ModelDimensions(80, 1500, 32, 2, 2, 100, 8, 32, 2, 1))
-    _spread(model)
+    _randomize_weights(model)
     weights = {name: value.half() for name, value in model.state_dict().items()}
     torch.save({"dims": vars(model.dims), "model_state_dict": weights}, path)
     return path
 
 
-def beats(path: pathlib.Path, **changes: Any) -> pathlib.Path:
+def write_beats(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     """A fine-tuned BEATs as Microsoft distributes it: `cfg`, and `model` with its classifier and tied copies."""
     import torch
 
     from salmonn_jax.conversion import torch_side
 
-    with torch_side.without_torchaudio():
+    with torch_side.stub_torchaudio():
         from openbeats import beats_encoder
 
     torch.manual_seed(2)
@@ -126,23 +128,23 @@ def beats(path: pathlib.Path, **changes: Any) -> pathlib.Path:
         "embed_dim": 24,
     } | changes
     model = beats_encoder.BeatsEncoder(input_size=1, beats_config=cfg)
-    _spread(model)
+    _randomize_weights(model)
     weights = {k: v for k, v in model.state_dict().items() if "_pad." not in k}
     weights |= {"predictor.weight": torch.randn(5, cfg["encoder_embed_dim"]), "predictor.bias": torch.randn(5)}
     torch.save({"cfg": cfg, "model": weights}, path)
     return path
 
 
-def salmonn(
+def write_salmonn(
     path: pathlib.Path,
     *,
-    memory: int,
+    encoder_hidden_size: int,
     llm: pathlib.Path,
     config: dict[str, Any],
-    targets: tuple[str, ...],
-    width: int = 32,
-    heads: int = 4,
-    layers: int = 2,
+    target_modules: tuple[str, ...],
+    hidden_size: int = 32,
+    num_attention_heads: int = 4,
+    num_hidden_layers: int = 2,
 ) -> pathlib.Path:
     """A SALMONN `.pth` that fits the language model in `llm` and encoders of together `memory` features.
 
@@ -154,32 +156,32 @@ def salmonn(
     from salmonn_jax.conversion import tensors
 
     torch.manual_seed(3)
-    values, base = tensors.open_directory(llm)
+    values, base = tensors.open_hf_directory(llm)
     bert = transformers.Blip2QFormerModel(
         transformers.Blip2QFormerConfig(
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=2 * width,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads,
+            intermediate_size=2 * hidden_size,
             cross_attention_frequency=1,
-            encoder_hidden_size=memory,
+            encoder_hidden_size=encoder_hidden_size,
         )
     )
-    _spread(bert)
-    model = {"speech_query_tokens": torch.randn(1, config["num_speech_query_token"], width)}
+    _randomize_weights(bert)
+    model = {"speech_query_tokens": torch.randn(1, config["num_speech_query_token"], hidden_size)}
     for name, value in bert.state_dict().items():
         name = name.replace(".attention.query", ".self.query").replace(".attention.key", ".self.key")
         name = name.replace(".attention.value", ".self.value").replace("layernorm.", "embeddings.LayerNorm.")
         model[f"speech_Qformer.bert.{name}"] = value
     model["speech_Qformer.bert.embeddings.position_ids"] = torch.arange(512)[None]
-    sizes = {"ln_speech": 32, "ln_audio": memory - 32}
+    sizes = {"ln_speech": 32, "ln_audio": encoder_hidden_size - 32}
     for name, size in sizes.items():
         if size:
             model |= {f"{name}.weight": 1 + 0.1 * torch.randn(size), f"{name}.bias": 0.1 * torch.randn(size)}
-    model["speech_llama_proj.weight"] = 0.1 * torch.randn(values["hidden_size"], width)
+    model["speech_llama_proj.weight"] = 0.1 * torch.randn(values["hidden_size"], hidden_size)
     model["speech_llama_proj.bias"] = 0.1 * torch.randn(values["hidden_size"])
     for name, tensor in base.items():
-        if name.split(".")[-2] in targets:
+        if name.split(".")[-2] in target_modules:
             stem = "llama_model.base_model.model." + name.removesuffix(".weight")
             outputs, inputs = tensor.shape
             model[f"{stem}.lora_A.default.weight"] = 0.2 * torch.randn(config["lora_rank"], inputs)
@@ -189,7 +191,7 @@ def salmonn(
     return path
 
 
-def _spread(model: Any) -> None:
+def _randomize_weights(model: Any) -> None:
     """Random weights of a size at which every part of a model matters to what comes out."""
     import torch
 

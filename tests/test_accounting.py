@@ -20,7 +20,7 @@ CONFIG = get_config("debug")
 def test_the_formula_gives_the_operations_of_the_compiled_step(remat):
     config = dataclasses.replace(CONFIG, remat_policy=remat)
     program = aot.compile_train_step(config, sharding.make_mesh({}, jax.devices()[:1]))
-    assert hlo.dot_flops(program.text) == pytest.approx(accounting.step_flops(config).hardware, rel=1e-3)
+    assert hlo.dot_flops(program.hlo_text) == pytest.approx(accounting.step_flops(config).hardware_flops, rel=1e-3)
 
 
 def test_the_13b_costs_four_operations_a_parameter_and_token():
@@ -32,7 +32,7 @@ def test_the_13b_costs_four_operations_a_parameter_and_token():
         + c.hidden_size * c.vocab_size
     )
     assert flops.llama == 4 * weights * config.data.rows * config.data.seq_len
-    assert flops.duplicated == 0 and flops.hardware == flops.model + flops.remat
+    assert flops.duplicated == 0 and flops.hardware_flops == flops.model_flops + flops.remat
     assert accounting.step_flops(dataclasses.replace(config, remat_policy="none")).remat == 0
 
 
@@ -41,7 +41,7 @@ def test_chips_that_share_a_language_model_share_its_clips_where_they_can():
     assert accounting.step_flops(config, 64).duplicated == 0
     few = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=16, clips=16))
     alone = accounting.step_flops(few, 16)
-    assert accounting.step_flops(few, 64).model == alone.model
+    assert accounting.step_flops(few, 64).model_flops == alone.model_flops
     assert accounting.step_flops(few, 64).duplicated == 3 * (
         alone.features + alone.whisper + alone.beats + alone.qformer
     )
@@ -50,8 +50,8 @@ def test_chips_that_share_a_language_model_share_its_clips_where_they_can():
 def test_bytes_by_kind_are_those_of_the_program():
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2})
     program = aot.compile_train_step(CONFIG, mesh)
-    structure = aot.parameters.structure(CONFIG.model)
-    trained, frozen = aot._weights(CONFIG, structure, mesh)
+    structure = aot.parameters.model_structure(CONFIG.model)
+    trained, frozen = aot._abstract_weights(CONFIG, structure, mesh)
     one = sum(x.size * 4 for x in frozen.values())
     assert one / 4 < program.frozen < one
     assert program.trained == sum(x.size * 4 for x in trained.values())

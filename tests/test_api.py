@@ -12,8 +12,8 @@ import soundfile
 
 import salmonn_jax
 from data_pipelines import corpora
-from data_pipelines.stream.encode import layout, segment
-from data_pipelines.stream.prompt_templates import Wordings
+from data_pipelines.stream.encode import encode_config, encode_example
+from data_pipelines.stream.prompt_templates import PromptTemplates
 from launch.train import train
 from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError
@@ -37,7 +37,7 @@ def model(trained):
 @pytest.fixture(scope="module")
 def examples(trained):
     corpus = corpora.open_corpus("tones", trained.parent / "tones")
-    return [corpus.read("tones", "test")[i] for i in range(3)]
+    return [corpus.open_source("tones", "test")[i] for i in range(3)]
 
 
 def test_generate_answers_each_question(model, examples):
@@ -48,7 +48,7 @@ def test_generate_answers_each_question(model, examples):
         (alone,) = model.generate([clip], "Which tone is this?", max_new_tokens=5)
         assert alone.token_ids == answer.token_ids
         assert alone.score == pytest.approx(answer.score, rel=1e-4)
-        assert answer.finish_reason == ("stop" if answer.token_ids[-1] == model.tokenizer.eos else "length")
+        assert answer.finish_reason == ("stop" if answer.token_ids[-1] == model.tokenizer.eos_token_id else "length")
 
 
 def test_a_question_without_a_clip(model, examples):
@@ -63,13 +63,20 @@ def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(model, exa
     config = dataclasses.replace(model.config, audio=audio)
     short, example = copy.copy(model), dataclasses.replace(examples[0], audio=examples[0].audio[:4000])
     short.config = config
-    sizes = layout(config, dataclasses.replace(get_config("debug").data, max_transcript_tokens=0))
-    trained_on = segment(example, 0, source=0, tokenizer=model.tokenizer, wordings=Wordings("here", {}), sizes=sizes)
+    sizes = encode_config(config, dataclasses.replace(get_config("debug").data, max_transcript_tokens=0))
+    trained_on = encode_example(
+        example,
+        0,
+        source_index=0,
+        tokenizer=model.tokenizer,
+        prompt_templates=PromptTemplates("here", {}),
+        config=sizes,
+    )
     clip = (example.audio, 16_000)
-    (asked,) = short._rows([clip], example.prompt)
-    assert asked.tokens == trained_on.tokens[: trained_on.prompt]
-    assert asked.slots == trained_on.slots[: trained_on.prompt]
-    assert max(asked.slots) + 1 == config.audio_tokens_of(4000) < config.audio_tokens
+    (asked,) = short._encode_prompts([clip], example.prompt)
+    assert asked.tokens == trained_on.tokens[: trained_on.prompt_length]
+    assert asked.audio_slots == trained_on.audio_slots[: trained_on.prompt_length]
+    assert max(asked.audio_slots) + 1 == config.num_valid_audio_tokens(4000) < config.num_audio_tokens
     (whole,), (part,) = (one.score([clip], example.prompt, example.answer) for one in (model, short))
     assert not np.allclose(whole, part, rtol=1e-4)
 
@@ -77,7 +84,7 @@ def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(model, exa
 def test_score_of_a_generation_is_its_score(model, examples):
     clip, prompt = (examples[0].audio, 16_000), examples[0].prompt
     scores = model.score([clip], prompt, ["low"])
-    ids = [*model.tokenizer.encode("low"), model.tokenizer.eos]
+    ids = [*model.tokenizer.encode("low"), model.tokenizer.eos_token_id]
     assert scores[0].shape == (len(ids),)
     assert (scores[0] < 0).all()
     together = model.score([clip, None], [prompt, "Which tone is this, of all?"], ["low", "high and low"])
@@ -86,7 +93,7 @@ def test_score_of_a_generation_is_its_score(model, examples):
 
 def test_encode_audio(model, examples):
     encoded = model.encode_audio([(e.audio, 16_000) for e in examples])
-    assert encoded.shape == (3, model.config.audio_tokens, model.config.llama.width)
+    assert encoded.shape == (3, model.config.num_audio_tokens, model.config.llama.hidden_size)
     assert encoded.dtype == np.float32
 
 

@@ -117,7 +117,7 @@ def test_flac_is_what_libsndfile_reads(channels, subtype, tmp_path):
     assert (decode_flac(path.read_bytes()) is None) == (subtype == "PCM_24")
     for source in (path, path.read_bytes()):
         np.testing.assert_array_equal(load_audio(source), samples[:, 0])
-        np.testing.assert_array_equal(load_audio(source, start=0.25, end=0.5), samples[4000:8000, 0])
+        np.testing.assert_array_equal(load_audio(source, start_seconds=0.25, end_seconds=0.5), samples[4000:8000, 0])
 
 
 @pytest.mark.parametrize("cut", [0.99, 0.5, 0.01])

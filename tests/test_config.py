@@ -19,17 +19,22 @@ def test_json_and_back(name):
 
 
 def test_the_released_models_make_88_audio_tokens():
-    assert get_config("salmonn_13b_stage1").model.audio_tokens == 88
-    assert get_config("salmonn_7b_stage1").model.windows == 88
+    assert get_config("salmonn_13b_stage1").model.num_audio_tokens == 88
+    assert get_config("salmonn_7b_stage1").model.num_windows == 88
 
 
 def test_the_language_model_reads_a_window_or_the_clip_in_it():
     """Of 17 encoder frames, 0.34 s, is an audio token; shorter clips than a second are made a second long."""
     model = get_config("salmonn_13b_stage1").model
-    assert [model.audio_tokens_of(samples) for samples in (1, 160_000, 480_000)] == [88, 88, 88]
-    model = configuration.replace(model, "audio.tokens", "clip")
-    assert [model.audio_tokens_of(samples) for samples in (1, 16_000, 5440 * 3, 5440 * 3 + 1)] == [3, 3, 3, 4]
-    assert [model.audio_tokens_of(samples) for samples in (160_000, 470_000, 480_000, 960_000)] == [30, 87, 88, 88]
+    assert [model.num_valid_audio_tokens(samples) for samples in (1, 160_000, 480_000)] == [88, 88, 88]
+    model = configuration.apply_override(model, "audio.tokens", "clip")
+    assert [model.num_valid_audio_tokens(samples) for samples in (1, 16_000, 5440 * 3, 5440 * 3 + 1)] == [3, 3, 3, 4]
+    assert [model.num_valid_audio_tokens(samples) for samples in (160_000, 470_000, 480_000, 960_000)] == [
+        30,
+        87,
+        88,
+        88,
+    ]
 
 
 def test_an_unknown_name_suggests_the_nearest():
@@ -38,9 +43,9 @@ def test_an_unknown_name_suggests_the_nearest():
 
 
 def test_changes_reach_nested_fields():
-    config = configuration.replace(get_config("debug"), "optimizer.peak_lr", "1")
-    config = configuration.replace(config, "data.mixture.tones", "2.5")
-    config = configuration.replace(config, "trainable", '["a", "b"]')
+    config = configuration.apply_override(get_config("debug"), "optimizer.peak_lr", "1")
+    config = configuration.apply_override(config, "data.mixture.tones", "2.5")
+    config = configuration.apply_override(config, "trainable", '["a", "b"]')
     assert config.optimizer.peak_lr == 1.0
     assert isinstance(config.optimizer.peak_lr, float)
     assert config.data.mixture == {"tones": 2.5, "words": 1.0}
@@ -59,17 +64,19 @@ def test_changes_reach_nested_fields():
 )
 def test_a_wrong_change_names_the_field(path, text, says):
     with pytest.raises(UserError, match=says):
-        configuration.replace(get_config("debug"), path, text)
+        configuration.apply_override(get_config("debug"), path, text)
 
 
 def test_first_difference_names_the_field():
     old = configuration.to_dict(get_config("debug"))
-    new = configuration.to_dict(configuration.replace(get_config("debug"), "model.llama.intermediate_size", "65"))
+    new = configuration.to_dict(
+        configuration.apply_override(get_config("debug"), "model.llama.intermediate_size", "65")
+    )
     assert configuration.first_difference(old, new) == "model.llama.intermediate_size is 64 there and 65 here"
     assert configuration.first_difference(old, old) is None
 
 
 def test_a_field_that_names_a_choice_takes_no_other():
     with pytest.raises(UserError, match=r"unknown value of packing 'pak'; did you mean 'pack'"):
-        configuration.replace(get_config("debug"), "data.packing", "pak")
-    assert configuration.replace(get_config("debug"), "data.packing", "pack").data.packing == "pack"
+        configuration.apply_override(get_config("debug"), "data.packing", "pak")
+    assert configuration.apply_override(get_config("debug"), "data.packing", "pack").data.packing == "pack"

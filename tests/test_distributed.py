@@ -115,7 +115,7 @@ def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):
 
 
 def test_two_processes_evaluate_as_one_does(folder, whole):
-    options = ["--corpus", "tones", "--cache", ".cache/tones", "--splits", "test", "--max-new-tokens", "3"]
+    options = ["--corpus", "tones", "--data-dir", ".cache/tones", "--splits", "test", "--max-new-tokens", "3"]
     options += ["--batch-size", "4"]
     finish(folder, start(folder, "launch.evaluate", "--model", whole, "--output", "by two", *options))
     finish(folder, start(folder, "launch.evaluate", "--model", whole, "--output", "by one", *options, processes=1))
@@ -146,7 +146,7 @@ def test_a_process_alone_gives_up_by_the_deadline(tmp_path):
     environment = os.environ | {"COORDINATOR_ADDRESS": f"localhost:{port}", "PROCESS_COUNT": "2", "PROCESS_ID": "1"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == distributed.GONE
+    assert done.returncode == distributed.PEER_LOST_EXIT_CODE
     assert "gave up after 3 s of joining the other processes; was the command started on every host?" in done.stderr
 
 
@@ -167,13 +167,13 @@ def test_the_watchdog_ends_what_does_not_come_back(capfd):
     watchdog = distributed.Watchdog(0.3, "waiting for a step to end", end)
     for _ in range(5):  # as long as something happens it is silent
         time.sleep(0.15)
-        watchdog.alive()
+        watchdog.heartbeat()
     assert not ended.is_set()
     assert ended.wait(5)
     told = capfd.readouterr().err
     assert "error: gave up after 0 s of waiting for a step to end" in told
     assert "test_the_watchdog_ends" in told  # the stack of the thread that hangs
-    assert codes == [distributed.GONE]
+    assert codes == [distributed.PEER_LOST_EXIT_CODE]
 
 
 def test_what_ends_in_time_is_left_alone(capfd):
@@ -184,7 +184,7 @@ def test_what_ends_in_time_is_left_alone(capfd):
 
 
 def test_preflight_on_one_host(tmp_path, capsys):
-    distributed.preflight(tmp_path / "new", seconds=60)
+    distributed.preflight(tmp_path / "new", timeout_seconds=60)
     assert "process 0 of 1: 8 of 8 devices (cpu)" in capsys.readouterr().err
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -192,9 +192,9 @@ def test_preflight_on_one_host(tmp_path, capsys):
 def test_storage_that_is_no_storage(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written to"):
-        distributed.preflight(tmp_path / "file", seconds=60)
+        distributed.preflight(tmp_path / "file", timeout_seconds=60)
     # The other process writes to a disk of its own.
     monkeypatch.setattr(distributed, "barrier", lambda name, seconds: None)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"sees only what 1 of 2 wrote .*; it must be shared"):
-        distributed.preflight(tmp_path / "own", seconds=60)
+        distributed.preflight(tmp_path / "own", timeout_seconds=60)

@@ -30,7 +30,7 @@ EVERYWHERE = LoraConfig(target_modules=("q_proj", "k_proj", "v_proj", "o_proj", 
 )
 def test_every_parameter_has_one_rule(model):
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})
-    for path, leaf in parameters.structure(model).shapes.items():
+    for path, leaf in parameters.model_structure(model).shapes.items():
         sharding.frozen_spec(path, leaf.shape, mesh)
 
 
@@ -38,7 +38,7 @@ def test_what_is_cut_is_most_of_a_big_model():
     """On fsdp=2 x tensor=4 a device holds little more than an eighth of the 13B's bytes."""
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})
     total = held = 0
-    for path, leaf in parameters.structure(MODEL_13B).shapes.items():
+    for path, leaf in parameters.model_structure(MODEL_13B).shapes.items():
         spec = sharding.frozen_spec(path, leaf.shape, mesh)
         parts = [mesh.shape[axis] for axis in spec if axis]
         total += leaf.size

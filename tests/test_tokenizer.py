@@ -39,16 +39,20 @@ def directory(tmp_path):
 
 def test_tokenizer_json(directory):
     tokenizer = load_tokenizer(directory)
-    assert (tokenizer.bos, tokenizer.eos) == (tokenizer.id_of("<|start|>"), tokenizer.id_of("<|end|>")) == (0, 1)
+    assert (
+        (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        == (tokenizer.token_to_id("<|start|>"), tokenizer.token_to_id("<|end|>"))
+        == (0, 1)
+    )
     for text in ("a dog", " Hündin\n", "猫"):
         ids = tokenizer.encode(text)
-        assert tokenizer.bos not in ids
-        assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.eos]) == text
+        assert tokenizer.bos_token_id not in ids
+        assert tokenizer.decode([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]) == text
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode("a dog barks") == tokenizer.encode("a dog barks")
-    assert tokenizer.vocabulary == copy.vocabulary
+    assert tokenizer.vocab_size == copy.vocab_size
     with pytest.raises(UserError, match="no piece 'zebra'"):
-        tokenizer.id_of("zebra")
+        tokenizer.token_to_id("zebra")
 
 
 @pytest.mark.parametrize(
@@ -68,18 +72,18 @@ def test_what_is_wrong_is_told(directory, file, content, says):
 
 
 def test_a_text_begins_with_what_the_model_was_taught(directory):
-    assert load_tokenizer(directory).prefix == (0,)
+    assert load_tokenizer(directory).prefix_tokens == (0,)
     definition = json.loads((directory / "tokenizer.json").read_text())
     (directory / "tokenizer.json").write_text(json.dumps(definition | {"post_processor": None}))
-    assert load_tokenizer(directory).prefix == ()
+    assert load_tokenizer(directory).prefix_tokens == ()
 
 
 def test_of_two_files_the_one_that_knows_the_added_tokens(directory):
     golden.require()
-    model = (golden.FOLDER / "vicuna" / "tokenizer.model").read_bytes()
+    model = (golden.GOLDEN_DIR / "vicuna" / "tokenizer.model").read_bytes()
     (directory / "tokenizer.model").write_bytes(model)
     plain = load_tokenizer(directory)
-    assert plain.vocabulary == 640 and plain.prefix == (plain.bos,)
+    assert plain.vocab_size == 640 and plain.prefix_tokens == (plain.bos_token_id,)
     assert plain.decode([*plain.encode("a dog"), 640, 700]) == "a dog"  # rows of a table that was made larger
     definition = json.loads((directory / "tokenizer.json").read_text())
     added = {"id": 640, "content": "<|im_end|>", "special": True}
@@ -87,7 +91,7 @@ def test_of_two_files_the_one_that_knows_the_added_tokens(directory):
     definition["added_tokens"].append(added)
     definition["model"]["vocab"] |= {f"x{i}": i for i in range(len(definition["model"]["vocab"]), 640)}
     (directory / "tokenizer.json").write_text(json.dumps(definition))
-    assert load_tokenizer(directory).vocabulary == 641
+    assert load_tokenizer(directory).vocab_size == 641
 
 
 def test_none(tmp_path):

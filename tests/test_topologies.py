@@ -19,31 +19,31 @@ from salmonn_jax.errors import UserError
     ],
 )
 def test_a_slice_has_its_chips(name, chips, hosts, grid):
-    found = topologies.find(name)
+    found = topologies.get_topology(name)
     assert (found.chips, found.hosts, found.grid) == (chips, hosts, grid)
-    assert topologies.find(name, slices=2).chips == 2 * chips
+    assert topologies.get_topology(name, slices=2).chips == 2 * chips
 
 
 def test_an_unknown_one_lists_what_there_is():
     with pytest.raises(UserError, match=r"unknown topology 'v9-8'; there are v4-8, .*v5e-16.*v5p-128.*v6e-256"):
-        topologies.find("v9-8")
+        topologies.get_topology("v9-8")
 
 
 def test_a_slice_by_its_chips():
-    assert topologies.find_chips("v5p", 64) == topologies.find("v5p-128")
-    assert topologies.find_chips("v5e", 32, slices=2) == topologies.find("v5e-16", slices=2)
+    assert topologies.get_topology_by_chips("v5p", 64) == topologies.get_topology("v5p-128")
+    assert topologies.get_topology_by_chips("v5e", 32, slices=2) == topologies.get_topology("v5e-16", slices=2)
     with pytest.raises(UserError, match=r"v5e with 24 chips do not exist; there are \[4, 8, 16"):
-        topologies.find_chips("v5e", 24)
+        topologies.get_topology_by_chips("v5e", 24)
     with pytest.raises(UserError, match="did you mean 'v5p'"):
-        topologies.find_chips("v5pp", 64)
+        topologies.get_topology_by_chips("v5pp", 64)
 
 
 def test_every_generation_can_be_ordered():
-    assert topologies.CLOUD.keys() == topologies.CHIPS.keys() == topologies.GRIDS.keys()
+    assert topologies.CLOUD_NAMES.keys() == topologies.CHIPS.keys() == topologies.GRIDS.keys()
 
 
 def test_placements_are_meshes():
-    slices = topologies.find("v5p-128", slices=2)
+    slices = topologies.get_topology("v5p-128", slices=2)
     assert planning.mesh_sizes("replicate", slices) == {}
     assert planning.mesh_sizes("tensor", slices) == {"tensor": 4}
     assert planning.mesh_sizes("fsdp", slices) == {"fsdp": 64}

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import pathlib
 
-from data_pipelines.minicorpus.build import check_ready, heard_sources, notes, prepare, source_folder
+from data_pipelines.minicorpus.build import check_ready, notes, prepare, source_folder, sources_with_audio
 from data_pipelines.minicorpus.clips import FILLER, SIZES
-from data_pipelines.minicorpus.recordings import CLIP_SECONDS
-from data_pipelines.sources.prepared import Shards, open_split
+from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS
+from data_pipelines.sources.prepared import PreparedSource, open_split
 from salmonn_jax.errors import unknown_name
 
-__all__ = ["CLIP_SECONDS", "FILLER", "SOURCES", "heard_sources", "notes", "prepare", "read"]
+__all__ = ["FILLER", "MAX_CLIP_SECONDS", "SOURCES", "notes", "open_source", "prepare", "sources_with_audio"]
 
 SOURCES = tuple(SIZES)
 
 
-def read(cache: pathlib.Path, source: str, split: str) -> Shards:
+def open_source(data_dir: pathlib.Path, source: str, split: str) -> PreparedSource:
     """Opens a split of a source: a sequence of `data_pipelines.examples.Example`, picklable.
 
     Args:
@@ -34,5 +34,5 @@ def read(cache: pathlib.Path, source: str, split: str) -> Shards:
     """
     if source not in SOURCES:
         raise unknown_name("source of the mini-corpus", source, SOURCES)
-    check_ready(cache)
-    return open_split(source_folder(cache, source), source, split)
+    check_ready(data_dir)
+    return open_split(source_folder(data_dir, source), source, split)

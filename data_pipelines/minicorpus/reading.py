@@ -13,32 +13,32 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from data_pipelines.minicorpus import labels, spoken
-from data_pipelines.minicorpus.clips import FILLER, Clip, Place, wording
+from data_pipelines.minicorpus.clips import FILLER, ExampleKey, GeneratedExample, choose_template
 from data_pipelines.minicorpus.recordings import Recordings
 
 _LONGEST_PHRASE = 12  # characters: with its fillers a phrase grows to several times its tokens
 _LENGTHS = (0.14, 0.2, 0.22, 0.22, 0.22)
 
 
-def reading(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[Clip]:
+def reading(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[GeneratedExample]:
     """Text-only examples of the tasks that the other sources ask about clips."""
     phrases = sorted(
         {
             p.text
-            for p in recordings.prompts
-            if p.heard and len(p.text) <= _LONGEST_PHRASE and spoken.is_test_prompt(p.id) == (split == "test")
+            for p in recordings.phrases
+            if p.in_training and len(p.text) <= _LONGEST_PHRASE and spoken.is_test_phrase(p.id) == (split == "test")
         }
     )
     for task, count in sizes.items():
         for index in range(count):
-            place = Place("reading", split, task, index)
+            place = ExampleKey("reading", split, task, index)
             rng = place.rng
             read, answer = _text(recordings, split, task, phrases, rng)
-            prompt = f"<Speech>{imitate(read, rng)}</Speech> {wording(task, split, rng)}"
-            yield Clip(place.example(None, prompt, answer, ""), "", ())
+            prompt = f"<Speech>{imitate_audio_tokens(read, rng)}</Speech> {choose_template(task, split, rng)}"
+            yield GeneratedExample(place.make_example(None, prompt, answer, ""), "", ())
 
 
-def imitate(words: list[str], rng: np.random.Generator) -> str:
+def imitate_audio_tokens(words: list[str], rng: np.random.Generator) -> str:
     """Writes words as audio tokens would say them. Every word stands after a space, and is so one piece.
 
     Some texts are dense and some sparse, as clips are.
@@ -67,11 +67,11 @@ def _text(
     language = labels.LANGUAGES[rng.integers(len(labels.LANGUAGES))]
     lengths = spoken.LENGTHS_OVER_SOUND if task == "speech_over_sound" else _LENGTHS
     digits = spoken.draw_digits(rng, split, language, lengths, range(10))
-    said = spoken.words(language, digits)
+    said = spoken.digits_to_words(language, digits)
     if task == "numbers":
         return said.split(), said
     if task == "numbers_to_english":
-        return said.split(), spoken.words("en", digits)
+        return said.split(), spoken.digits_to_words("en", digits)
     names = sorted(recordings.sounds)
     name = names[rng.integers(len(names))]
     # The name of the sound may be heard anywhere among the words: it is there all the time.

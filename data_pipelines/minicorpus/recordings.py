@@ -15,11 +15,11 @@ import numpy as np
 
 from data_pipelines.minicorpus import labels, signals
 from data_pipelines.minicorpus.rcc import read_rcc
-from data_pipelines.minicorpus.tunes import Tune, read_books
-from salmonn_jax.audio_files import load_audio, to_float, to_pcm
+from data_pipelines.minicorpus.tunes import Tune, read_tunes
+from salmonn_jax.audio_files import float_to_pcm, load_audio, pcm_to_float
 from salmonn_jax.errors import UserError
 
-CLIP_SECONDS = 4.0
+MAX_CLIP_SECONDS = 4.0
 _LONGEST_TEXT = 24  # characters of a prompt: a longer one would make every row of the small model longer
 _SILENT = 0.005
 
@@ -29,18 +29,18 @@ class Voice:
     """A voice saying digits: int16[samples] by digit. `heard`: in training."""
 
     language: str
-    heard: bool
+    in_training: bool
     digits: Mapping[int, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class Phrase:
     """A recorded phrase, in at most `CLIP_SECONDS`. `english` is "" where no English text is known."""
 
     id: str
     language: str
     voice: str
-    heard: bool
+    in_training: bool
     text: str
     english: str
     audio: np.ndarray
@@ -70,7 +70,7 @@ class Recordings:
 
     origin: str
     voices: Mapping[str, Voice]
-    prompts: tuple[Prompt, ...]
+    phrases: tuple[Phrase, ...]
     sounds: Mapping[str, tuple[Recording, ...]]
     instruments: Mapping[str, tuple[Recording, ...]]
     tunes: tuple[Tune, ...]
@@ -94,25 +94,25 @@ def from_packages(debian: pathlib.Path, wheels: pathlib.Path) -> Recordings:
     Raises:
       UserError: a file that training needs is missing or broken.
     """
-    find = find_files(debian)
+    find = make_file_finder(debian)
     voices = {}
-    for heard, files in ((True, labels.HEARD_VOICES), (False, labels.UNHEARD_VOICES)):
+    for heard, files in ((True, labels.TRAINING_VOICES), (False, labels.UNHEARD_VOICES)):
         for name, voice in files.items():
-            digits = {digit: _read(find, voice.files.format(digit), needed=heard) for digit in range(10)}
+            digits = {digit: _read(find, voice.path_template.format(digit), needed=heard) for digit in range(10)}
             digits = {digit: audio for digit, audio in digits.items() if audio is not None}
             if digits:
                 voices[name] = Voice(voice.language, heard, digits)
     return Recordings(
         origin="recorded",
         voices=voices,
-        prompts=(*_asterisk_prompts(debian), *_captions(debian)),
+        phrases=(*_asterisk_prompts(debian), *_captions(debian)),
         sounds={
             name: tuple(Recording(file, _read(find, file)) for file in files) for name, files in labels.SOUNDS.items()
         },
         instruments={
             name: (Recording(kind.recording, _read(find, kind.recording)),) for name, kind in labels.INSTRUMENTS.items()
         },
-        tunes=tuple(read_books(wheels / "music21" / "corpus")),
+        tunes=tuple(read_tunes(wheels / "music21" / "corpus")),
         soundfont=soundfont(wheels),
     )
 
@@ -122,7 +122,7 @@ def soundfont(wheels: pathlib.Path) -> bytes:
     return (wheels / "pretty_midi" / "TimGM6mb.sf2").read_bytes()
 
 
-def find_files(debian: pathlib.Path) -> Callable[[str], pathlib.Path | bytes]:
+def make_file_finder(debian: pathlib.Path) -> Callable[[str], pathlib.Path | bytes]:
     """Returns the function from `package:path` to a path, or to the bytes of what is inside an rcc file."""
     share = debian / "usr" / "share"
     roots = {
@@ -164,7 +164,7 @@ def asterisk_texts(path: pathlib.Path) -> dict[str, str]:
     return {key: text for key, text in texts.items() if text}
 
 
-def _asterisk_prompts(debian: pathlib.Path) -> Iterable[Prompt]:
+def _asterisk_prompts(debian: pathlib.Path) -> Iterable[Phrase]:
     texts = {
         language: asterisk_texts(
             debian / "usr" / "share" / "doc" / f"asterisk-core-sounds-{language}" / f"core-sounds-{language}.txt.gz"
@@ -178,20 +178,20 @@ def _asterisk_prompts(debian: pathlib.Path) -> Iterable[Prompt]:
             # The digits are the matter of the source `numbers`. G.722 takes 8,000 bytes a second.
             if re.fullmatch(r"digits/\d", key) or not path.is_file():
                 continue
-            if len(text) > _LONGEST_TEXT or path.stat().st_size > 8000 * (CLIP_SECONDS + 1):
+            if len(text) > _LONGEST_TEXT or path.stat().st_size > 8000 * (MAX_CLIP_SECONDS + 1):
                 continue
             audio = _decode(path)
-            if audio is None or len(audio) > signals.samples(CLIP_SECONDS) or re.search(r"\d", text):
+            if audio is None or len(audio) > signals.num_samples(MAX_CLIP_SECONDS) or re.search(r"\d", text):
                 continue
             english = texts["en"].get(key, "")
             english = "" if len(english) > _LONGEST_TEXT else english
-            yield Prompt(key, language, f"asterisk-{language}", True, text, english, audio)
+            yield Phrase(key, language, f"asterisk-{language}", True, text, english, audio)
 
 
-def _captions(debian: pathlib.Path) -> Iterable[Prompt]:
+def _captions(debian: pathlib.Path) -> Iterable[Phrase]:
     """The spoken captions of Tux Paint's stamps: voices that no training clip has."""
     stamps = debian / "usr" / "share" / "tuxpaint" / "stamps"
-    for language, suffix in labels.CAPTION_LANGUAGES.items():
+    for language, suffix in labels.CAPTION_SUFFIXES.items():
         found = sorted(path for path in stamps.rglob(f"*{suffix}.ogg") if "symbols" not in path.parts)
         kept = 0
         for path in found:
@@ -203,11 +203,11 @@ def _captions(debian: pathlib.Path) -> Iterable[Prompt]:
             told = [line.partition("=")[2] for line in texts if line.startswith(f"{language}.utf8=")]
             text = english if language == "en" else clean_text(told[0]) if told else ""
             audio = _decode(path) if 0 < len(text) <= _LONGEST_TEXT else None
-            if audio is None or len(audio) > signals.samples(CLIP_SECONDS):
+            if audio is None or len(audio) > signals.num_samples(MAX_CLIP_SECONDS):
                 continue
             kept += 1
             name = path.relative_to(stamps).as_posix()
-            yield Prompt(name, language, f"tuxpaint-{language}", False, text, english, audio)
+            yield Phrase(name, language, f"tuxpaint-{language}", False, text, english, audio)
 
 
 def _read(find: Callable, name: str, *, needed: bool = True) -> np.ndarray | None:
@@ -224,8 +224,8 @@ def _read(find: Callable, name: str, *, needed: bool = True) -> np.ndarray | Non
 
 def _decode(source: pathlib.Path | bytes) -> np.ndarray | None:
     """Decodes and trims a recording, and brings it to the common loudness; None if it is nearly silent."""
-    audio = to_float(load_audio(source))
+    audio = pcm_to_float(load_audio(source))
     if signals.rms(audio) < _SILENT:
         return None
-    audio = signals.trim(audio)[: signals.samples(12)]
-    return to_pcm(signals.set_loudness(audio, -20.0))
+    audio = signals.trim(audio)[: signals.num_samples(12)]
+    return float_to_pcm(signals.set_loudness(audio, -20.0))

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.minicorpus import labels, signals
-from data_pipelines.minicorpus.clips import Clip, Place, finish, own_speed, question
-from data_pipelines.minicorpus.heard import split_files
-from data_pipelines.minicorpus.recordings import CLIP_SECONDS, Prompt, Recordings, Voice
-from salmonn_jax.audio_files import to_float
+from data_pipelines.minicorpus.clips import ExampleKey, GeneratedExample, augment_clip, make_prompt, perturb_speed
+from data_pipelines.minicorpus.heard import recordings_of_split
+from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS, Phrase, Recordings, Voice
+from salmonn_jax.audio_files import pcm_to_float
 
 # The chance of a string of 1, 2, ... digits. Training has its share of short ones, to begin with.
 _LENGTHS = {
@@ -23,7 +23,7 @@ _LENGTHS = {
 LENGTHS_OVER_SOUND = (0, 0.5, 0.5)
 
 
-class Said(NamedTuple):
+class SpokenNumber(NamedTuple):
     """A number, said: its digits, who says it, and float32[samples]."""
 
     language: str
@@ -32,12 +32,12 @@ class Said(NamedTuple):
     audio: np.ndarray
 
 
-def is_test(said: str) -> bool:
+def is_test_number(number_words: str) -> bool:
     """Whether these digits, in words, are kept for the test: one string in ten of those of two digits or more."""
-    return " " in said and zlib.crc32(said.encode()) % 10 == 0
+    return " " in number_words and zlib.crc32(number_words.encode()) % 10 == 0
 
 
-def words(language: str, digits: tuple[int, ...]) -> str:
+def digits_to_words(language: str, digits: tuple[int, ...]) -> str:
     """The digits in words of a language."""
     return " ".join(labels.DIGITS[language][digit] for digit in digits)
 
@@ -51,86 +51,90 @@ def draw_digits(
         # Drawn anew with the digits: no string of one digit is the test's.
         size = 1 + rng.choice(len(lengths), p=np.array(lengths) / sum(lengths))
         digits = tuple(int(known[i]) for i in rng.integers(len(known), size=size))
-        if split == "unheard" or is_test(words(language, digits)) == (split == "test"):
+        if split == "unheard" or is_test_number(digits_to_words(language, digits)) == (split == "test"):
             return digits
 
 
-def numbers(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[Clip]:
+def numbers(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[GeneratedExample]:
     """Numbers, to be written down as said or in English."""
     seen = set()
     for task, count in sizes.items():
         for index in range(count):
-            place = Place("numbers", split, task, index)
+            place = ExampleKey("numbers", split, task, index)
             rng = place.rng
-            said = _say(recordings, split, rng, _LENGTHS[split], seen if split == "test" else set())
-            spoken = words(said.language, said.digits)
+            said = _speak_number(recordings, split, rng, _LENGTHS[split], seen if split == "test" else set())
+            spoken = digits_to_words(said.language, said.digits)
             seen.add(spoken)
-            answer = spoken if task == "numbers" else words("en", said.digits)
-            example = place.example(finish(said.audio, rng), question(task, split, rng), answer, spoken)
-            yield Clip(example, said.voice, _digit_names(said))
+            answer = spoken if task == "numbers" else digits_to_words("en", said.digits)
+            example = place.make_example(augment_clip(said.audio, rng), make_prompt(task, split, rng), answer, spoken)
+            yield GeneratedExample(example, said.voice, _digit_names(said))
 
 
-def over_sound(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[Clip]:
+def speech_over_sound(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[GeneratedExample]:
     """Numbers said while a sound goes on behind, 3 to 10 dB fainter."""
     names = sorted(recordings.sounds)
     for task, count in sizes.items():
         for index in range(count):
-            place = Place("speech_over_sound", split, task, index)
+            place = ExampleKey("speech_over_sound", split, task, index)
             rng = place.rng
-            said = _say(recordings, split, rng, LENGTHS_OVER_SOUND, set())
+            said = _speak_number(recordings, split, rng, LENGTHS_OVER_SOUND, set())
             name = names[index % len(names)]
-            files = split_files(recordings.sounds[name], split)
+            files = recordings_of_split(recordings.sounds[name], split)
             file = files[rng.integers(len(files))]
             # The sound goes on for a moment before and after the words.
-            room = min(signals.samples(0.5), signals.samples(CLIP_SECONDS) - len(said.audio))
+            room = min(signals.num_samples(0.5), signals.num_samples(MAX_CLIP_SECONDS) - len(said.audio))
             total = len(said.audio) + room
             speech = signals.pad(said.audio, int(rng.integers(room + 1)), total)
-            sound = own_speed(to_float(file.audio), rng)
+            sound = perturb_speed(pcm_to_float(file.audio), rng)
             if len(sound) > total:
                 start = rng.integers(len(sound) - total + 1)
                 sound = sound[start : start + total]
-            sound = signals.repeat_to(signals.fade(sound), total, signals.samples(0.15))
+            sound = signals.repeat_to(signals.fade(sound), total, signals.num_samples(0.15))
             level = 10 ** (-rng.uniform(3, 10) / 20) * signals.active_rms(speech) / max(signals.active_rms(sound), 1e-4)
-            spoken = words(said.language, said.digits)
-            example = place.example(
-                finish(speech + np.float32(level) * sound, rng, latest=0.0),
-                question(task, split, rng),
+            spoken = digits_to_words(said.language, said.digits)
+            example = place.make_example(
+                augment_clip(speech + np.float32(level) * sound, rng, max_silence_seconds=0.0),
+                make_prompt(task, split, rng),
                 f"{spoken} over {name}",
                 spoken,
             )
-            yield Clip(example, said.voice, (*_digit_names(said), file.name))
+            yield GeneratedExample(example, said.voice, (*_digit_names(said), file.name))
 
 
-def prompts(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[Clip]:
+def prompts(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[GeneratedExample]:
     """Telephone prompts, to be transcribed or put into English. Split by prompt over all languages."""
     for task, count in sizes.items():
-        fitting = [prompt for prompt in recordings.prompts if _fits(prompt, split, task)]
+        fitting = [prompt for prompt in recordings.phrases if _fits(prompt, split, task)]
         # An order of its own for each task, and so a choice of all languages where not all are asked for.
         fitting.sort(key=lambda prompt: zlib.crc32(f"{task} {prompt.id} {prompt.voice}".encode()))
         for index, prompt in enumerate(fitting[:count]):
-            place = Place("prompts", split, task, index)
+            place = ExampleKey("prompts", split, task, index)
             rng = place.rng
-            audio = own_speed(to_float(prompt.audio), rng)[: signals.samples(CLIP_SECONDS)]
+            audio = perturb_speed(pcm_to_float(prompt.audio), rng)[: signals.num_samples(MAX_CLIP_SECONDS)]
             answer = prompt.text if task == "transcribe" else prompt.english
-            example = place.example(finish(audio, rng), question(task, split, rng), answer, prompt.text)
-            yield Clip(example, prompt.voice, (f"{prompt.voice} {prompt.id}",))
+            example = place.make_example(augment_clip(audio, rng), make_prompt(task, split, rng), answer, prompt.text)
+            yield GeneratedExample(example, prompt.voice, (f"{prompt.voice} {prompt.id}",))
 
 
-def is_test_prompt(prompt_id: str) -> bool:
+def is_test_phrase(prompt_id: str) -> bool:
     """Whether a prompt is kept for the test, in all languages: one in twelve."""
     return zlib.crc32(prompt_id.encode()) % 12 == 0
 
 
-def _fits(prompt: Prompt, split: str, task: str) -> bool:
-    if prompt.heard != (split != "unheard") or (prompt.heard and is_test_prompt(prompt.id) != (split == "test")):
+def _fits(prompt: Phrase, split: str, task: str) -> bool:
+    if prompt.in_training != (split != "unheard") or (
+        prompt.in_training and is_test_phrase(prompt.id) != (split == "test")
+    ):
         return False
     return task == "transcribe" or (prompt.language != "en" and bool(prompt.english))
 
 
-def _say(recordings: Recordings, split: str, rng: np.random.Generator, lengths: tuple[float, ...], seen: set) -> Said:
+def _speak_number(
+    recordings: Recordings, split: str, rng: np.random.Generator, lengths: tuple[float, ...], seen: set
+) -> SpokenNumber:
     """Draws a number not in `seen` and says it, in at most `CLIP_SECONDS`."""
     heard = split != "unheard"
-    voices = sorted(name for name, voice in recordings.voices.items() if voice.heard == heard)
+    voices = sorted(name for name, voice in recordings.voices.items() if voice.in_training == heard)
     # Languages are drawn first, so that one with many voices is not heard more often.
     languages = sorted({recordings.voices[name].language for name in voices})
     while True:
@@ -139,25 +143,25 @@ def _say(recordings: Recordings, split: str, rng: np.random.Generator, lengths: 
         name = own[rng.integers(len(own))]
         voice = recordings.voices[name]
         digits = draw_digits(rng, split, language, lengths, voice.digits)
-        audio = _join(voice, digits, rng)
-        if audio is not None and words(language, digits) not in seen:
-            return Said(language, digits, name, audio)
+        audio = _concatenate_digits(voice, digits, rng)
+        if audio is not None and digits_to_words(language, digits) not in seen:
+            return SpokenNumber(language, digits, name, audio)
 
 
-def _join(voice: Voice, digits: tuple[int, ...], rng: np.random.Generator) -> np.ndarray | None:
+def _concatenate_digits(voice: Voice, digits: tuple[int, ...], rng: np.random.Generator) -> np.ndarray | None:
     """Puts the recorded digits in a row, all at one speed; None if that takes too long."""
     factor = rng.uniform(0.92, 1.08)
-    parts = [signals.change_speed(to_float(voice.digits[digit]), factor) for digit in digits]
-    room = signals.samples(CLIP_SECONDS) - sum(map(len, parts))
-    if room < signals.samples(0.03) * (len(digits) - 1):
+    parts = [signals.change_speed(pcm_to_float(voice.digits[digit]), factor) for digit in digits]
+    room = signals.num_samples(MAX_CLIP_SECONDS) - sum(map(len, parts))
+    if room < signals.num_samples(0.03) * (len(digits) - 1):
         return None
     gaps = rng.uniform(0.03, 0.2, size=len(digits) - 1)
-    gaps *= min(1, room / signals.samples(1) / max(gaps.sum(), 1e-9))
+    gaps *= min(1, room / signals.num_samples(1) / max(gaps.sum(), 1e-9))
     joined = [parts[0]]
     for gap, part in zip(gaps, parts[1:], strict=True):
-        joined += [np.zeros(int(gap * signals.samples(1)), np.float32), part]
+        joined += [np.zeros(int(gap * signals.num_samples(1)), np.float32), part]
     return np.concatenate(joined)
 
 
-def _digit_names(said: Said) -> tuple[str, ...]:
+def _digit_names(said: SpokenNumber) -> tuple[str, ...]:
     return tuple(f"{said.voice} digits/{digit}" for digit in sorted(set(said.digits)))

@@ -11,16 +11,16 @@ from collections.abc import Callable
 import numpy as np
 
 from data_pipelines.minicorpus import labels, signals
-from data_pipelines.minicorpus.recordings import Prompt, Recording, Recordings, Voice, clean_text, soundfont
-from data_pipelines.minicorpus.spoken import is_test_prompt
-from data_pipelines.minicorpus.tunes import read_books
-from salmonn_jax.audio_files import load_audio, to_float, to_pcm
+from data_pipelines.minicorpus.recordings import Phrase, Recording, Recordings, Voice, clean_text, soundfont
+from data_pipelines.minicorpus.spoken import is_test_phrase
+from data_pipelines.minicorpus.tunes import read_tunes
+from salmonn_jax.audio_files import float_to_pcm, load_audio, pcm_to_float
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import UserError
 
 _LANGUAGES = {"en": "en-us", "es": "es", "fr": "fr", "it": "it", "ru": "ru"}
 # eSpeak's voice variants.
-_HEARD, _UNHEARD = ("m1", "f2", "m3"), ("f4", "m7")
+_TRAINING_VARIANTS, _UNHEARD = ("m1", "f2", "m3"), ("f4", "m7")
 
 # One phrase a line, in the order of `labels.LANGUAGES`.
 _PHRASES = (
@@ -65,23 +65,23 @@ def from_wheels(wheels: pathlib.Path) -> Recordings:
     """
     voices, prompts = {}, []
     for language, code in _LANGUAGES.items():
-        for variant in (*_HEARD, *_UNHEARD):
-            heard, name = variant in _HEARD, f"espeak-{language}-{variant}"
+        for variant in (*_TRAINING_VARIANTS, *_UNHEARD):
+            heard, name = variant in _TRAINING_VARIANTS, f"espeak-{language}-{variant}"
             digits = {digit: speak(word, code, variant) for digit, word in enumerate(labels.DIGITS[language])}
             voices[name] = Voice(language, heard, digits)
             for phrase in _PHRASES:
-                if not heard and not is_test_prompt(phrase[0]):
+                if not heard and not is_test_phrase(phrase[0]):
                     continue
                 text = clean_text(phrase[labels.LANGUAGES.index(language)])
                 english = clean_text(phrase[0])
-                prompts.append(Prompt(phrase[0], language, name, heard, text, english, speak(text, code, variant)))
+                prompts.append(Phrase(phrase[0], language, name, heard, text, english, speak(text, code, variant)))
     return Recordings(
         origin="synthesised",
         voices=voices,
-        prompts=tuple(prompts),
+        phrases=tuple(prompts),
         sounds={name: tuple(_sounds(name, make)) for name, make in _SOUNDS.items()},
         instruments={},
-        tunes=tuple(read_books(wheels / "music21" / "corpus")),
+        tunes=tuple(read_tunes(wheels / "music21" / "corpus")),
         soundfont=soundfont(wheels),
     )
 
@@ -89,8 +89,8 @@ def from_wheels(wheels: pathlib.Path) -> Recordings:
 def speak(text: str, code: str, variant: str) -> np.ndarray:
     """Returns int16[samples] at 16 kHz, trimmed."""
     speech, rate = _espeak()(text, f"{code}+{variant}")
-    audio = signals.trim(to_float(load_audio((speech, rate))))
-    return to_pcm(signals.set_loudness(audio, -20.0))
+    audio = signals.trim(pcm_to_float(load_audio((speech, rate))))
+    return float_to_pcm(signals.set_loudness(audio, -20.0))
 
 
 @functools.cache
@@ -127,7 +127,7 @@ def _espeak() -> Callable[[str, str], tuple[np.ndarray, int]]:
 
 
 def _time(seconds: float) -> np.ndarray:
-    return np.arange(signals.samples(seconds), dtype=np.float64) / SAMPLE_RATE
+    return np.arange(signals.num_samples(seconds), dtype=np.float64) / SAMPLE_RATE
 
 
 def _tone(frequency, t: np.ndarray) -> np.ndarray:
@@ -200,5 +200,5 @@ def _sounds(name: str, make: Callable) -> list[Recording]:
     for index, pitch in enumerate((0.9, 1.0, 1.12, 1.05)):
         rng = np.random.default_rng([zlib.crc32(name.encode()), index])
         audio = make(rng, pitch, _time(3.0)).astype(np.float32)
-        found.append(Recording(f"computed:{name}/{index}", to_pcm(signals.set_loudness(audio, -20.0))))
+        found.append(Recording(f"computed:{name}/{index}", float_to_pcm(signals.set_loudness(audio, -20.0))))
     return found

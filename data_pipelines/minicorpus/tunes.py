@@ -35,24 +35,24 @@ class Note(NamedTuple):
     """A note; times in quarters from the beginning of the tune."""
 
     start: float
-    length: float
-    key: int
+    duration: float
+    pitch: int
     velocity: int
 
 
-def read_books(folder: pathlib.Path) -> list[Tune]:
+def read_tunes(folder: pathlib.Path) -> list[Tune]:
     """Reads all tunes of the `.abc` files below `folder`, one per normalised title, in order of title."""
     tunes: dict[str, Tune] = {}
     for book in sorted(folder.rglob("*.abc")):
         text = book.read_text(encoding="utf-8", errors="replace")
         for part in re.split(r"(?m)^(?=X:)", text)[1:]:
-            tune = parse(part)
+            tune = parse_tune(part)
             if tune.title and tune.title not in tunes:
                 tunes[tune.title] = tune
     return [tunes[title] for title in sorted(tunes)]
 
 
-def parse(abc: str) -> Tune:
+def parse_tune(abc: str) -> Tune:
     """Reads the fields of one ABC tune."""
     fields: dict[str, str] = {}
     notes = 0
@@ -80,13 +80,13 @@ def normalise_title(title: str) -> str:
     return " ".join(word for word in words if word not in ("the", "a", "an"))
 
 
-def is_test(title: str) -> bool:
+def is_test_tune(title: str) -> bool:
     """Whether a tune is kept for the test: one title in eight."""
     return zlib.crc32(title.encode()) % 8 == 0
 
 
 @functools.lru_cache(maxsize=4096)
-def notes(abc: str) -> tuple[Note, ...]:
+def parse_notes(abc: str) -> tuple[Note, ...]:
     """The notes of a tune, the first at time 0, with the accents of its metre; none if it cannot be read."""
     import symusic
 
@@ -120,7 +120,7 @@ class Player:
         self._synth = tinysoundfont.Synth(samplerate=SAMPLE_RATE)
         self._font = self._synth.sfload(soundfont)
 
-    def play(self, tune: tuple[Note, ...], instrument: str, *, seconds: float, notes_a_second: float) -> np.ndarray:
+    def play(self, notes: tuple[Note, ...], instrument: str, *, seconds: float, notes_per_second: float) -> np.ndarray:
         """Renders the beginning of a tune.
 
         Args:
@@ -133,18 +133,18 @@ class Player:
           float32[seconds * 16,000].
         """
         kind = labels.INSTRUMENTS[instrument]
-        steps = np.diff([note.start for note in tune])
-        quarter = 1 / (notes_a_second * steps[steps > 0].mean())
-        shift = 12 * round((kind.centre - np.mean([note.key for note in tune])) / 12)
+        steps = np.diff([note.start for note in notes])
+        quarter = 1 / (notes_per_second * steps[steps > 0].mean())
+        shift = 12 * round((kind.centre - np.mean([note.pitch for note in notes])) / 12)
         self._synth.sounds_off(0)
         self._synth.program_select(0, self._font, 0, kind.program)
         events = []
-        for note in tune:
-            start = signals.samples(note.start * quarter)
-            end = signals.samples((note.start + 0.95 * note.length) * quarter)
-            key = int(np.clip(note.key + shift, 0, 127))
+        for note in notes:
+            start = signals.num_samples(note.start * quarter)
+            end = signals.num_samples((note.start + 0.95 * note.duration) * quarter)
+            key = int(np.clip(note.pitch + shift, 0, 127))
             events += [(start, 1, key, note.velocity), (max(end, start + 1), 0, key, 0)]
-        total, at, out = signals.samples(seconds), 0, []
+        total, at, out = signals.num_samples(seconds), 0, []
         for time, on, key, velocity in sorted(events):
             if time >= total:
                 break

@@ -12,10 +12,10 @@ import sentencepiece
 from data_pipelines.examples import Example
 from data_pipelines.minicorpus.clips import FILLER
 
-PIECES = 512
+VOCAB_SIZE = 512
 
 
-def train(examples: Iterable[Example], path: pathlib.Path) -> None:
+def train_tokenizer(examples: Iterable[Example], path: pathlib.Path) -> None:
     """Trains on prompts as the model sees them, answers and transcripts, and writes `path`.
 
     Deterministic: the same examples in the same order give the same file.
@@ -30,7 +30,7 @@ def train(examples: Iterable[Example], path: pathlib.Path) -> None:
         sentence_iterator=iter([text for text in texts if text]),
         model_writer=model,
         model_type="bpe",
-        vocab_size=PIECES,
+        vocab_size=VOCAB_SIZE,
         unk_id=0,
         bos_id=1,
         eos_id=2,

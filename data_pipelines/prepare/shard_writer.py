@@ -26,14 +26,14 @@ from data_pipelines.prepare.metadata import shard_name
 from data_pipelines.prepare.statistics import Statistics
 from data_pipelines.prepare.storage import Folder
 from data_pipelines.sources.audio import AudioRules, read_clip
-from data_pipelines.sources.manifest import example
-from data_pipelines.sources.manifest_entries import BadExample, Entry, from_json, to_json
-from data_pipelines.sources.records import Coding, to_record
+from data_pipelines.sources.manifest import to_example
+from data_pipelines.sources.manifest_entries import BadExample, ManifestEntry, entry_from_json, entry_to_json
+from data_pipelines.sources.records import AudioEncoding, to_record
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 
 
-class Rejected(NamedTuple):
+class RejectedEntry(NamedTuple):
     """An entry that is left out."""
 
     id: str
@@ -41,12 +41,12 @@ class Rejected(NamedTuple):
     detail: str
 
     @classmethod
-    def because(cls, id: str, error: BadExample) -> Rejected:
+    def from_error(cls, id: str, error: BadExample) -> RejectedEntry:
         return cls(id, error.reason, error.detail)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class PrepareConfig:
     """What is made of entries.
 
     Attributes:
@@ -58,41 +58,41 @@ class Recipe:
 
     source: str
     rules: AudioRules = dataclasses.field(default_factory=AudioRules)
-    audio: Coding = "flac"
+    audio: AudioEncoding = "flac"
     tokenizer: str | None = None
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ShardJob:
     """What `make_shard` is told: where the lists are, how many, and the recipe."""
 
     folder: Folder
     split: str
-    recipe: Recipe
-    shards: int
+    config: PrepareConfig
+    num_shards: int
 
-    def work(self, name: str) -> str:
+    def work_file(self, name: str) -> str:
         """The name of a file that is there while the split is made."""
         return f"{self.split}.unfinished/{name}"
 
-    def shard(self, index: int) -> str:
+    def shard_file(self, index: int) -> str:
         """The name of the file of a shard."""
-        return shard_name(self.split, index, self.shards)
+        return shard_name(self.split, index, self.num_shards)
 
 
-class Dealt(NamedTuple):
+class ShardPlan(NamedTuple):
     """How many shards there are to be, of how many entries, and how many of these are wrong already, by reason."""
 
-    shards: int
-    entries: int
-    wrong: collections.Counter
+    num_shards: int
+    num_entries: int
+    rejected: collections.Counter
 
 
-def make_shard(job: Job, index: int) -> int:
+def write_shard(job: ShardJob, index: int) -> int:
     """Makes one shard from its list, unless it is there; returns the number of entries it was made of.
 
     Raises:
@@ -100,29 +100,29 @@ def make_shard(job: Job, index: int) -> int:
     """
     from tensorflow_datasets.core import file_adapters  # slow to import
 
-    listed = job.folder.read(job.work(f"{index:05d}.jsonl"))
-    entries = [from_json(json.loads(line), 0) for line in listed.splitlines()]
-    digest = hashlib.sha256(listed + json.dumps(job.recipe.plain()).encode()).hexdigest()
-    if _is_made(job, index, digest, entries):
+    listed = job.folder.read(job.work_file(f"{index:05d}.jsonl"))
+    entries = [entry_from_json(json.loads(line), 0) for line in listed.splitlines()]
+    digest = hashlib.sha256(listed + json.dumps(job.config.to_dict()).encode()).hexdigest()
+    if _is_written(job, index, digest, entries):
         return len(entries)
     statistics, rejected = Statistics(), []
 
     def records() -> Iterator[tuple[str, bytes]]:
         for entry in entries:
             try:
-                clip = read_clip(entry.audio, job.recipe.rules) if entry.audio else None
+                clip = read_clip(entry.audio, job.config.rules) if entry.audio else None
             except BadExample as error:
-                if error.reason == "too long" and job.recipe.rules.too_long == "error":
+                if error.reason == "too long" and job.config.rules.too_long == "error":
                     raise UserError(f"{entry.id}: {error}; --too-long truncate, chunk or drop would go on") from None
-                rejected.append(Rejected.because(entry.id, error))
+                rejected.append(RejectedEntry.from_error(entry.id, error))
                 continue
             measures = {} if clip is None else {"samples": len(clip)}
-            if job.recipe.tokenizer is not None:
-                measures["tokens"] = len(tokenizer(job.recipe.tokenizer).encode(entry.answer))
+            if job.config.tokenizer is not None:
+                measures["tokens"] = len(cached_tokenizer(job.config.tokenizer).encode(entry.answer))
             statistics.add(entry.task, characters=len(entry.answer), **measures)
-            yield entry.id, to_record(example(entry, "", clip), job.recipe.audio)
+            yield entry.id, to_record(to_example(entry, "", clip), job.config.audio)
 
-    with job.folder.placed(job.shard(index)) as path:
+    with job.folder.atomic_path(job.shard_file(index)) as path:
         file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.ARRAY_RECORD].write_examples(path, records())
         size = path.stat().st_size
     report = {
@@ -132,20 +132,20 @@ def make_shard(job: Job, index: int) -> int:
         "tasks": statistics.to_json(),
         "rejected": [one._asdict() for one in rejected],
     }
-    job.folder.write(job.work(f"{index:05d}.json"), to_line(report))
+    job.folder.write(job.work_file(f"{index:05d}.json"), to_json_line(report))
     return len(entries)
 
 
-def _is_made(job: Job, index: int, digest: str, entries: Sequence[Entry]) -> bool:
+def _is_written(job: ShardJob, index: int, digest: str, entries: Sequence[ManifestEntry]) -> bool:
     """Whether the shard is there, and what was rejected still is: since then a file may have been mended."""
-    report = json.loads(job.folder.read(job.work(f"{index:05d}.json")) or b"{}")
-    if report.get("digest") != digest or job.folder.size(job.shard(index)) != report["bytes"]:
+    report = json.loads(job.folder.read(job.work_file(f"{index:05d}.json")) or b"{}")
+    if report.get("digest") != digest or job.folder.size(job.shard_file(index)) != report["bytes"]:
         return False
     again = {one["id"] for one in report["rejected"]}
-    return not any(_is_good(entry, job.recipe.rules) for entry in entries if entry.id in again)
+    return not any(_is_good(entry, job.config.rules) for entry in entries if entry.id in again)
 
 
-def _is_good(entry: Entry, rules: AudioRules) -> bool:
+def _is_good(entry: ManifestEntry, rules: AudioRules) -> bool:
     try:
         read_clip(entry.audio, rules)
     except BadExample:
@@ -153,33 +153,33 @@ def _is_good(entry: Entry, rules: AudioRules) -> bool:
     return True
 
 
-def deal(entries: Iterator[Entry], job: Job, size: int) -> Dealt:
+def plan_shards(entries: Iterator[ManifestEntry], job: ShardJob, entries_per_shard: int) -> ShardPlan:
     """Writes the lists: each has the next `size` entries. What cannot be on a list goes to `wrong.jsonl`.
 
     Raises:
       UserError: there are no entries.
     """
     count, shards, wrong, lines = 0, 0, collections.Counter(), []
-    with job.folder.placed(job.work("wrong.jsonl")) as path, path.open("wb") as file:
-        for entry in tqdm.tqdm(_checked(entries), unit="entry", desc="reading entries", leave=False):
+    with job.folder.atomic_path(job.work_file("wrong.jsonl")) as path, path.open("wb") as file:
+        for entry in tqdm.tqdm(_check_entries(entries), unit="entry", desc="reading entries", leave=False):
             count += 1
-            if isinstance(entry, Rejected):
+            if isinstance(entry, RejectedEntry):
                 wrong[entry.reason] += 1
-                file.write(to_line(entry._asdict()))
+                file.write(to_json_line(entry._asdict()))
                 continue
-            lines.append(to_line(to_json(entry)))
-            if len(lines) == size:
-                job.folder.write(job.work(f"{shards:05d}.jsonl"), b"".join(lines))
+            lines.append(to_json_line(entry_to_json(entry)))
+            if len(lines) == entries_per_shard:
+                job.folder.write(job.work_file(f"{shards:05d}.jsonl"), b"".join(lines))
                 shards, lines = shards + 1, []
     if lines:
-        job.folder.write(job.work(f"{shards:05d}.jsonl"), b"".join(lines))
+        job.folder.write(job.work_file(f"{shards:05d}.jsonl"), b"".join(lines))
         shards += 1
     if not count:
-        raise UserError(f"{job.recipe.source} has no entries")
-    return Dealt(shards, count, wrong)
+        raise UserError(f"{job.config.source} has no entries")
+    return ShardPlan(shards, count, wrong)
 
 
-def _checked(entries: Iterator[Entry]) -> Iterator[Entry | Rejected]:
+def _check_entries(entries: Iterator[ManifestEntry]) -> Iterator[ManifestEntry | RejectedEntry]:
     """The entries, with those that cannot be read, have no answer, or the id of another as rejected."""
     seen = set()  # numbers, which take less memory than texts
     for number in itertools.count(1):
@@ -188,23 +188,23 @@ def _checked(entries: Iterator[Entry]) -> Iterator[Entry | Rejected]:
         except StopIteration:
             return
         except BadExample as error:
-            yield Rejected.because(f"entry {number}", error)
+            yield RejectedEntry.from_error(f"entry {number}", error)
             continue
         if not entry.answer.strip():
-            yield Rejected(entry.id, "wrong line", "it has no answer")
+            yield RejectedEntry(entry.id, "wrong line", "it has no answer")
         elif hash(entry.id) in seen:
-            yield Rejected(entry.id, "wrong line", "another entry has this id")
+            yield RejectedEntry(entry.id, "wrong line", "another entry has this id")
         else:
             seen.add(hash(entry.id))
             yield entry
 
 
 @functools.cache
-def tokenizer(directory: str) -> Tokenizer:
+def cached_tokenizer(directory: str) -> Tokenizer:
     """The tokenizer of a directory, opened once a process."""
     return load_tokenizer(pathlib.Path(directory))
 
 
-def to_line(values: dict[str, Any]) -> bytes:
+def to_json_line(values: dict[str, Any]) -> bytes:
     """A line of JSON."""
     return json.dumps(values, ensure_ascii=False).encode() + b"\n"

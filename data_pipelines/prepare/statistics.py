@@ -10,25 +10,25 @@ from salmonn_jax.config import SAMPLE_RATE
 
 
 @dataclasses.dataclass
-class Spread:
+class ValueStatistics:
     """How many values there were, their sum, the least and the greatest."""
 
     count: int = 0
     total: int = 0
-    least: int = 0
-    most: int = 0
+    minimum: int = 0
+    maximum: int = 0
 
-    def join(self, other: Spread) -> None:
+    def merge(self, other: ValueStatistics) -> None:
         """Adds the values of another."""
         if other.count:
-            self.least = min(self.least, other.least) if self.count else other.least
-            self.most = max(self.most, other.most)
+            self.minimum = min(self.minimum, other.minimum) if self.count else other.minimum
+            self.maximum = max(self.maximum, other.maximum)
             self.count += other.count
             self.total += other.total
 
     def summary(self, unit: int = 1) -> dict[str, float]:
         """For people, in units of so many."""
-        values = {"min": self.least, "mean": self.total / max(self.count, 1), "max": self.most}
+        values = {"min": self.minimum, "mean": self.total / max(self.count, 1), "max": self.maximum}
         return {name: round(value / unit, 2) for name, value in values.items()}
 
 
@@ -36,18 +36,18 @@ class Statistics:
     """Spreads of what is measured of examples: "samples" of their clips, "characters" and "tokens" of their answers."""
 
     def __init__(self):
-        self._tasks: dict[str, dict[str, Spread]] = {}
+        self._tasks: dict[str, dict[str, ValueStatistics]] = {}
 
     def add(self, task: str, **values: int) -> None:
         """Counts one example."""
-        self.join({task: {name: (1, value, value, value) for name, value in values.items()}})
+        self.merge({task: {name: (1, value, value, value) for name, value in values.items()}})
 
-    def join(self, tasks: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+    def merge(self, tasks: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
         """Adds what `to_json` of another gave."""
         for task, measures in tasks.items():
             mine = self._tasks.setdefault(task, {})
             for name, spread in measures.items():
-                mine.setdefault(name, Spread()).join(Spread(*spread))
+                mine.setdefault(name, ValueStatistics()).merge(ValueStatistics(*spread))
 
     def to_json(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The spreads of each task, as numbers."""
@@ -60,7 +60,7 @@ class Statistics:
         """For people: examples, clips, hours, seconds of clips, characters and tokens of answers, of each task."""
         rows = {}
         for task, measures in sorted(self._tasks.items()):
-            clips = measures.get("samples", Spread())
+            clips = measures.get("samples", ValueStatistics())
             rows[task] = {
                 "examples": measures["characters"].count,
                 "clips": clips.count,
@@ -71,7 +71,7 @@ class Statistics:
         return rows
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """What `Statistics.summary` gave, in columns."""
     tokens = any("tokens" in row for row in rows.values())
     head = f"{'task':<24} {'examples':>9} {'hours':>9} {'seconds min/mean/max':>21} {'answer characters':>18}"

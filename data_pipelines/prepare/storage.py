@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from salmonn_jax.errors import disk_errors
+from salmonn_jax.errors import convert_disk_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file, over one that is there."""
-        with self.placed(name) as path:
+        with self.atomic_path(name) as path:
             path.write_bytes(data)
 
     @contextlib.contextmanager
-    def placed(self, name: str) -> Iterator[pathlib.Path]:
+    def atomic_path(self, name: str) -> Iterator[pathlib.Path]:
         """A local path to write to, which becomes the file `name` when all went well.
 
         Two that write the same file at a time, as workers of a cluster may, do not meet: the last one stays.
@@ -53,7 +53,7 @@ class Folder:
         if isinstance(files, LocalFileSystem):
             unfinished = pathlib.Path(f"{path}.{uuid.uuid4().hex}.unfinished")
             try:
-                with disk_errors(pathlib.Path(path)):
+                with convert_disk_errors(pathlib.Path(path)):
                     yield unfinished
                 os.replace(unfinished, path)
             finally:
@@ -68,12 +68,12 @@ class Folder:
         files, path = self._path(name)
         return files.size(path) if files.exists(path) else None
 
-    def names(self, beginning: str) -> list[str]:
+    def list_names(self, prefix: str) -> list[str]:
         """The names of files that begin so."""
         files, root = self._path("")
         files.invalidate_cache()  # others write here too
         found = (path.rstrip("/").rsplit("/", 1)[-1] for path in files.ls(root, detail=False))
-        return [name for name in found if name.startswith(beginning)]
+        return [name for name in found if name.startswith(prefix)]
 
     def remove(self, name: str) -> None:
         """Removes a file, or a folder with all that is in it, if it is there."""

@@ -10,11 +10,11 @@ from typing import Literal
 import fsspec
 import numpy as np
 
-from data_pipelines.sources.manifest_entries import GAP, BadExample, Piece
+from data_pipelines.sources.manifest_entries import GAP_SAMPLES, AudioSpan, BadExample
 from salmonn_jax.audio_files import AudioError, Channels, load_audio
 from salmonn_jax.config import SAMPLE_RATE
 
-RETRIES = (1.0, 10.0)  # seconds to wait before a URL is tried again
+RETRY_DELAYS = (1.0, 10.0)  # seconds to wait before a URL is tried again
 TooLong = Literal["truncate", "chunk", "drop", "error"]
 
 
@@ -39,17 +39,24 @@ class AudioRules:
     silence: int = 0
 
 
-def read_clip(pieces: Sequence[Piece], rules: AudioRules) -> np.ndarray:
+def read_clip(spans: Sequence[AudioSpan], rules: AudioRules) -> np.ndarray:
     """Reads and joins the pieces of a clip: int16[samples] at 16 kHz. Raises BadExample if it cannot be used."""
     parts = []
-    for piece in pieces:
+    for piece in spans:
         try:
-            parts.append(load_audio(_opened(piece.path), start=piece.start, end=piece.end, channels=rules.channels))
+            parts.append(
+                load_audio(
+                    _path_or_bytes(piece.path),
+                    start_seconds=piece.start,
+                    end_seconds=piece.end,
+                    channels=rules.channels,
+                )
+            )
         except AudioError as error:
             # Of what came by a URL, only the bytes were named.
             detail = str(error) if "://" not in piece.path else f"{piece.path}: {error}"
             raise BadExample(error.reason, detail) from None
-    gap = np.zeros(GAP, np.int16)
+    gap = np.zeros(GAP_SAMPLES, np.int16)
     joined = [x for part in parts for x in (gap, part)][1:]
     return fit_clip(np.concatenate(joined), rules)
 
@@ -67,12 +74,12 @@ def fit_clip(pcm: np.ndarray, rules: AudioRules) -> np.ndarray:
     return np.pad(pcm, (0, missing)) if missing > 0 else pcm
 
 
-def _opened(path: str) -> str | bytes:
+def _path_or_bytes(path: str) -> str | bytes:
     """A local path as it is; what a URL names, as bytes. A network that fails is tried again."""
     if "://" not in path:
         return path
     try:
-        for wait in RETRIES:
+        for wait in RETRY_DELAYS:
             try:
                 return _fetched(path)
             except FileNotFoundError:

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines.examples import Example
 from data_pipelines.sources.audio import AudioRules, read_clip
-from data_pipelines.sources.manifest_entries import BadExample, Entry, from_annotation, from_json
+from data_pipelines.sources.manifest_entries import BadExample, ManifestEntry, entry_from_annotation, entry_from_json
 from salmonn_jax.errors import UserError
 
 
@@ -36,9 +36,9 @@ class Manifest:
                 data = file.read()
         except (OSError, ValueError, ImportError) as error:
             raise UserError(f"the manifest {location} cannot be read: {error}") from None
-        self._parse: Callable[[Any, int], Entry] = from_json
+        self._parse: Callable[[Any, int], ManifestEntry] = entry_from_json
         if location.endswith(".json"):
-            self._parse, data = from_annotation, _as_lines(location, data)
+            self._parse, data = entry_from_annotation, _as_lines(location, data)
         self._data = data
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
         if data and not data.endswith(b"\n"):
@@ -50,7 +50,7 @@ class Manifest:
     def __len__(self) -> int:
         return len(self._spans)
 
-    def __getitem__(self, index: SupportsIndex) -> Entry:
+    def __getitem__(self, index: SupportsIndex) -> ManifestEntry:
         start, end = self._spans[index]
         try:
             line = json.loads(self._data[start:end])
@@ -59,7 +59,7 @@ class Manifest:
         entry = self._parse(line, int(index))
         folder = posixpath.dirname(self.location)
         pieces = (p._replace(path=_beside(folder, p.path)) for p in entry.audio)
-        return Entry(**{**entry.__dict__, "audio": tuple(pieces)})
+        return ManifestEntry(**{**entry.__dict__, "audio": tuple(pieces)})
 
 
 class ManifestSource:
@@ -76,10 +76,10 @@ class ManifestSource:
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         entry = self._manifest[index]
-        return example(entry, self._name, read_clip(entry.audio, self._rules) if entry.audio else None)
+        return to_example(entry, self._name, read_clip(entry.audio, self._rules) if entry.audio else None)
 
 
-def example(entry: Entry, source: str, audio: np.ndarray | None) -> Example:
+def to_example(entry: ManifestEntry, source: str, audio: np.ndarray | None) -> Example:
     """The example an entry describes, with its clip."""
     return Example(
         id=entry.id,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-GAP = 1600  # zero samples between the files of one clip, as the original joins them (`expand_wav`)
+GAP_SAMPLES = 1600  # zero samples between the files of one clip, as the original joins them (`expand_wav`)
 
 
 class BadExample(Exception):
@@ -24,7 +24,7 @@ class BadExample(Exception):
         self.reason, self.detail = reason, detail
 
 
-class Piece(NamedTuple):
+class AudioSpan(NamedTuple):
     """A file, or the part of it between two times in seconds. `path` is a local path or any URL that fsspec opens."""
 
     path: str
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
+class ManifestEntry:
     """What a manifest says of one example.
 
     Attributes:
@@ -47,7 +47,7 @@ class Entry:
     """
 
     id: str
-    audio: tuple[Piece, ...] = ()
+    audio: tuple[AudioSpan, ...] = ()
     answer: str
     task: str = "asr"
     prompt: str = ""
@@ -58,7 +58,7 @@ class Entry:
 _TEXTS = ("id", "answer", "task", "prompt", "question", "transcript")
 
 
-def from_json(line: Any, number: int) -> Entry:
+def entry_from_json(line: Any, number: int) -> ManifestEntry:
     """An entry from a line of our manifest.
 
         {"id": "1", "audio": "a.flac", "answer": "hello", "task": "asr"}
@@ -80,10 +80,10 @@ def from_json(line: Any, number: int) -> Entry:
             raise BadExample("wrong line", f"{name} must be a string, not {text!r}")
     if not texts.get("answer", "").strip():
         raise BadExample("wrong line", "it has no answer")
-    return Entry(**{"id": str(number), **texts}, audio=_pieces(line.get("audio")))
+    return ManifestEntry(**{"id": str(number), **texts}, audio=_parse_spans(line.get("audio")))
 
 
-def from_annotation(line: Any, number: int) -> Entry:
+def entry_from_annotation(line: Any, number: int) -> ManifestEntry:
     """An entry of the original's annotation JSON: `path`, `text`, and perhaps `task`, `Q`, `expand_wav`.
 
     Its id is the path, as in the original, and the number, for several tasks may share a path.
@@ -100,9 +100,9 @@ def from_annotation(line: Any, number: int) -> Entry:
     task, question = line.get("task") or "asr", line.get("Q") or ""
     if not isinstance(task, str) or not isinstance(question, str) or not isinstance(more, list):
         raise BadExample("wrong line", "task and Q must be strings, expand_wav a list of paths")
-    return Entry(
+    return ManifestEntry(
         id=f"{line['path']}#{number}",
-        audio=_pieces([line["path"], *more]),
+        audio=_parse_spans([line["path"], *more]),
         answer=line["text"],
         task=task,
         question=question,
@@ -110,24 +110,26 @@ def from_annotation(line: Any, number: int) -> Entry:
     )
 
 
-def to_json(entry: Entry) -> dict[str, Any]:
+def entry_to_json(entry: ManifestEntry) -> dict[str, Any]:
     """The reverse of `from_json`."""
-    pieces = [p.path if p == Piece(p.path) else {"path": p.path, "start": p.start, "end": p.end} for p in entry.audio]
+    pieces = [
+        p.path if p == AudioSpan(p.path) else {"path": p.path, "start": p.start, "end": p.end} for p in entry.audio
+    ]
     line: dict[str, Any] = {"id": entry.id}
     if pieces:
         line["audio"] = pieces if len(pieces) > 1 else pieces[0]
     return line | {name: getattr(entry, name) for name in _TEXTS[1:] if getattr(entry, name)}
 
 
-def _pieces(audio: Any) -> tuple[Piece, ...]:
+def _parse_spans(audio: Any) -> tuple[AudioSpan, ...]:
     if audio is None:
         return ()
-    return tuple(_piece(one) for one in (audio if isinstance(audio, list) else [audio]))
+    return tuple(_parse_span(one) for one in (audio if isinstance(audio, list) else [audio]))
 
 
-def _piece(one: Any) -> Piece:
+def _parse_span(one: Any) -> AudioSpan:
     if isinstance(one, str) and one:
-        return Piece(one)
+        return AudioSpan(one)
     if not isinstance(one, Mapping) or set(one) - {"path", "start", "end"} or not isinstance(one.get("path"), str):
         raise BadExample("wrong line", f"audio must be a path or path, start and end, not {one!r}")
     start, end = one.get("start") or 0.0, one.get("end")
@@ -135,4 +137,4 @@ def _piece(one: Any) -> Piece:
         raise BadExample("wrong line", f"start and end must be seconds, not {start!r} and {end!r}")
     if start < 0 or (end is not None and end <= start):
         raise BadExample("wrong line", f"a piece from {start} s to {end} s is none")
-    return Piece(one["path"], float(start), None if end is None else float(end))
+    return AudioSpan(one["path"], float(start), None if end is None else float(end))

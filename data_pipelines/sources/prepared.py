@@ -10,7 +10,7 @@ from data_pipelines.sources.records import from_record
 from salmonn_jax.errors import UserError
 
 
-class Shards:
+class PreparedSource:
     """The examples of one split of a data set: a random-access sequence, in the order of the files.
 
     Picklable; every process opens the files for itself, when it first reads.
@@ -38,12 +38,12 @@ class Shards:
         return {**self.__dict__, "_records": None}
 
     def __repr__(self) -> str:
-        return f"Shards({self._folder!r}, {self._source!r}, {self._split!r})"
+        return f"PreparedSource({self._folder!r}, {self._source!r}, {self._split!r})"
 
-    def without_audio(self) -> list[Example]:
+    def examples_without_audio(self) -> list[Example]:
         """All examples, their audio not decoded but left out: fast, for what only wants the text."""
         records = self._opened()
-        return [from_record(records[i], self._source, hear=False) for i in range(len(records))]
+        return [from_record(records[i], self._source, decode_audio=False) for i in range(len(records))]
 
     def _opened(self):
         if self._records is None:
@@ -55,7 +55,7 @@ class Shards:
         return self._records
 
 
-def splits(folder: str | os.PathLike) -> list[str]:
+def split_names(folder: str | os.PathLike) -> list[str]:
     """The splits that a finished data set holds. Raises UserError where there is none."""
     import tensorflow_datasets as tfds
 
@@ -65,13 +65,13 @@ def splits(folder: str | os.PathLike) -> list[str]:
         raise UserError(f"no data set in {folder}; make one with: python -m launch.prepare manifest") from None
 
 
-def open_split(folder: str | os.PathLike, source: str, split: str) -> Shards:
+def open_split(folder: str | os.PathLike, source: str, split: str) -> PreparedSource:
     """Opens a split.
 
     Raises:
       UserError: there is no data set, or it has no such split.
     """
-    known = splits(folder)
+    known = split_names(folder)
     if split not in known:
         raise UserError(f"the source {source!r} has no split {split!r}; it has: {', '.join(known)}")
-    return Shards(folder, source, split)
+    return PreparedSource(folder, source, split)

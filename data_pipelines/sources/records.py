@@ -15,19 +15,19 @@ from data_pipelines.sources.manifest_entries import BadExample
 from salmonn_jax.audio_files import decode_flac
 from salmonn_jax.config import SAMPLE_RATE
 
-Coding = Literal["flac", "pcm"]
+AudioEncoding = Literal["flac", "pcm"]
 _TEXTS = ("id", "prompt", "question", "answer", "task", "transcript")
 _PCM = np.dtype("<i2")
 
 
-def to_flac(pcm: np.ndarray) -> bytes:
+def encode_flac(pcm: np.ndarray) -> bytes:
     """int16[samples] -> a FLAC file, lossless."""
     out = io.BytesIO()
     soundfile.write(out, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return out.getvalue()
 
 
-def from_flac(data: bytes) -> np.ndarray:
+def decode_record_flac(data: bytes) -> np.ndarray:
     """The int16[samples] that `to_flac` was given."""
     found = decode_flac(data)
     if found is not None:
@@ -54,20 +54,20 @@ def _serializer():
     return example_serializer.ExampleSerializer(features().get_serialized_info())
 
 
-def to_record(example: Example, coding: Coding) -> bytes:
+def to_record(example: Example, encoding: AudioEncoding) -> bytes:
     """An example as it is stored. The source is not: it is given when a data set is read."""
     record = {name: getattr(example, name) for name in _TEXTS}
     if example.audio is None:
         record |= {"audio": b"", "coding": ""}
     else:
-        audio = to_flac(example.audio) if coding == "flac" else example.audio.astype(_PCM).tobytes()
-        record |= {"audio": audio, "coding": coding}
+        audio = encode_flac(example.audio) if encoding == "flac" else example.audio.astype(_PCM).tobytes()
+        record |= {"audio": audio, "coding": encoding}
     # Not `features().serialize_example`: the order of its bytes is another in every process.
     message = _serializer().get_tf_example(features().encode_example(record))
     return message.SerializeToString(deterministic=True)
 
 
-def from_record(record: bytes, source: str, *, hear: bool = True) -> Example:
+def from_record(record: bytes, source: str, *, decode_audio: bool = True) -> Example:
     """The example that is stored as `record`.
 
     Args:
@@ -77,7 +77,7 @@ def from_record(record: bytes, source: str, *, hear: bool = True) -> Example:
     """
     fields = _fields(record)
     texts = {name: fields[name].decode() for name in _TEXTS if name in fields}
-    audio = fields["audio"] if hear else b""
+    audio = fields["audio"] if decode_audio else b""
     return Example(audio=_decoded(audio, fields.get("coding", b"flac")) if audio else None, source=source, **texts)
 
 
@@ -91,4 +91,4 @@ def _fields(record: bytes) -> Mapping[str, bytes]:
 
 
 def _decoded(audio: bytes, coding: bytes) -> np.ndarray:
-    return from_flac(audio) if coding == b"flac" else np.frombuffer(audio, _PCM).astype(np.int16)
+    return decode_record_flac(audio) if coding == b"flac" else np.frombuffer(audio, _PCM).astype(np.int16)

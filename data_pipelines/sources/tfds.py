@@ -25,7 +25,7 @@ from salmonn_jax.errors import UserError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Features:
+class TfdsSourceConfig:
     """Which feature is what.
 
     Attributes:
@@ -60,7 +60,7 @@ class TfdsSource:
 
     def __init__(self, location: str, source: str, split: str, rules: AudioRules):
         self._source, self._split, self._rules = source, split, rules
-        self._is = _described(location)
+        self._config = _described(location)
         self._records = self._features = None
         self._open()
 
@@ -71,11 +71,11 @@ class TfdsSource:
         record = self._open()[index]
         return Example(
             id=str(int(index)),
-            audio=self._clip(record, int(index)) if self._is.audio else None,
+            audio=self._clip(record, int(index)) if self._config.audio else None,
             prompt="",
-            question=self._text(record, self._is.question) if self._is.question else "",
-            answer=self._text(record, self._is.answer),
-            task=self._is.task,
+            question=self._text(record, self._config.question) if self._config.question else "",
+            answer=self._text(record, self._config.answer),
+            task=self._config.task,
             source=self._source,
         )
 
@@ -87,14 +87,14 @@ class TfdsSource:
             import tensorflow_datasets as tfds  # slow to import
 
             try:
-                builder = tfds.builder_from_directory(self._is.folder)
+                builder = tfds.builder_from_directory(self._config.folder)
             except (OSError, tfds.core.dataset_info.DatasetInfoFileError):
-                raise UserError(f"no TFDS data set in {self._is.folder}") from None
+                raise UserError(f"no TFDS data set in {self._config.folder}") from None
             if self._split not in builder.info.splits:
                 raise unknown_name(f"split of {self._source}", self._split, builder.info.splits)
-            for name in (self._is.answer, self._is.audio, self._is.question):
+            for name in (self._config.answer, self._config.audio, self._config.question):
                 if name and name not in builder.info.features:
-                    raise unknown_name(f"feature of {self._is.folder}", name, builder.info.features)
+                    raise unknown_name(f"feature of {self._config.folder}", name, builder.info.features)
             self._features = builder.info.features
             self._records = builder.as_data_source(self._split)
         return self._records
@@ -109,24 +109,24 @@ class TfdsSource:
         return text
 
     def _clip(self, record: Mapping[str, Any], index: int) -> np.ndarray:
-        value = record[self._is.audio]
+        value = record[self._config.audio]
         # TFDS keeps 16-bit samples as int64.
-        samples = value if isinstance(value, bytes) else (_narrow(np.asarray(value)), self._is.rate)
+        samples = value if isinstance(value, bytes) else (_narrow(np.asarray(value)), self._config.rate)
         try:
             return load_audio(samples, channels=self._rules.channels)
         except AudioError as error:
             raise BadExample(error.reason, f"record {index}: {error}") from None
 
 
-def _described(location: str) -> Features:
+def _described(location: str) -> TfdsSourceConfig:
     try:
         with fsspec.open(location, "rb") as file:
             described = json.loads(file.read())
-        known = {field.name for field in dataclasses.fields(Features)}
+        known = {field.name for field in dataclasses.fields(TfdsSourceConfig)}
         unknown = set(described) - known
         if unknown:
             raise unknown_name(f"field of {location}", sorted(unknown)[0], known)
-        return Features(**described)
+        return TfdsSourceConfig(**described)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{location} does not describe a TFDS data set: {error}") from None
 

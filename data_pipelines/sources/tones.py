@@ -17,10 +17,10 @@ SOURCES = ("tones", "words")  # the second is text only
 TONES = {"low": 220.0, "middle": 660.0, "high": 1980.0}
 SIZES = {"train": 60, "test": 12}
 NOTES = ("Test tones are of the three kinds heard in training, with another phase and loudness.",)
-WORDING = "Which tone is this?"
+PROMPT = "Which tone is this?"
 
 
-class Tones:
+class ToneSource:
     """Random access to the examples of one split of one source. Example i is a function of i alone."""
 
     def __init__(self, source: str, split: str):
@@ -41,7 +41,7 @@ class Tones:
         return Example(
             id=f"{self._source}-{self._split}-{i}",
             audio=audio,
-            prompt=f"<Speech>{heard}</Speech> {WORDING}",
+            prompt=f"<Speech>{heard}</Speech> {PROMPT}",
             answer=name,
             task="sound",
             source=self._source,
@@ -49,13 +49,13 @@ class Tones:
         )
 
 
-def prepare(cache: pathlib.Path) -> None:
+def train_tokenizer(data_dir: pathlib.Path) -> None:
     """Writes the tokenizer, if it is not there."""
-    path = cache / "tokenizer.model"
+    path = data_dir / "tokenizer.model"
     if path.exists():
         return
-    cache.mkdir(parents=True, exist_ok=True)
-    text = [f"USER: <Speech>{name}</Speech> {WORDING}\nASSISTANT: {name}" for name in TONES]
+    data_dir.mkdir(parents=True, exist_ok=True)
+    text = [f"USER: <Speech>{name}</Speech> {PROMPT}\nASSISTANT: {name}" for name in TONES]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text),

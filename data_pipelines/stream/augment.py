@@ -11,46 +11,46 @@ import soxr
 
 from data_pipelines.examples import Example
 from data_pipelines.sources.manifest_entries import BadExample
-from salmonn_jax.audio_files import to_float, to_pcm
+from salmonn_jax.audio_files import float_to_pcm, pcm_to_float
 from salmonn_jax.config import SAMPLE_RATE, DataConfig
 from salmonn_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Speed(grain.transforms.RandomMap):
+class SpeedPerturbation(grain.transforms.RandomMap):
     """Plays a clip faster and higher, or slower and lower, by up to `most` (0.1: 0.9 to 1.1 times)."""
 
-    most: float
+    max_change: float
 
     def random_map(self, example: Example, rng: np.random.Generator) -> Example:
-        rate = SAMPLE_RATE * rng.uniform(1 - self.most, 1 + self.most)
-        return _with(example, soxr.resample(to_float(example.audio), rate, SAMPLE_RATE, quality="MQ"))
+        rate = SAMPLE_RATE * rng.uniform(1 - self.max_change, 1 + self.max_change)
+        return _with(example, soxr.resample(pcm_to_float(example.audio), rate, SAMPLE_RATE, quality="MQ"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain(grain.transforms.RandomMap):
     """Makes a clip louder or softer by up to `most` dB; what is louder than full scale is clipped."""
 
-    most: float
+    max_db: float
 
     def random_map(self, example: Example, rng: np.random.Generator) -> Example:
-        return _with(example, to_float(example.audio) * 10 ** (rng.uniform(-self.most, self.most) / 20))
+        return _with(example, pcm_to_float(example.audio) * 10 ** (rng.uniform(-self.max_db, self.max_db) / 20))
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise(grain.transforms.RandomMap):
+class AddNoise(grain.transforms.RandomMap):
     """Adds noise, 10 to 30 dB below the clip, to a `share` of the clips: cut from `recordings`, or white without any.
 
     Raises BadExample from `random_map` if the recording that was drawn cannot be used.
     """
 
-    share: float
+    probability: float
     recordings: Sequence[Example] = ()
 
     def random_map(self, example: Example, rng: np.random.Generator) -> Example:
-        if rng.uniform() >= self.share:
+        if rng.uniform() >= self.probability:
             return example
-        samples = to_float(example.audio)
+        samples = pcm_to_float(example.audio)
         loudness = _rms(samples) * 10 ** (-rng.uniform(10, 30) / 20)
         noise = self._recorded(len(samples), rng) if self.recordings else _white(len(samples), rng)
         # A cut from a pause of a recording is silent, and stays so.
@@ -66,10 +66,10 @@ class Noise(grain.transforms.RandomMap):
         if audio is None:
             raise BadExample("noise", f"recording {index} has no audio")
         start = int(rng.integers(len(audio)))
-        return to_float(np.take(audio, np.arange(start, start + length), mode="wrap"))
+        return pcm_to_float(np.take(audio, np.arange(start, start + length), mode="wrap"))
 
 
-def augmentation(
+def augmentations(
     data: DataConfig, recordings: Sequence[Example] | None = None
 ) -> tuple[grain.transforms.RandomMap, ...]:
     """What a configuration asks for, in the order in which it is applied.
@@ -86,9 +86,9 @@ def augmentation(
     if recordings is not None and not len(recordings):
         raise UserError(f"data.noise_source={data.noise_source} has no recordings; name another source, or none")
     wanted = (
-        (data.speed, Speed(data.speed)),
+        (data.speed, SpeedPerturbation(data.speed)),
         (data.gain, Gain(data.gain)),
-        (data.noise, Noise(data.noise, recordings or ())),
+        (data.noise, AddNoise(data.noise, recordings or ())),
     )
     return tuple(transform for amount, transform in wanted if amount)
 
@@ -102,4 +102,4 @@ def _rms(samples: np.ndarray) -> float:
 
 
 def _with(example: Example, samples: np.ndarray) -> Example:
-    return dataclasses.replace(example, audio=to_pcm(samples))
+    return dataclasses.replace(example, audio=float_to_pcm(samples))

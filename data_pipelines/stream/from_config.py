@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from data_pipelines.corpora import Corpus, open_corpus
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.stream import mixture
-from data_pipelines.stream.augment import augmentation
-from data_pipelines.stream.encode import layout
-from data_pipelines.stream.prompt_templates import Wordings
+from data_pipelines.stream.augment import augmentations
+from data_pipelines.stream.encode import encode_config
+from data_pipelines.stream.prompt_templates import PromptTemplates
 from data_pipelines.stream.samples import Encoder, SampleReader
 from data_pipelines.stream.training_data import TrainingData
 from salmonn_jax.config import DataConfig, ModelConfig
@@ -34,15 +34,15 @@ def source_names(data: DataConfig) -> tuple[str, ...]:
     return tuple(sorted({*data.mixture, *data.replay}))
 
 
-def tokenizer_folder(corpus: Corpus, model: pathlib.Path | None) -> pathlib.Path:
+def find_tokenizer_dir(corpus: Corpus, model_dir: pathlib.Path | None) -> pathlib.Path:
     """Where the tokenizer lies: with the model to start from, or else with the corpus. UserError if in neither."""
-    found = model or corpus.tokenizer
+    found = model_dir or corpus.tokenizer_dir
     if found is None:
         raise UserError("--model must be given: this corpus brings no tokenizer")
     return found
 
 
-def training_data(
+def make_training_data(
     corpus: Corpus,
     tokenizer: Tokenizer,
     model: ModelConfig,
@@ -60,24 +60,24 @@ def training_data(
     Raises:
       UserError: a source is not there; or the mixture or its sizes do not go together.
     """
-    sources = {name: corpus.read(name, "train") for name in source_names(data)}
+    sources = {name: corpus.open_source(name, "train") for name in source_names(data)}
     means = {}
     if data.weight_unit != "examples":
         means = {
-            name: mixture.measure(source, data.weight_unit, tokenizer, data.max_answer_tokens)
+            name: mixture.mean_example_size(source, data.weight_unit, tokenizer, data.max_answer_tokens)
             for name, source in sources.items()
         }
-    shares = mixture.shares(data, means)
+    shares = mixture.source_shares(data, means)
     recordings = None
     if data.noise_source:
         # Noise is cut from anywhere in a recording, so none is too long.
         rules = dataclasses.replace(audio_rules(model, data), too_long="chunk")
-        recordings = open_corpus(data.corpus, data.data_dir, rules).read(data.noise_source, "train")
+        recordings = open_corpus(data.corpus, data.data_dir, rules).open_source(data.noise_source, "train")
     encoder = Encoder(
         tokenizer=tokenizer,
-        wordings=Wordings.load(data.prompt_templates or None),
-        sizes=layout(model, data),
+        wordings=PromptTemplates.load(data.prompt_templates or None),
+        sizes=encode_config(model, data),
         rules=audio_rules(model, data),
     )
-    reader = SampleReader(sources, encoder, augmentation(data, recordings), seed=seed)
+    reader = SampleReader(sources, encoder, augmentations(data, recordings), seed=seed)
     return TrainingData(reader, data, shares, streams=streams)

@@ -12,10 +12,10 @@ from salmonn_jax.config import SAMPLE_RATE, DataConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
 
-MEASURED = 64  # examples of a source from which its mean length is taken
+MEASURED_EXAMPLES = 64  # examples of a source from which its mean length is taken
 
 
-def shares(data: DataConfig, means: Mapping[str, float]) -> dict[str, float]:
+def source_shares(data: DataConfig, mean_sizes: Mapping[str, float]) -> dict[str, float]:
     """The share of examples of each source of a configuration; they sum to one.
 
     Args:
@@ -35,7 +35,7 @@ def shares(data: DataConfig, means: Mapping[str, float]) -> dict[str, float]:
         raise UserError(f"source {both[0]!r} is in data.mixture and in data.replay; leave it out of one")
     if not data.mixture:
         raise UserError("data.mixture names no source; give it {name: weight}")
-    mixture = normalised({name: w ** (1 / data.temperature) for name, w in normalised(data.mixture).items()})
+    mixture = normalise({name: w ** (1 / data.temperature) for name, w in normalise(data.mixture).items()})
     if data.replay_as == "additive":
         whole = mixture | data.replay
     else:
@@ -44,22 +44,22 @@ def shares(data: DataConfig, means: Mapping[str, float]) -> dict[str, float]:
             raise UserError(f"data.replay takes {1 - rest:g} of everything; shares must leave some to data.mixture")
         whole = {name: rest * w for name, w in mixture.items()} | data.replay
     if data.weight_unit != "examples":
-        unknown = [name for name in sorted(whole) if not means[name] > 0]
+        unknown = [name for name in sorted(whole) if not mean_sizes[name] > 0]
         if unknown:
             raise UserError(
                 f"source {unknown[0]!r} has no {data.weight_unit}, the unit of its weight; change data.weight_unit"
             )
-        whole = {name: w / means[name] for name, w in whole.items()}
-    return normalised(whole)
+        whole = {name: w / mean_sizes[name] for name, w in whole.items()}
+    return normalise(whole)
 
 
-def measure(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, answer: int) -> float:
+def mean_example_size(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, max_answer_tokens: int) -> float:
     """The mean of an example of a source: its hours of audio, or its tokens that are to be predicted.
 
     Taken from at most `MEASURED` examples spread evenly over the source; those that cannot be used are left out.
     """
     found = []
-    for index in np.linspace(0, len(examples) - 1, min(MEASURED, len(examples))).astype(int):
+    for index in np.linspace(0, len(examples) - 1, min(MEASURED_EXAMPLES, len(examples))).astype(int):
         try:
             example = examples[int(index)]
         except BadExample:
@@ -67,11 +67,11 @@ def measure(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, answer
         if unit == "hours":
             found.append(0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE / 3600)
         else:
-            found.append(min(len(tokenizer.encode(example.answer)) + 1, answer))
+            found.append(min(len(tokenizer.encode(example.answer)) + 1, max_answer_tokens))
     return float(np.mean(found)) if found else 0.0
 
 
-def normalised(weights: Mapping[str, float]) -> dict[str, float]:
+def normalise(weights: Mapping[str, float]) -> dict[str, float]:
     """The weights over their sum."""
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import grain
 
-from data_pipelines.stream.mixture import normalised
-from data_pipelines.stream.packing import PACKINGS, Room, Size, rooms
+from data_pipelines.stream.mixture import normalise
+from data_pipelines.stream.packing import PACKINGS, ExampleSize, StepCapacity, step_capacities
 from data_pipelines.stream.reading import PendingSample, SampleIterDataset, mixed_names
 from data_pipelines.stream.rejections import RejectionMonitor
 from data_pipelines.stream.samples import Rejection, SampleRef
@@ -20,7 +20,7 @@ from salmonn_jax.config import DataConfig
 class PackedRows(NamedTuple):
     """What a stream contributes to a step."""
 
-    room: Room
+    room: StepCapacity
     rows: list[list[Segment]]
 
 
@@ -39,8 +39,8 @@ class PackIterDataset(grain.IterDataset[PackedRows]):
     def __init__(self, samples: SampleIterDataset, data: DataConfig, monitor: RejectionMonitor):
         super().__init__(samples)
         self.samples, self.data, self.monitor = samples, data, monitor
-        self.rooms = rooms(data)
-        self.seq_lens = mixed_names(normalised(data.buckets or {str(data.seq_len): 1.0}))  # by step
+        self.rooms = step_capacities(data)
+        self.seq_lens = mixed_names(normalise(data.buckets or {str(data.seq_len): 1.0}))  # by step
 
     def __iter__(self) -> PackIterator:
         return PackIterator(self)
@@ -62,7 +62,7 @@ class PackIterator(grain.DatasetIterator[PackedRows]):
         self._fill_window()
         dataset = self._dataset
         room = dataset.rooms[dataset.seq_lens[self._step]]
-        sizes = [Size(len(segment.tokens), len(segment.clips)) for _, segment in self._waiting]
+        sizes = [ExampleSize(len(segment.tokens), len(segment.clips)) for _, segment in self._waiting]
         rows = PACKINGS[dataset.data.packing](sizes, room)
         packed = PackedRows(room, [[self._waiting[place][1] for place in row] for row in rows])
         placed = {place for row in rows for place in row}

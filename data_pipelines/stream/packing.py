@@ -15,27 +15,27 @@ from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
 
-class Size(NamedTuple):
+class ExampleSize(NamedTuple):
     """What an example takes of a step."""
 
     tokens: int
     clips: int
 
 
-class Room(NamedTuple):
+class StepCapacity(NamedTuple):
     """What a stream has of a step."""
 
     rows: int
-    sequence: int  # tokens of a row
+    seq_len: int  # tokens of a row
     clips: int  # slots of all its rows together
-    shorter: int = 0  # tokens of the next shorter rows that other steps have
+    shorter_seq_len: int = 0  # tokens of the next shorter rows that other steps have
 
 
-def rooms(data: DataConfig) -> dict[str, Room]:
+def step_capacities(data: DataConfig) -> dict[str, StepCapacity]:
     """What a stream has of a step, by the length of its rows."""
     lengths = sorted(map(int, data.buckets or (data.seq_len,)))
     rows, clips = data.rows // data.streams, data.clips // data.streams
-    return {str(long): Room(rows, long, clips, short) for short, long in itertools.pairwise([0, *lengths])}
+    return {str(long): StepCapacity(rows, long, clips, short) for short, long in itertools.pairwise([0, *lengths])}
 
 
 def placed_per_step(data: DataConfig) -> int:
@@ -69,40 +69,40 @@ def check_sizes(data: DataConfig) -> None:
         raise UserError(f"data.read_ahead_mb={data.read_ahead_mb:g} must be above 0")
 
 
-def pack(window: Sequence[Size], room: Room) -> list[list[int]]:
+def pack(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int]]:
     """Several examples a row. Returns the places in the window of those in each row.
 
     Each row begins with the example that has waited longest, so that none waits for ever, and takes with it those that
     fill its tokens best, with about its share of the clips: of all that could, found by counting which numbers of
     tokens can be reached with how many clips.
     """
-    left, clips, rows = list(range(len(window))), room.clips, []
-    for row in range(room.rows):
-        share = -(-clips // (room.rows - row))
-        most = clips if row == room.rows - 1 else min(clips, share + 1)
-        first = next((i for i in left if window[i].clips <= most), None)
-        chosen = [] if first is None else _fullest(window, left, first, room.sequence, share, most)
+    left, clips, rows = list(range(len(pending))), capacity.clips, []
+    for row in range(capacity.rows):
+        share = -(-clips // (capacity.rows - row))
+        most = clips if row == capacity.rows - 1 else min(clips, share + 1)
+        first = next((i for i in left if pending[i].clips <= most), None)
+        chosen = [] if first is None else _fill_row(pending, left, first, capacity.seq_len, share, most)
         rows.append(chosen)
         left = [i for i in left if i not in chosen]
-        clips -= sum(window[i].clips for i in chosen)
+        clips -= sum(pending[i].clips for i in chosen)
     return rows
 
 
-def pad(window: Sequence[Size], room: Room) -> list[list[int]]:
+def pad(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int]]:
     """One example a row, those that have waited longest; with clips as far as there are slots.
 
     Where steps differ in the length of their rows, first come those for which shorter rows have no room: so none waits
     for ever. If they come more often than their steps, they fill the window and the shorter rows stay empty.
     """
-    rows, clips = [], room.clips
-    fitting = [i for i, size in enumerate(window) if size.tokens <= room.sequence]
-    fitting.sort(key=lambda i: window[i].tokens <= room.shorter)
+    rows, clips = [], capacity.clips
+    fitting = [i for i, size in enumerate(pending) if size.tokens <= capacity.seq_len]
+    fitting.sort(key=lambda i: pending[i].tokens <= capacity.shorter_seq_len)
     # Of those without a clip no more than rows that cannot have one, as long as others wait.
-    text = room.rows - room.clips
+    text = capacity.rows - capacity.clips
     late = []
     for i in fitting:
-        size = window[i]
-        if len(rows) == room.rows:
+        size = pending[i]
+        if len(rows) == capacity.rows:
             break
         if size.clips > clips:
             continue
@@ -112,19 +112,19 @@ def pad(window: Sequence[Size], room: Room) -> list[list[int]]:
         text -= size.clips == 0
         rows.append([i])
         clips -= size.clips
-    rows += late[: room.rows - len(rows)]
-    return rows + [[] for _ in range(room.rows - len(rows))]
+    rows += late[: capacity.rows - len(rows)]
+    return rows + [[] for _ in range(capacity.rows - len(rows))]
 
 
-PACKINGS: dict[str, Callable[[Sequence[Size], Room], list[list[int]]]] = {"pack": pack, "pad": pad}
+PACKINGS: dict[str, Callable[[Sequence[ExampleSize], StepCapacity], list[list[int]]]] = {"pack": pack, "pad": pad}
 
 
-def _fullest(
-    window: Sequence[Size], left: Sequence[int], first: int, sequence: int, share: int, most: int
+def _fill_row(
+    window: Sequence[ExampleSize], left: Sequence[int], first: int, seq_len: int, share: int, most: int
 ) -> list[int]:
     """The row that begins with `first`. Bit t of `reached[c]` says that t tokens can be reached with c clips."""
     begin = window[first]
-    within = (1 << (sequence + 1)) - 1
+    within = (1 << (seq_len + 1)) - 1
     reached = [0] * (most + 1)
     reached[begin.clips] = 1 << begin.tokens
     others, before = [i for i in left if i != first], []

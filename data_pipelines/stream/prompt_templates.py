@@ -12,15 +12,15 @@ import fsspec
 
 from data_pipelines.sources.manifest_entries import BadExample
 from salmonn_jax.errors import UserError, unknown_name
-from salmonn_jax.prompts import PLACEHOLDER
+from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
-SPEECH = f"<Speech>{PLACEHOLDER}</Speech>"
+SPEECH_TAG = f"<Speech>{AUDIO_PLACEHOLDER}</Speech>"
 
-_OURS = pathlib.Path(__file__).with_name("prompt_templates.json")
+_DEFAULT_FILE = pathlib.Path(__file__).with_name("prompt_templates.json")
 
 
 @dataclasses.dataclass(frozen=True)
-class Wordings:
+class PromptTemplates:
     """Wordings by task, and where they were read.
 
     Attributes:
@@ -29,10 +29,10 @@ class Wordings:
     """
 
     location: str
-    tasks: Mapping[str, Sequence[str]]
+    by_task: Mapping[str, Sequence[str]]
 
     @classmethod
-    def load(cls, location: str | None = None) -> Wordings:
+    def load(cls, location: str | None = None) -> PromptTemplates:
         """Reads a file of wordings: JSON, task -> a wording or a list of them.
 
         Args:
@@ -42,7 +42,7 @@ class Wordings:
         Raises:
           UserError: it cannot be read, or is no such file.
         """
-        location = str(_OURS) if location is None else location
+        location = str(_DEFAULT_FILE) if location is None else location
         try:
             with fsspec.open(location, "rb") as file:
                 tasks = json.loads(file.read())
@@ -50,7 +50,7 @@ class Wordings:
             raise UserError(f"the wordings {location} cannot be read: {error}") from None
         return cls(location, _checked(location, tasks))
 
-    def choose(self, task: str, question: str, number: int, *, audio: bool) -> str:
+    def render(self, task: str, question: str, index: int, *, has_audio: bool) -> str:
         """The wording number `number` of a task, counted round, as a prompt.
 
         Args:
@@ -62,17 +62,17 @@ class Wordings:
         Raises:
           BadExample: there is no wording for the task, or the wording takes a question and there is none.
         """
-        if task not in self.tasks:
-            unknown = unknown_name("task", task, self.tasks)
+        if task not in self.by_task:
+            unknown = unknown_name("task", task, self.by_task)
             raise BadExample("wrong line", f"{unknown} (in {self.location}), or give the line a prompt of its own")
-        wordings = self.tasks[task]
-        wording = wordings[number % len(wordings)]
+        wordings = self.by_task[task]
+        wording = wordings[index % len(wordings)]
         if "{}" in wording and not question.strip():
             raise BadExample("wrong line", f"the task {task!r} takes a question, and the line has none")
-        if not audio:
-            wording = wording.replace(SPEECH, "").strip()
-        elif PLACEHOLDER not in wording:
-            wording = f"{SPEECH} {wording}"
+        if not has_audio:
+            wording = wording.replace(SPEECH_TAG, "").strip()
+        elif AUDIO_PLACEHOLDER not in wording:
+            wording = f"{SPEECH_TAG} {wording}"
         return wording.replace("{}", question)  # not str.format, for a question may hold braces
 
 
@@ -84,8 +84,8 @@ def _checked(location: str, tasks: Any) -> dict[str, tuple[str, ...]]:
     for task, wordings in listed.items():
         if not isinstance(wordings, list) or not wordings or not all(isinstance(w, str) and w for w in wordings):
             raise UserError(f"{location}: the wordings of {task!r} must be strings, and at least one")
-    if any(PLACEHOLDER in wording for wordings in listed.values() for wording in wordings):
+    if any(AUDIO_PLACEHOLDER in wording for wordings in listed.values() for wording in wordings):
         # A file of the original's form, which names the place of the clip. The original drops what it lacks it from
         # its training prompts without a word; a task of which nothing is left has no wording here either.
-        listed = {task: [w for w in wordings if PLACEHOLDER in w] for task, wordings in listed.items()}
+        listed = {task: [w for w in wordings if AUDIO_PLACEHOLDER in w] for task, wordings in listed.items()}
     return {task: tuple(wordings) for task, wordings in listed.items() if wordings}

@@ -18,8 +18,8 @@ import numpy as np
 from data_pipelines.examples import Example
 from data_pipelines.sources.audio import AudioRules, fit_clip
 from data_pipelines.sources.manifest_entries import BadExample
-from data_pipelines.stream.encode import Layout, segment
-from data_pipelines.stream.prompt_templates import Wordings
+from data_pipelines.stream.encode import EncodeConfig, encode_example
+from data_pipelines.stream.prompt_templates import PromptTemplates
 from salmonn_jax.batch import Segment
 from salmonn_jax.tokenizer import Tokenizer
 
@@ -98,21 +98,21 @@ class Encoder(grain.transforms.RandomMap):
     """Fits the clip to the audio rules and encodes the example as a segment, with a random prompt of its task."""
 
     tokenizer: Tokenizer
-    wordings: Wordings
-    sizes: Layout
+    wordings: PromptTemplates
+    sizes: EncodeConfig
     rules: AudioRules
     source_index: int = 0  # stands for the source in a batch
 
     def random_map(self, example: Example, rng: np.random.Generator) -> Segment:
         if example.audio is not None:
             example = dataclasses.replace(example, audio=fit_clip(example.audio, self.rules))
-        return segment(
+        return encode_example(
             example,
             int(rng.integers(2**31)),
-            source=self.source_index,
+            source_index=self.source_index,
             tokenizer=self.tokenizer,
-            wordings=self.wordings,
-            sizes=self.sizes,
+            prompt_templates=self.wordings,
+            config=self.sizes,
         )
 
 

@@ -20,7 +20,7 @@ from data_pipelines.stream.packing import check_sizes, placed_per_step
 from data_pipelines.stream.reading import ReaderPool, SampleIterDataset
 from data_pipelines.stream.rejections import RejectionMonitor
 from data_pipelines.stream.samples import Rejection, SampleReader
-from salmonn_jax.batch import Batch, empty, lay, part_of
+from salmonn_jax.batch import Batch, batch_slice, empty_batch, fill_batch
 from salmonn_jax.config import DataConfig
 
 BATCHES_AHEAD = 2
@@ -54,10 +54,12 @@ class BatchIterator(grain.DatasetIterator[Batch]):
         packed = {number: next(stream) for number, stream in self._streams.items()}
         (room,) = {one.room for one in packed.values()}  # the same for all streams of a step
         count, sizes = len(packed), self._sizes
-        batch = empty(count * room.rows, room.sequence, count * room.clips, sizes.window, sizes.transcript)
+        batch = empty_batch(
+            count * room.rows, room.seq_len, count * room.clips, sizes.window_samples, sizes.max_transcript_tokens
+        )
         for i, (number, one) in enumerate(packed.items()):
-            part, first = part_of(batch, i, count), number * room.clips
-            lay(part, one.rows, audio_tokens=sizes.audio_tokens, first_clip=first)
+            part, first = batch_slice(batch, i, count), number * room.clips
+            fill_batch(part, one.rows, num_audio_tokens=sizes.audio_tokens, clip_offset=first)
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -100,7 +102,7 @@ class TrainingData:
         self.on_reject(on_reject)
         self._pool = ReaderPool(reader, data.num_workers)
         # The longest that samples may be, so that a host never reads ahead more than the budget.
-        budget = int(data.read_ahead_mb * 2**20) // (len(numbers) * max(2 * reader.encoder.sizes.window, 1))
+        budget = int(data.read_ahead_mb * 2**20) // (len(numbers) * max(2 * reader.encoder.sizes.window_samples, 1))
         read_ahead = max(1, min(placed_per_step(data) + self._pool.chunk, budget))
         samples = {
             number: SampleIterDataset(shares, number, data.streams, self._pool, read_ahead=read_ahead)

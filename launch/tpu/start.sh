@@ -31,7 +31,7 @@ cat >/opt/salmonn/train.sh <<'END'
 {% for name, value in environment.items() %}
 export {{ name }}={{ value | quote }}
 {% endfor %}
-exec /opt/salmonn/venv/bin/{{ words | map("quote") | join(" ") }}
+exec /opt/salmonn/venv/bin/{{ argv | map("quote") | join(" ") }}
 END
 
 # systemd starts it again, except after bad input; the chips' driver locks memory.
@@ -39,7 +39,7 @@ cat >/etc/systemd/system/salmonn.service <<'END'
 [Unit]
 Description=salmonn_jax
 StartLimitIntervalSec=infinity
-StartLimitBurst={{ restarts + 1 }}
+StartLimitBurst={{ max_restarts + 1 }}
 
 [Service]
 WorkingDirectory=/opt/salmonn

@@ -11,27 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from salmonn_jax import api, audio, prompts
-from salmonn_jax.audio_files import Source, load_audio
+from salmonn_jax.audio_files import AudioSource, load_audio
 from salmonn_jax.batch import Segment, collate
 from salmonn_jax.conversion import torch_side
-from salmonn_jax.conversion.torch_side import Stages
+from salmonn_jax.conversion.torch_side import Activations
 from salmonn_jax.errors import UserError
-from salmonn_jax.models.common import record_layers
+from salmonn_jax.models.common import record_hidden_states
 from salmonn_jax.models.llama import causal_mask
 from salmonn_jax.models.salmonn import Salmonn
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class LayerDifference:
     """How far one stage of ours lies from theirs."""
 
-    stage: str
-    relative: float  # norm of the difference over the norm of theirs
-    largest: float  # absolute
+    layer: str
+    relative_error: float  # norm of the difference over the norm of theirs
+    max_abs_error: float  # absolute
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Files:
+class CheckpointPaths:
     """What the model was converted from. Stages whose file is not named are not compared."""
 
     whisper: pathlib.Path | None = None
@@ -40,7 +40,9 @@ class Files:
     checkpoint: pathlib.Path | None = None
 
 
-def compare(model: pathlib.Path, files: Files, clip: Source, prompt: str) -> Iterator[Difference]:
+def compare(
+    model_dir: pathlib.Path, paths: CheckpointPaths, clip: AudioSource, prompt: str
+) -> Iterator[LayerDifference]:
     """Yields the differences of all stages, in the order of computation, in float32.
 
     Args:
@@ -53,72 +55,81 @@ def compare(model: pathlib.Path, files: Files, clip: Source, prompt: str) -> Ite
     Raises:
       UserError: something cannot be read, a package is missing, or a file of a part that the model has not.
     """
-    loaded = api.load(model, dtype="float32")
+    loaded = api.load(model_dir, dtype="float32")
     config = loaded.config
-    if not (files.whisper or files.beats or files.llm):
-        raise UserError(f"name what {model} was converted from: --whisper, --beats, --llm, --checkpoint")
+    if not (paths.whisper or paths.beats or paths.llm):
+        raise UserError(f"name what {model_dir} was converted from: --whisper, --beats, --llm, --checkpoint")
     for name, part in (("whisper", config.whisper), ("beats", config.beats), ("llm", config.llama)):
-        if getattr(files, name) is not None and part is None:
-            raise UserError(f"{model} has no part that came from --{name}")
-    if files.checkpoint and not (files.whisper and files.llm and (files.beats or config.beats is None)):
+        if getattr(paths, name) is not None and part is None:
+            raise UserError(f"{model_dir} has no part that came from --{name}")
+    if paths.checkpoint and not (paths.whisper and paths.llm and (paths.beats or config.beats is None)):
         raise UserError("--checkpoint is compared with all the rest: name --whisper, --beats and --llm too")
     pcm = load_audio(clip)[: config.audio.window_samples]
     pcm = np.pad(pcm, (0, max(0, config.audio.minimum_samples - len(pcm))))
-    question = _question(loaded, prompt, clips=[len(pcm)] if files.checkpoint else []) if files.llm else None
-    theirs = _theirs(files, config, pcm, question)
+    question = (
+        _encode_prompt(loaded, prompt, clip_lengths=[len(pcm)] if paths.checkpoint else []) if paths.llm else None
+    )
+    theirs = _torch_activations(paths, config, pcm, question)
     with jax.default_matmul_precision("highest"):
-        ours = _ours(loaded.module, pcm, question, heard=files.checkpoint is not None)
+        ours = _jax_activations(loaded.module, pcm, question, with_audio=paths.checkpoint is not None)
     for stage, their in theirs.items():
         yield _difference(stage, ours.get(stage), their)
 
 
-def _difference(stage: str, our: np.ndarray | None, their: np.ndarray) -> Difference:
+def _difference(layer: str, our: np.ndarray | None, their: np.ndarray) -> LayerDifference:
     """Ours may be padded to the window; another rank, or too little of it, is as different as can be."""
     if our is None or our.ndim != their.ndim or any(n < m for n, m in zip(our.shape, their.shape, strict=True)):
-        return Difference(stage, float("inf"), float("inf"))
+        return LayerDifference(layer, float("inf"), float("inf"))
     error = our[tuple(slice(n) for n in their.shape)] - their
-    return Difference(stage, float(np.linalg.norm(error) / np.linalg.norm(their)), float(np.abs(error).max()))
+    return LayerDifference(layer, float(np.linalg.norm(error) / np.linalg.norm(their)), float(np.abs(error).max()))
 
 
-def _question(model: api.Model, prompt: str, clips: Sequence[int]) -> prompts.Sequence:
+def _encode_prompt(model: api.Model, prompt: str, clip_lengths: Sequence[int]) -> prompts.EncodedPrompt:
     """`clips` are the samples of each."""
-    prompt = api.PREFIX + prompt if clips and prompts.PLACEHOLDER not in prompt else prompt
+    prompt = api.AUDIO_PROMPT_PREFIX + prompt if clip_lengths and prompts.AUDIO_PLACEHOLDER not in prompt else prompt
     return prompts.encode_prompt(
         model.tokenizer,
         model.config.prompt_template,
         prompt,
-        clips=[[model.config.audio_tokens_of(samples)] for samples in clips],
-        audio_tokens=model.config.audio_tokens,
+        valid_audio_tokens=[[model.config.num_valid_audio_tokens(samples)] for samples in clip_lengths],
+        num_audio_tokens=model.config.num_audio_tokens,
     )
 
 
-def _theirs(files: Files, config, pcm: np.ndarray, question: prompts.Sequence | None) -> Stages:
+def _torch_activations(
+    paths: CheckpointPaths, config, pcm: np.ndarray, encoded_prompt: prompts.EncodedPrompt | None
+) -> Activations:
     """One model of theirs in memory at a time."""
-    stages: Stages = {}
-    if files.whisper:
-        stages |= torch_side.whisper_stages(files.whisper, pcm)
-    if files.beats:
-        stages |= torch_side.beats_stages(files.beats, pcm)
-    if files.checkpoint:
+    stages: Activations = {}
+    if paths.whisper:
+        stages |= torch_side.whisper_activations(paths.whisper, pcm)
+    if paths.beats:
+        stages |= torch_side.beats_activations(paths.beats, pcm)
+    if paths.checkpoint:
         heard = stages["whisper output"], stages.get("beats output")
-        stages |= torch_side.audio_stages(files.checkpoint, config, *heard)
-    if files.llm:
-        tokens, slots = (np.asarray(x) for x in question)
+        stages |= torch_side.qformer_activations(paths.checkpoint, config, *heard)
+    if paths.llm:
+        tokens, slots = (np.asarray(x) for x in encoded_prompt)
         audio_tokens = stages.get("audio tokens")
-        stages |= torch_side.llama_stages(files.llm, tokens, slots, audio_tokens, files.checkpoint, config)
+        stages |= torch_side.llama_activations(paths.llm, tokens, slots, audio_tokens, paths.checkpoint, config)
     return stages
 
 
-def _ours(model: Salmonn, pcm: np.ndarray, question: prompts.Sequence | None, *, heard: bool) -> Stages:
+def _jax_activations(
+    model: Salmonn, pcm: np.ndarray, encoded_prompt: prompts.EncodedPrompt | None, *, with_audio: bool
+) -> Activations:
     """The same stages of ours, of a clip padded to the window."""
     config = model.config
-    tokens, slots = ([], []) if question is None else question
+    tokens, slots = ([], []) if encoded_prompt is None else encoded_prompt
     segment = Segment(list(tokens), list(slots), 0, (pcm,))
     batch = collate(
-        [[segment]], sequence=len(tokens), window=config.audio.window_samples, audio_tokens=max(config.audio_tokens, 1)
+        [[segment]],
+        seq_len=len(tokens),
+        window_samples=config.audio.window_samples,
+        num_audio_tokens=max(config.num_audio_tokens, 1),
     )
-    stages = jax.device_get(jax.jit(_stages, static_argnums=2)(model, batch, heard))
-    named: Stages = {}
+    stages = jax.device_get(jax.jit(_compute_activations, static_argnums=2)(model, batch, with_audio))
+    named: Activations = {}
     for name, value in stages.items():
         value = value.astype(np.float32)
         if name in ("whisper", "beats", "qformer", "llama"):
@@ -128,24 +139,24 @@ def _ours(model: Salmonn, pcm: np.ndarray, question: prompts.Sequence | None, *,
     return named
 
 
-def _stages(model: Salmonn, batch, heard: bool) -> dict[str, jax.Array]:
+def _compute_activations(model: Salmonn, batch, with_audio: bool) -> dict[str, jax.Array]:
     """All that the model computes on the way; stacked layers whole, everything with the batch axis."""
     config, found = model.config, {}
-    with record_layers() as layers:
-        frames = model.encode_frames(batch.pcm, batch.pcm_length)
+    with record_hidden_states() as layers:
+        frames = model.run_encoders(batch.pcm, batch.pcm_length)
         if config.whisper:
-            found["whisper features"] = audio.log_mel(batch.pcm, config.whisper.num_mel_bins).swapaxes(1, 2)
-            found["whisper output"] = frames.speech
+            found["whisper features"] = audio.log_mel_spectrogram(batch.pcm, config.whisper.num_mel_bins).swapaxes(1, 2)
+            found["whisper output"] = frames.whisper
         if config.beats:
             found["beats features"] = audio.fbank(batch.pcm, config.beats.num_mel_bins)
-            found["beats output"] = frames.sound
-        if heard:
-            found["encoder frames"] = model.encoder_frames(frames)
-            found["audio tokens"] = model.audio_tokens(frames)
+            found["beats output"] = frames.beats
+        if with_audio:
+            found["encoder frames"] = model.concat_encoder_frames(frames)
+            found["audio tokens"] = model.compute_audio_tokens(frames)
         if config.llama and batch.tokens.shape[1]:
             audio_tokens = found.get("audio tokens", jnp.zeros((0, 0, config.llama.hidden_size)))
-            x = model.splice(batch.tokens, batch.audio_slot, audio_tokens)
-            scale = config.lora.scale if heard else None
+            x = model.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens)
+            scale = config.lora.scale if with_audio else None
             hidden, _ = model.llama(x, batch.positions, causal_mask(batch.segments), lora_scale=scale)
             found["logits"] = model.llama.logits(hidden)
     return found | layers

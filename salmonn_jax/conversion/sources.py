@@ -10,7 +10,7 @@ from typing import Any
 from salmonn_jax.config import BeatsConfig, LlamaConfig, RopeScaling, WhisperConfig
 from salmonn_jax.conversion import tables, tensors
 from salmonn_jax.conversion.mapping import Shape, Table
-from salmonn_jax.conversion.tensors import Tensors
+from salmonn_jax.conversion.tensors import LazyStateDict
 from salmonn_jax.errors import UserError
 
 LLAMA_FAMILY = ("llama", "mistral")
@@ -26,31 +26,35 @@ _BEATS_FIXED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TorchCheckpoint:
     """One part of a model, ready to be converted."""
 
     config: Any  # WhisperConfig, BeatsConfig or LlamaConfig
     table: Table
-    tensors: Tensors
+    tensors: LazyStateDict
 
-    def own(self, shapes: Mapping[str, Shape]) -> tuple[Table, dict[str, Shape], Tensors]:
+    def match_args(self, shapes: Mapping[str, Shape]) -> tuple[Table, dict[str, Shape], LazyStateDict]:
         """What `mapping.match` pairs: this part of a model's parameters with its tensors."""
-        return self.table, {p: shape for p, shape in shapes.items() if p.startswith(self.table.part)}, self.tensors
+        return (
+            self.table,
+            {p: shape for p, shape in shapes.items() if p.startswith(self.table.path_prefix)},
+            self.tensors,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class WhisperSource(Source):
+class WhisperCheckpoint(TorchCheckpoint):
     """A Whisper encoder, and for how long it hears."""
 
     window_seconds: float
 
 
-def read_whisper(path: pathlib.Path) -> WhisperSource:
+def open_whisper(path: pathlib.Path) -> WhisperCheckpoint:
     """Opens a Hugging Face directory or an OpenAI `.pt` file. Raises UserError if it is neither, or not whole."""
     path = pathlib.Path(path)
     if not path.is_dir():
         return _openai_whisper(path)
-    values, found = tensors.open_directory(path)
+    values, found = tensors.open_hf_directory(path)
     _expect_kind(path, values, ("whisper",))
     config = WhisperConfig(
         num_mel_bins=_value(path, values, "num_mel_bins"),
@@ -61,10 +65,10 @@ def read_whisper(path: pathlib.Path) -> WhisperSource:
     )
     root = next((name.removesuffix("conv1.weight") for name in found if name.endswith("conv1.weight")), "")
     frames = _value(path, values, "max_source_positions")
-    return WhisperSource(config, tables.whisper_hf(root), found, frames / 50)
+    return WhisperCheckpoint(config, tables.whisper_hf(root), found, frames / 50)
 
 
-def _openai_whisper(path: pathlib.Path) -> WhisperSource:
+def _openai_whisper(path: pathlib.Path) -> WhisperCheckpoint:
     loaded = tensors.load_torch(path)
     if not isinstance(loaded, Mapping) or not {"dims", "model_state_dict"} <= set(loaded):
         raise UserError(f"{path} is not an OpenAI Whisper checkpoint: it has no `dims` and `model_state_dict`")
@@ -77,11 +81,11 @@ def _openai_whisper(path: pathlib.Path) -> WhisperSource:
         encoder_attention_heads=_value(path, dims, "n_audio_head"),
         encoder_ffn_dim=4 * width,
     )
-    found = tensors.tensors_of(loaded["model_state_dict"], path, "model_state_dict")
-    return WhisperSource(config, tables.WHISPER_OPENAI, found, _value(path, dims, "n_audio_ctx") / 50)
+    found = tensors.lazy_state_dict(loaded["model_state_dict"], path, "model_state_dict")
+    return WhisperCheckpoint(config, tables.WHISPER_OPENAI, found, _value(path, dims, "n_audio_ctx") / 50)
 
 
-def read_beats(path: pathlib.Path) -> Source:
+def open_beats(path: pathlib.Path) -> TorchCheckpoint:
     """Opens a BEATs `.pt` file. Raises UserError if it is none, or configured as our BEATs is not."""
     path = pathlib.Path(path)
     loaded = tensors.load_torch(path)
@@ -106,13 +110,15 @@ def read_beats(path: pathlib.Path) -> Source:
         num_buckets=_value(path, cfg, "num_buckets"),
         max_distance=_value(path, cfg, "max_distance"),
     )
-    return Source(config, tables.beats(config.input_patch_size), tensors.tensors_of(loaded["model"], path, "model"))
+    return TorchCheckpoint(
+        config, tables.beats(config.input_patch_size), tensors.lazy_state_dict(loaded["model"], path, "model")
+    )
 
 
-def read_llama(path: pathlib.Path) -> Source:
+def open_llama(path: pathlib.Path) -> TorchCheckpoint:
     """Opens a Hugging Face directory of the LLaMA family. Raises UserError if it is none, or not whole."""
     path = pathlib.Path(path)
-    values, found = tensors.open_directory(path)
+    values, found = tensors.open_hf_directory(path)
     _expect_kind(path, values, LLAMA_FAMILY)
     if values.get("attention_bias") or values.get("mlp_bias"):
         raise UserError(f"{path} has biases in its projections, which the LLaMA here has not")
@@ -137,7 +143,7 @@ def read_llama(path: pathlib.Path) -> Source:
         ),
         tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
     )
-    return Source(config, tables.llama(tied=config.tie_word_embeddings), found)
+    return TorchCheckpoint(config, tables.llama(tie_word_embeddings=config.tie_word_embeddings), found)
 
 
 def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> RopeScaling | None:

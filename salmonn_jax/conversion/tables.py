@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from salmonn_jax.conversion.mapping import CONV, FIRST, LINEAR, Rule, Table, Transform, reshaped
+from salmonn_jax.conversion.mapping import (
+    CONV1D_KERNEL,
+    LINEAR_KERNEL,
+    SQUEEZE_FIRST_AXIS,
+    Rule,
+    Table,
+    Transform,
+    reshape,
+)
 
 
-def _pair(theirs: str, ours: str, *, bias: bool = True) -> tuple[Rule, ...]:
+def _linear(torch_name: str, path: str, *, bias: bool = True) -> tuple[Rule, ...]:
     """A linear layer."""
-    rules = (Rule(f"{theirs}.weight", f"{ours}/kernel", LINEAR), Rule(f"{theirs}.bias", f"{ours}/bias"))
+    rules = (Rule(f"{torch_name}.weight", f"{path}/kernel", LINEAR_KERNEL), Rule(f"{torch_name}.bias", f"{path}/bias"))
     return rules if bias else rules[:1]
 
 
-def _norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+def _layer_norm(torch_name: str, path: str) -> tuple[Rule, ...]:
     """A layer normalisation."""
-    return Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")
+    return Rule(f"{torch_name}.weight", f"{path}/scale"), Rule(f"{torch_name}.bias", f"{path}/bias")
 
 
 def _whisper(kind: str, root: str, layer: str, names: dict[str, str], ignored) -> Table:
@@ -21,15 +29,15 @@ def _whisper(kind: str, root: str, layer: str, names: dict[str, str], ignored) -
         rule
         for conv in ("conv1", "conv2")
         for rule in (
-            Rule(f"{root}{conv}.weight", f"whisper/{conv}/kernel", CONV),
+            Rule(f"{root}{conv}.weight", f"whisper/{conv}/kernel", CONV1D_KERNEL),
             Rule(f"{root}{conv}.bias", f"whisper/{conv}/bias"),
         )
     ]
-    rules += [Rule(root + names["positions"], "whisper/positions"), *_norm(root + names["norm"], "whisper/norm")]
+    rules += [Rule(root + names["positions"], "whisper/positions"), *_layer_norm(root + names["norm"], "whisper/norm")]
     for ours in ("attention_norm", "ffn_norm"):
-        rules += _norm(root + layer + names[ours], f"whisper/layers/{ours}")
+        rules += _layer_norm(root + layer + names[ours], f"whisper/layers/{ours}")
     for ours in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"):
-        rules += _pair(root + layer + names[ours], f"whisper/layers/{ours}", bias=ours != "k_proj")
+        rules += _linear(root + layer + names[ours], f"whisper/layers/{ours}", bias=ours != "k_proj")
     return Table(kind, tuple(rules), ignored, "whisper/")
 
 
@@ -60,10 +68,10 @@ _OPENAI_WHISPER = {
 }
 
 
-def whisper_hf(root: str) -> Table:
+def whisper_hf(prefix: str) -> Table:
     """Hugging Face's names; `root` is what stands before `conv1`: "model.encoder.", "encoder." or nothing."""
     ignored = ((r"(model\.)?decoder\..*", _NO_DECODER), (r"proj_out\.weight", _NO_DECODER))
-    return _whisper("Whisper checkpoint", root, "layers.{layer}.", _HF_WHISPER, ignored)
+    return _whisper("Whisper checkpoint", prefix, "layers.{layer}.", _HF_WHISPER, ignored)
 
 
 WHISPER_OPENAI = _whisper(
@@ -80,31 +88,31 @@ def _patches(patch: int) -> Transform:
     return Transform(lambda x, shape: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(x.shape[1], 1, patch, patch))
 
 
-_GATE_SCALE = reshaped(lambda shape: (1, shape[0], 1, 1))
-_MAGNITUDE = reshaped(lambda shape: (1, 1, shape[0]))
+_GATE_SCALE = reshape(lambda shape: (1, shape[0], 1, 1))
+_MAGNITUDE = reshape(lambda shape: (1, 1, shape[0]))
 
 
-def beats(patch: int) -> Table:
+def beats(patch_size: int) -> Table:
     """microsoft/unilm's names, with patches of `patch` x `patch`."""
     layer = "encoder.layers.{layer}."
     rules = [
-        Rule("patch_embedding.weight", "beats/patch_kernel", _patches(patch)),
-        *_norm("layer_norm", "beats/patch_norm"),
-        *_pair("post_extract_proj", "beats/patch_proj"),
-        Rule("encoder.pos_conv.0.weight_v", "beats/positional_conv/direction", CONV),
+        Rule("patch_embedding.weight", "beats/patch_kernel", _patches(patch_size)),
+        *_layer_norm("layer_norm", "beats/patch_norm"),
+        *_linear("post_extract_proj", "beats/patch_proj"),
+        Rule("encoder.pos_conv.0.weight_v", "beats/positional_conv/direction", CONV1D_KERNEL),
         Rule("encoder.pos_conv.0.weight_g", "beats/positional_conv/magnitude", _MAGNITUDE),
         Rule("encoder.pos_conv.0.bias", "beats/positional_conv/bias"),
-        *_norm("encoder.layer_norm", "beats/norm"),
+        *_layer_norm("encoder.layer_norm", "beats/norm"),
         Rule("encoder.layers.0.self_attn.relative_attention_bias.weight", "beats/relative_bias"),
         Rule(f"{layer}self_attn.grep_a", "beats/layers/gate_scale", _GATE_SCALE),
-        *_pair(f"{layer}self_attn.grep_linear", "beats/layers/gate"),
-        *_norm(f"{layer}self_attn_layer_norm", "beats/layers/attention_norm"),
-        *_norm(f"{layer}final_layer_norm", "beats/layers/ffn_norm"),
-        *_pair(f"{layer}fc1", "beats/layers/fc1"),
-        *_pair(f"{layer}fc2", "beats/layers/fc2"),
+        *_linear(f"{layer}self_attn.grep_linear", "beats/layers/gate"),
+        *_layer_norm(f"{layer}self_attn_layer_norm", "beats/layers/attention_norm"),
+        *_layer_norm(f"{layer}final_layer_norm", "beats/layers/ffn_norm"),
+        *_linear(f"{layer}fc1", "beats/layers/fc1"),
+        *_linear(f"{layer}fc2", "beats/layers/fc2"),
     ]
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        rules += _pair(f"{layer}self_attn.{name}", f"beats/layers/{name}")
+        rules += _linear(f"{layer}self_attn.{name}", f"beats/layers/{name}")
     return Table(
         "BEATs checkpoint",
         tuple(rules),
@@ -119,29 +127,29 @@ def beats(patch: int) -> Table:
     )
 
 
-_TIMES = "computed, not learned: rotary frequencies"
+_ROTARY_REASON = "computed, not learned: rotary frequencies"
 
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def llama(*, tied: bool) -> Table:
+def llama(*, tie_word_embeddings: bool) -> Table:
     """Hugging Face's names of the LLaMA family; `tied` embeddings may stand a second time as `lm_head`."""
     layer = "model.layers.{layer}."
     rules = [
         Rule("model.embed_tokens.weight", "llama/embedding"),
         Rule("model.norm.weight", "llama/norm/scale"),
-        Rule("lm_head.weight", "llama/lm_head/kernel", LINEAR),
+        Rule("lm_head.weight", "llama/lm_head/kernel", LINEAR_KERNEL),
         Rule(f"{layer}input_layernorm.weight", "llama/layers/attention_norm/scale"),
         Rule(f"{layer}post_attention_layernorm.weight", "llama/layers/ffn_norm/scale"),
     ]
     for name in _ATTENTION:
-        rules += _pair(f"{layer}self_attn.{name}", f"llama/layers/{name}", bias=False)
+        rules += _linear(f"{layer}self_attn.{name}", f"llama/layers/{name}", bias=False)
     for name in _MLP:
-        rules += _pair(f"{layer}mlp.{name}", f"llama/layers/{name}", bias=False)
-    ignored = [(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", _TIMES)]
-    if tied:
+        rules += _linear(f"{layer}mlp.{name}", f"llama/layers/{name}", bias=False)
+    ignored = [(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", _ROTARY_REASON)]
+    if tie_word_embeddings:
         ignored.append((r"lm_head\.weight", "a copy: the output projection is the embedding table"))
     return Table("LLaMA checkpoint", tuple(rules), tuple(ignored), "llama/")
 
@@ -149,22 +157,24 @@ def llama(*, tied: bool) -> Table:
 def _qformer() -> tuple[Rule, ...]:
     bert = "speech_Qformer.bert."
     layer = bert + "encoder.layer.{layer}."
-    rules = [*_norm(f"{bert}embeddings.LayerNorm", "qformer/norm")]
+    rules = [*_layer_norm(f"{bert}embeddings.LayerNorm", "qformer/norm")]
     for ours, theirs in (("attention", "attention"), ("cross_attention", "crossattention")):
         for name in ("query", "key", "value"):
-            rules += _pair(f"{layer}{theirs}.self.{name}", f"qformer/layers/{ours}/{name}")
-        rules += _pair(f"{layer}{theirs}.output.dense", f"qformer/layers/{ours}/dense")
-        rules += _norm(f"{layer}{theirs}.output.LayerNorm", f"qformer/layers/{ours}/norm")
-    rules += _pair(f"{layer}intermediate_query.dense", "qformer/layers/intermediate")
-    rules += _pair(f"{layer}output_query.dense", "qformer/layers/output")
-    rules += _norm(f"{layer}output_query.LayerNorm", "qformer/layers/norm")
+            rules += _linear(f"{layer}{theirs}.self.{name}", f"qformer/layers/{ours}/{name}")
+        rules += _linear(f"{layer}{theirs}.output.dense", f"qformer/layers/{ours}/dense")
+        rules += _layer_norm(f"{layer}{theirs}.output.LayerNorm", f"qformer/layers/{ours}/norm")
+    rules += _linear(f"{layer}intermediate_query.dense", "qformer/layers/intermediate")
+    rules += _linear(f"{layer}output_query.dense", "qformer/layers/output")
+    rules += _layer_norm(f"{layer}output_query.LayerNorm", "qformer/layers/norm")
     return tuple(rules)
 
 
 def _lora(prefix: str, suffix: str) -> tuple[Rule, ...]:
     layer = prefix + "model.layers.{layer}."
     return tuple(
-        Rule(f"{layer}{block}.{name}.lora_{letter}{suffix}", f"llama/layers/{name}/lora_{letter.lower()}", LINEAR)
+        Rule(
+            f"{layer}{block}.{name}.lora_{letter}{suffix}", f"llama/layers/{name}/lora_{letter.lower()}", LINEAR_KERNEL
+        )
         for block, names in (("self_attn", _ATTENTION), ("mlp", _MLP))
         for name in names
         for letter in "AB"
@@ -175,15 +185,15 @@ def _lora(prefix: str, suffix: str) -> tuple[Rule, ...]:
 SALMONN = Table(
     "SALMONN checkpoint",
     (
-        Rule("speech_query_tokens", "query_tokens", FIRST),
-        *_norm("ln_speech", "ln_speech"),
-        *_norm("ln_audio", "ln_audio"),
-        *_pair("speech_llama_proj", "projection"),
+        Rule("speech_query_tokens", "query_tokens", SQUEEZE_FIRST_AXIS),
+        *_layer_norm("ln_speech", "ln_speech"),
+        *_layer_norm("ln_audio", "ln_audio"),
+        *_linear("speech_llama_proj", "projection"),
         *_qformer(),
         *_lora("llama_model.base_model.model.", ".default.weight"),
     ),
     (
-        (r"llama_model\..*\.rotary_emb\.inv_freq", _TIMES),
+        (r"llama_model\..*\.rotary_emb\.inv_freq", _ROTARY_REASON),
         (r"speech_Qformer\..*\.position_ids", "a counter, not a weight"),
         (r"beats\..*\.relative_attention_bias\.weight", "a frozen weight of BEATs, which its own file holds"),
     ),

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from salmonn_jax.errors import UserError, package
+from salmonn_jax.errors import UserError, import_optional
 
 SAFETENSORS_DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -37,7 +37,7 @@ _TORCH_DTYPES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class LazyTensor:
     """A tensor that is read when it is wanted."""
 
     shape: tuple[int, ...]
@@ -45,10 +45,10 @@ class Tensor:
     read: Callable[[], np.ndarray]
 
 
-Tensors = Mapping[str, Tensor]
+LazyStateDict = Mapping[str, LazyTensor]
 
 
-def open_directory(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def open_hf_directory(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """Opens a Hugging Face model directory: its `config.json` and the tensors of all its shards.
 
     Raises:
@@ -63,65 +63,69 @@ def open_directory(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, T
         if index.is_file():
             return config, _open_shards(directory, read_json(index))
         if (directory / name).is_file():
-            return config, open_file(directory / name)
+            return config, open_state_dict(directory / name)
     raise UserError(
         f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of one"
     )
 
 
-def _open_shards(directory: pathlib.Path, index: dict[str, Any]) -> dict[str, Tensor]:
+def _open_shards(directory: pathlib.Path, index: dict[str, Any]) -> dict[str, LazyTensor]:
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"the index of the shards in {directory} has no weight_map")
     missing = sorted({shard for shard in places.values() if not (directory / shard).is_file()})
     if missing:
         raise UserError(f"{directory} lacks {len(missing)} shard(s) of its index: {', '.join(missing)}")
-    found: dict[str, Tensor] = {}
+    found: dict[str, LazyTensor] = {}
     wrong = []
     for shard in sorted(set(places.values())):
-        opened = open_file(directory / shard)
+        opened = open_state_dict(directory / shard)
         wrong += [f"{name} is in {shard} and in another shard" for name in opened if name in found]
         wrong += [f"{name} is not in {shard}" for name, of in places.items() if of == shard and name not in opened]
         found |= opened
     if wrong:
-        raise UserError(f"the shards in {directory} are not what their index says: {listed(wrong)}")
+        raise UserError(f"the shards in {directory} are not what their index says: {summarize_by_layer(wrong)}")
     return found
 
 
-def listed(things: Sequence[str]) -> str:
+def summarize_by_layer(messages: Sequence[str]) -> str:
     """Names of tensors with what is said of them, those that differ in the number of a layer told as one."""
     groups: dict[str, list[str]] = {}
-    for thing in things:
+    for thing in messages:
         groups.setdefault(re.sub(r"\.\d+\.", ".*.", thing), []).append(thing)
     return "; ".join(of[0] if len(of) == 1 else f"{pattern} ({len(of)} times)" for pattern, of in groups.items())
 
 
-def open_file(path: pathlib.Path) -> dict[str, Tensor]:
+def open_state_dict(path: pathlib.Path) -> dict[str, LazyTensor]:
     """Opens a file of tensors by name. Raises UserError if it is missing, cut short or holds something else."""
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
-    return tensors_of(load_torch(path), path)
+    return lazy_state_dict(load_torch(path), path)
 
 
-def tensors_of(tensors: Any, path: pathlib.Path, *inside: str) -> dict[str, Tensor]:
+def lazy_state_dict(state_dict: Any, path: pathlib.Path, *keys: str) -> dict[str, LazyTensor]:
     """The tensors of a loaded torch state dict, which lies in the file `path` under the keys `inside`.
 
     Raises:
       UserError: it is no state dict, or holds tensors of a dtype that cannot be converted.
     """
-    torch = package("torch", "convert")
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    torch = import_optional("torch", "convert")
+    if not isinstance(state_dict, Mapping) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise UserError(f"{path} is not a dictionary of tensors; `inspect` tells what it is")
     mapped = zipfile.is_zipfile(path)
     found = {}
-    for name, value in tensors.items():
+    for name, value in state_dict.items():
         kind = str(value.dtype).removeprefix("torch.")
         if kind not in _TORCH_DTYPES:
             raise UserError(f"{path}: {name} is of dtype {kind}, which cannot be converted")
         # Opened anew for each tensor: pages of a file that stays mapped count as memory until the end.
-        read = functools.partial(_reopen, path, (*inside, name)) if mapped else functools.partial(_to_numpy, value)
-        found[name] = Tensor(tuple(value.shape), _TORCH_DTYPES[kind], read)
+        read = (
+            functools.partial(_read_torch_tensor, path, (*keys, name))
+            if mapped
+            else functools.partial(_to_numpy, value)
+        )
+        found[name] = LazyTensor(tuple(value.shape), _TORCH_DTYPES[kind], read)
     return found
 
 
@@ -131,7 +135,7 @@ def load_torch(path: pathlib.Path) -> Any:
     Raises:
       UserError: it is missing, cut short, not a torch file, or needs code to be run.
     """
-    torch = package("torch", "convert")
+    torch = import_optional("torch", "convert")
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -168,9 +172,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _reopen(path: pathlib.Path, place: tuple[str, ...]) -> np.ndarray:
+def _read_torch_tensor(path: pathlib.Path, keys: tuple[str, ...]) -> np.ndarray:
     found = load_torch(path)
-    for key in place:
+    for key in keys:
         found = found[key]
     return _to_numpy(found)
 
@@ -184,8 +188,8 @@ def _to_numpy(tensor: Any) -> np.ndarray:
     return tensor.numpy()
 
 
-def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
-    safetensors = package("safetensors", "convert")
+def _open_safetensors(path: pathlib.Path) -> dict[str, LazyTensor]:
+    safetensors = import_optional("safetensors", "convert")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
 
@@ -202,7 +206,7 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
                 dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
                 if dtype is None:
                     raise UserError(f"{path}: {name} is of dtype {part.get_dtype()}, which cannot be converted")
-                found[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(read, name))
+                found[name] = LazyTensor(tuple(part.get_shape()), dtype, functools.partial(read, name))
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is cut short or not a safetensors file ({error})") from None
     return found

@@ -16,17 +16,17 @@ from salmonn_jax import model_directory, weights
 from salmonn_jax.config import LlamaConfig, ModelConfig
 from salmonn_jax.conversion import mapping, safetensors_writer, tables
 from salmonn_jax.conversion.mapping import Destination
-from salmonn_jax.conversion.safetensors_writer import Made
-from salmonn_jax.conversion.to_jax import trained_paths
-from salmonn_jax.errors import UserError, package
-from salmonn_jax.files import finished
+from salmonn_jax.conversion.safetensors_writer import PendingTensor
+from salmonn_jax.conversion.to_jax import original_trainable_paths
+from salmonn_jax.errors import UserError, import_optional
+from salmonn_jax.files import atomic_output
 from salmonn_jax.tokenizer import load_tokenizer
-from salmonn_jax.weights import Stored
+from salmonn_jax.weights import StoredParam
 
-SHARD_BYTES = 5_000_000_000  # of one file of a merged LLaMA
+MAX_SHARD_BYTES = 5_000_000_000  # of one file of a merged LLaMA
 
 
-def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
+def write_salmonn_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
     """Writes what was trained as the original's `.pth`: `model`, and a `config` that says what tensors cannot.
 
     Args:
@@ -37,7 +37,7 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
       UserError: `directory` is not a SALMONN, or not one that the original can run, or `output` exists.
       OSError: the disk is full, or fails. Nothing is left.
     """
-    torch = package("torch", "convert")
+    torch = import_optional("torch", "convert")
     config, params = _open(directory)
     if config.qformer is None:
         raise UserError(f"{directory} holds one part of a model: it has nothing that SALMONN trains")
@@ -46,9 +46,9 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
             f"{directory} has model.audio.tokens={config.audio.tokens}: its language model reads fewer audio tokens "
             "than the original would give it; to-torch peft and llama write what does not depend on it"
         )
-    trained = {path: params[path] for path in trained_paths(params)}
+    trained = {path: params[path] for path in original_trainable_paths(params)}
     wanted = mapping.destinations(tables.SALMONN, {path: value.shape for path, value in trained.items()})
-    model = {name: _to_torch(_theirs(trained, to)) for name, to in wanted.items()}
+    model = {name: _to_torch(_torch_array(trained, to)) for name, to in wanted.items()}
     told = {
         "prompt_template": config.prompt_template,
         "num_speech_query_token": config.qformer.num_speech_query_token,
@@ -60,11 +60,11 @@ def write_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
         "lora_alpha": config.lora.alpha,
         "lora_dropout": config.lora.dropout,
     }
-    with finished(output) as unfinished, unfinished.open("wb") as file:
+    with atomic_output(output) as unfinished, unfinished.open("wb") as file:
         torch.save({"model": model, "config": {"model": told}}, file)
 
 
-def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
+def write_peft_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
     """Writes the adapters as a PEFT directory, to be laid over the language model on its own.
 
     Args:
@@ -92,15 +92,15 @@ def write_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
         "inference_mode": True,
         "base_model_name_or_path": None,
     }
-    with finished(output) as unfinished:
+    with atomic_output(output) as unfinished:
         unfinished.mkdir()
-        made = {name: _made(adapters, to, _theirs) for name, to in wanted.items()}
+        made = {name: _pending_tensor(adapters, to, _torch_array) for name, to in wanted.items()}
         safetensors_writer.write(unfinished / "adapter_model.safetensors", made)
         _write_json(unfinished / "adapter_config.json", described)
 
 
-def write_llama(
-    directory: pathlib.Path, output: pathlib.Path, written: Callable[[int], object] = lambda count: None
+def write_hf_llama(
+    directory: pathlib.Path, output: pathlib.Path, on_write: Callable[[int], object] = lambda count: None
 ) -> None:
     """Writes the language model as a Hugging Face directory, its adapters merged into it.
 
@@ -120,19 +120,19 @@ def write_llama(
     if config.llama is None:
         raise UserError(f"{directory} holds no language model")
     shapes = {p: x.shape for p, x in params.items() if p.startswith("llama/") and "/lora_" not in p}
-    wanted = mapping.destinations(tables.llama(tied=config.llama.tie_word_embeddings), shapes)
-    merge = functools.partial(_merged, scale=config.lora.scale)
-    made = {name: _made(params, to, merge) for name, to in wanted.items()}
-    shards = _shards({name: tensor.bytes for name, tensor in made.items()})
+    wanted = mapping.destinations(tables.llama(tie_word_embeddings=config.llama.tie_word_embeddings), shapes)
+    merge = functools.partial(_merged_torch_array, scale=config.lora.scale)
+    made = {name: _pending_tensor(params, to, merge) for name, to in wanted.items()}
+    shards = _shards({name: tensor.nbytes for name, tensor in made.items()})
     tokenizer = _special_tokens(directory)
-    with finished(output) as unfinished:
+    with atomic_output(output) as unfinished:
         unfinished.mkdir()
         places = {}
         for i, names in enumerate(shards):
             shard = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-            safetensors_writer.write(unfinished / shard, {name: made[name] for name in names}, written)
+            safetensors_writer.write(unfinished / shard, {name: made[name] for name in names}, on_write)
             places |= dict.fromkeys(names, shard)
-        index = {"metadata": {"total_size": sum(x.bytes for x in made.values())}, "weight_map": places}
+        index = {"metadata": {"total_size": sum(x.nbytes for x in made.values())}, "weight_map": places}
         _write_json(unfinished / "model.safetensors.index.json", index)
         model_directory.copy_tokenizer(pathlib.Path(directory), unfinished)
         dtype = str(params["llama/embedding"].dtype)
@@ -145,39 +145,43 @@ def llama_bytes(directory: pathlib.Path) -> int:
     return sum(_size(x) for path, x in params.items() if path.startswith("llama/") and "/lora_" not in path)
 
 
-def _open(directory: pathlib.Path) -> tuple[ModelConfig, dict[str, Stored]]:
+def _open(directory: pathlib.Path) -> tuple[ModelConfig, dict[str, StoredParam]]:
     """The configuration and the parameters on disk, what was trained in the place of what it was trained from."""
     directory = pathlib.Path(directory)
-    description = model_directory.read_description(directory)
+    description = model_directory.read_config_json(directory)
     config = configuration.from_dict(ModelConfig, description["model"])
-    params = weights.stored(model_directory.base_of(directory, description).path)
+    params = weights.open_params(model_directory.find_base(directory, description).path)
     delta = model_directory.latest_delta(directory)
-    return config, params if delta is None else params | weights.stored(delta)
+    return config, params if delta is None else params | weights.open_params(delta)
 
 
-def _theirs(params: dict[str, Stored], to: Destination) -> np.ndarray:
+def _torch_array(params: dict[str, StoredParam], destination: Destination) -> np.ndarray:
     """The tensor of theirs that goes to `to`."""
-    return to.how.to_theirs(params[to.path].read(to.layer))
+    return destination.transform.to_torch(params[destination.path].read(destination.layer))
 
 
-def _merged(params: dict[str, Stored], to: Destination, *, scale: float) -> np.ndarray:
+def _merged_torch_array(params: dict[str, StoredParam], destination: Destination, *, scale: float) -> np.ndarray:
     """As `_theirs`, with the adapter of the parameter, if it has one, added."""
-    adapter = to.path.removesuffix("kernel") + "lora_"
+    adapter = destination.path.removesuffix("kernel") + "lora_"
     if adapter + "a" not in params:
-        return _theirs(params, to)
-    kernel = params[to.path].read(to.layer)
-    low, high = (params[adapter + letter].read(to.layer).astype(np.float32) for letter in "ab")
+        return _torch_array(params, destination)
+    kernel = params[destination.path].read(destination.layer)
+    low, high = (params[adapter + letter].read(destination.layer).astype(np.float32) for letter in "ab")
     if not high.any():  # nothing to add, and a sum would lose the sign of a zero
-        return to.how.to_theirs(kernel)
+        return destination.transform.to_torch(kernel)
     merged = kernel.astype(np.float32) + np.float32(scale) * (low @ high)
-    return to.how.to_theirs(merged.astype(kernel.dtype))
+    return destination.transform.to_torch(merged.astype(kernel.dtype))
 
 
-def _made(params: dict[str, Stored], to: Destination, make: Callable[..., np.ndarray]) -> Made:
-    return Made(to.shape, params[to.path].dtype, functools.partial(make, params, to))
+def _pending_tensor(
+    params: dict[str, StoredParam], destination: Destination, compute: Callable[..., np.ndarray]
+) -> PendingTensor:
+    return PendingTensor(
+        destination.torch_shape, params[destination.path].dtype, functools.partial(compute, params, destination)
+    )
 
 
-def _size(value: Stored) -> int:
+def _size(value: StoredParam) -> int:
     return int(np.prod(value.shape)) * value.dtype.itemsize
 
 
@@ -185,7 +189,7 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
     """Names in the order of layers, as many together as fit into a shard."""
     shards, filled = [[]], 0
     for name in sorted(sizes, key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")]):
-        if shards[-1] and filled + sizes[name] > SHARD_BYTES:
+        if shards[-1] and filled + sizes[name] > MAX_SHARD_BYTES:
             shards.append([])
             filled = 0
         shards[-1].append(name)
@@ -227,7 +231,7 @@ def _special_tokens(directory: pathlib.Path) -> dict[str, int]:
         tokenizer = load_tokenizer(directory)
     except UserError:  # a language model may have been converted without one
         return {}
-    return {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
 
 
 def _to_torch(value: np.ndarray):

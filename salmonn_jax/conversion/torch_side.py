@@ -22,27 +22,27 @@ import numpy as np
 
 from salmonn_jax.config import SAMPLE_RATE, ModelConfig
 from salmonn_jax.conversion import tensors
-from salmonn_jax.errors import UserError, package
+from salmonn_jax.errors import UserError, import_optional
 
-Stages = dict[str, np.ndarray]
+Activations = dict[str, np.ndarray]
 
 
-def whisper_stages(path: pathlib.Path, pcm: np.ndarray) -> Stages:
+def whisper_activations(path: pathlib.Path, pcm: np.ndarray) -> Activations:
     """Whisper's encoder on int16[samples]: features float[M,2T], layers and output float[T,D]."""
     import torch
 
-    heard, encoder, layers = (_whisper if pathlib.Path(path).is_dir() else _openai_whisper)(path, pcm / 32768.0)
-    with torch.no_grad(), _kept(layers, "whisper") as kept:
+    heard, encoder, layers = (_hf_whisper if pathlib.Path(path).is_dir() else _openai_whisper)(path, pcm / 32768.0)
+    with torch.no_grad(), _record_hidden_states(layers, "whisper") as kept:
         output = encoder(heard[None])
     output = output if isinstance(output, torch.Tensor) else output.last_hidden_state
     return {"whisper features": heard.numpy(), **kept, "whisper output": output[0].numpy()}
 
 
-def _whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
+def _hf_whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
     """Features, encoder and its layers, by transformers."""
     import torch
 
-    transformers = _package("transformers")
+    transformers = _import_package("transformers")
     model = transformers.WhisperModel.from_pretrained(path, dtype=torch.float32).encoder.eval()
     extractor = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
     heard = extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
@@ -51,7 +51,7 @@ def _whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
 
 def _openai_whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
     """The same by OpenAI's package, which alone opens its files."""
-    whisper = _package("whisper")
+    whisper = _import_package("whisper")
     loaded = tensors.load_torch(path)
     model = whisper.model.Whisper(whisper.model.ModelDimensions(**loaded["dims"]))
     model.load_state_dict(loaded["model_state_dict"])
@@ -60,35 +60,37 @@ def _openai_whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, 
     return heard, model.encoder.eval().float(), model.encoder.blocks
 
 
-def beats_stages(path: pathlib.Path, pcm: np.ndarray) -> Stages:
+def beats_activations(path: pathlib.Path, pcm: np.ndarray) -> Activations:
     """BEATs on int16[samples], alone and not padded: features float[frames,M], layers float[T,D]."""
     import torch
 
     fbank = _kaldi_fbank(pcm)
-    with without_torchaudio():
-        encoder = _package("openbeats.beats_encoder")
+    with stub_torchaudio():
+        encoder = _import_package("openbeats.beats_encoder")
     loaded = tensors.load_torch(path)
     model = encoder.BeatsEncoder(input_size=1, beats_config=loaded["cfg"]).eval()
     left = model.load_state_dict(loaded["model"], strict=False)
     ours = [name for name in left.missing_keys if not name.startswith(("patch_embedding_pad", "raw2fbank_pad"))]
     if ours:
         raise UserError(f"openbeats finds no {ours[0]} in {path}")
-    with torch.no_grad(), _kept(model.encoder.layers, "beats", swapped=True) as kept:
+    with torch.no_grad(), _record_hidden_states(model.encoder.layers, "beats", batch_second=True) as kept:
         output = model.extract_features(torch.from_numpy(fbank)[None], skip_fbank_extraction=True)[0][0]
     features = (fbank - model.fbank_mean) / (2 * model.fbank_std)
     return {"beats features": features, **kept, "beats output": output.numpy()}
 
 
-def audio_stages(path: pathlib.Path, config: ModelConfig, speech: np.ndarray, sound: np.ndarray | None) -> Stages:
+def qformer_activations(
+    path: pathlib.Path, config: ModelConfig, whisper_output: np.ndarray, beats_output: np.ndarray | None
+) -> Activations:
     """From the encoders' outputs float[T,D] to audio tokens float[W*Q,D], with the weights of a SALMONN `.pth`."""
     import torch
 
-    transformers = _package("transformers")
+    transformers = _import_package("transformers")
     trained = tensors.load_torch(path)["model"]
     q = config.qformer
-    heard = _normed(torch.from_numpy(speech), trained, "ln_speech")
-    if sound is not None:
-        other = _normed(torch.from_numpy(sound), trained, "ln_audio")[: len(heard)]
+    heard = _layer_norm(torch.from_numpy(whisper_output), trained, "ln_speech")
+    if beats_output is not None:
+        other = _layer_norm(torch.from_numpy(beats_output), trained, "ln_audio")[: len(heard)]
         other = torch.nn.functional.pad(other, (0, 0, 0, len(heard) - len(other)))
         heard = torch.cat([heard, other], dim=-1)
     windows = heard.unfold(0, q.window_frames, q.stride_frames).transpose(1, 2)  # [W,window,D]
@@ -102,23 +104,23 @@ def audio_stages(path: pathlib.Path, config: ModelConfig, speech: np.ndarray, so
             cross_attention_frequency=1,
         )
     ).eval()
-    model.load_state_dict(_blip2_names(trained))
+    model.load_state_dict(_blip2_state_dict(trained))
     queries = trained["speech_query_tokens"].expand(len(windows), -1, -1)
-    with torch.no_grad(), _kept(model.encoder.layer, "qformer", batched=True) as kept:
+    with torch.no_grad(), _record_hidden_states(model.encoder.layer, "qformer", keep_batch=True) as kept:
         read = model(query_embeds=queries, encoder_hidden_states=windows).last_hidden_state
         weight, bias = trained["speech_llama_proj.weight"], trained["speech_llama_proj.bias"]
         tokens = torch.nn.functional.linear(read, weight, bias).flatten(0, 1)
     return {"encoder frames": heard.numpy(), **kept, "audio tokens": tokens.numpy()}
 
 
-def llama_stages(
+def llama_activations(
     path: pathlib.Path,
     tokens: np.ndarray,
-    slots: np.ndarray,
+    audio_slots: np.ndarray,
     audio_tokens: np.ndarray | None,
     checkpoint: pathlib.Path | None,
     config: ModelConfig,
-) -> Stages:
+) -> Activations:
     """The language model on one question: layers float[S,D] and logits float[S,V].
 
     Args:
@@ -130,22 +132,22 @@ def llama_stages(
     """
     import torch
 
-    transformers = _package("transformers")
+    transformers = _import_package("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     layers, embed = model.model.layers, model.get_input_embeddings()
     if checkpoint is not None and config.lora.target_modules:
         model = _with_adapters(model, checkpoint, config).eval()
-    with torch.no_grad(), _kept(layers, "llama") as kept:
+    with torch.no_grad(), _record_hidden_states(layers, "llama") as kept:
         x = embed(torch.from_numpy(tokens))
         if audio_tokens is not None:
-            heard = torch.from_numpy(audio_tokens[np.maximum(slots, 0)])
-            x = torch.where(torch.from_numpy(slots >= 0)[:, None], heard, x)
+            heard = torch.from_numpy(audio_tokens[np.maximum(audio_slots, 0)])
+            x = torch.where(torch.from_numpy(audio_slots >= 0)[:, None], heard, x)
         logits = model(inputs_embeds=x[None]).logits[0]
     return {**kept, "logits": logits[:, : config.llama.vocab_size].numpy()}
 
 
 def _with_adapters(model: Any, checkpoint: pathlib.Path, config: ModelConfig) -> Any:
-    peft = _package("peft")
+    peft = _import_package("peft")
     lora = peft.LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
@@ -162,13 +164,13 @@ def _with_adapters(model: Any, checkpoint: pathlib.Path, config: ModelConfig) ->
     return model
 
 
-def _normed(x: Any, trained: dict[str, Any], name: str) -> Any:
+def _layer_norm(x: Any, trained: dict[str, Any], name: str) -> Any:
     import torch
 
     return torch.nn.functional.layer_norm(x, x.shape[-1:], trained[f"{name}.weight"], trained[f"{name}.bias"])
 
 
-def _blip2_names(trained: dict[str, Any]) -> dict[str, Any]:
+def _blip2_state_dict(trained: dict[str, Any]) -> dict[str, Any]:
     """The Q-Former's weights under the names of transformers' BLIP-2, from which the original took it."""
     prefix = "speech_Qformer.bert."
     found = {}
@@ -180,17 +182,19 @@ def _blip2_names(trained: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _kept(layers: Any, name: str, *, swapped: bool = False, batched: bool = False) -> Iterator[Stages]:
+def _record_hidden_states(
+    layers: Any, name: str, *, batch_second: bool = False, keep_batch: bool = False
+) -> Iterator[Activations]:
     """While it lasts, keeps what enters the first of `layers` and what leaves each, under `name layer i`.
 
     `swapped`: the batch is the second axis. `batched`: the batch is windows, and is kept.
     """
-    kept: Stages = {}
+    kept: Activations = {}
 
     def keep(index: int, value: Any) -> None:
         value = value[0] if isinstance(value, tuple) else value
-        value = value.transpose(0, 1) if swapped else value
-        kept[f"{name} layer {index}"] = (value if batched else value[0]).float().numpy().copy()
+        value = value.transpose(0, 1) if batch_second else value
+        kept[f"{name} layer {index}"] = (value if keep_batch else value[0]).float().numpy().copy()
 
     def before(module, args, kwargs):
         keep(0, args[0] if args else next(iter(kwargs.values())))
@@ -207,7 +211,7 @@ def _kept(layers: Any, name: str, *, swapped: bool = False, batched: bool = Fals
 
 def _kaldi_fbank(pcm: np.ndarray) -> np.ndarray:
     """Kaldi's 128-bin log filter bank float32[frames,128] of int16[samples]."""
-    utilities = _package("transformers.audio_utils")
+    utilities = _import_package("transformers.audio_utils")
     filters = utilities.mel_filter_bank(
         num_frequency_bins=257,
         num_mel_filters=128,
@@ -234,7 +238,7 @@ def _kaldi_fbank(pcm: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def without_torchaudio() -> Iterator[None]:
+def stub_torchaudio() -> Iterator[None]:
     """openbeats imports torchaudio for a filter bank that is not asked of it; a stand-in does where it is absent."""
     try:
         import torchaudio  # noqa: F401
@@ -251,8 +255,8 @@ def without_torchaudio() -> Iterator[None]:
         yield
 
 
-def _package(name: str) -> Any:
-    found = package(name, "compare")
+def _import_package(name: str) -> Any:
+    found = import_optional(name, "compare")
     if name == "transformers":
         found.utils.logging.disable_progress_bar()
     return found

@@ -20,7 +20,9 @@ RELEASED = {
 _COMPARED = ("vocab_size", "num_hidden_layers", "rms_norm_eps", "max_position_embeddings")
 
 
-def check(width: int, checkpoint: pathlib.Path, llama: LlamaConfig, llm: pathlib.Path, *, own: bool) -> None:
+def check_llm(
+    hidden_size: int, checkpoint: pathlib.Path, llama_config: LlamaConfig, llm: pathlib.Path, *, own_checkpoint: bool
+) -> None:
     """Raises UserError if the language model in `llm` is not the one that `checkpoint` was trained with.
 
     Args:
@@ -29,18 +31,19 @@ def check(width: int, checkpoint: pathlib.Path, llama: LlamaConfig, llm: pathlib
       llama: the configuration in `llm`.
       own: the user vouches for a checkpoint trained with another language model than the released ones.
     """
-    if width != llama.hidden_size:
-        wants = f", as {RELEASED[width][1]} is," if width in RELEASED else ""
+    if hidden_size != llama_config.hidden_size:
+        wants = f", as {RELEASED[hidden_size][1]} is," if hidden_size in RELEASED else ""
         raise UserError(
-            f"{checkpoint} goes with a language model {width} wide{wants} and {llm} is {llama.hidden_size} wide"
+            f"{checkpoint} goes with a language model {hidden_size} wide{wants} and {llm} is "
+            f"{llama_config.hidden_size} wide"
         )
-    if own or width not in RELEASED:
+    if own_checkpoint or hidden_size not in RELEASED:
         return
-    model, wanted, expected = RELEASED[width]
+    model, wanted, expected = RELEASED[hidden_size]
     wrong = [
-        f"{field} is {getattr(llama, field)} and not {getattr(expected, field)}"
+        f"{field} is {getattr(llama_config, field)} and not {getattr(expected, field)}"
         for field in _COMPARED
-        if getattr(llama, field) != getattr(expected, field)
+        if getattr(llama_config, field) != getattr(expected, field)
     ]
     if wrong:
         raise UserError(

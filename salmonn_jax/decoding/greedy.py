@@ -12,17 +12,17 @@ from salmonn_jax.models.llama import KVCache, causal_mask, log_probabilities
 from salmonn_jax.models.salmonn import Salmonn
 
 
-class Prompts(NamedTuple):
+class PromptBatch(NamedTuple):
     """Rows of prompts, padded at the end, with their clips (the fields of `salmonn_jax.batch.Batch`)."""
 
     pcm: Array  # int16[A,N]
     pcm_length: Array  # int32[A]
     tokens: Array  # int32[R,S]
     audio_slot: Array  # int32[R,S]
-    length: Array  # int32[R] tokens of each prompt
+    prompt_length: Array  # int32[R] tokens of each prompt
 
 
-class Decoded(NamedTuple):
+class DecodeResult(NamedTuple):
     """What was decoded."""
 
     tokens: Array  # int32[R,max_new_tokens]; after a row's end, its end token
@@ -31,32 +31,34 @@ class Decoded(NamedTuple):
     score: Array  # float32[R] sum of the log-probabilities of its tokens
 
 
-class Decoding(NamedTuple):
+class DecodeState(NamedTuple):
     """Rows in the middle of being decoded."""
 
     step: Array  # int32 scalar: tokens written
     tokens: Array  # int32[R,max_new_tokens]
     score: Array
     finished: Array
-    next: Array  # float32[R,V] logits of the token to be chosen
+    next_logits: Array  # float32[R,V] logits of the token to be chosen
     cache: KVCache
 
 
 def prefill(
-    model: Salmonn, prompts: Prompts, *, max_new_tokens: int, end: int, lora_scale: Array | float | None
-) -> Decoding:
+    model: Salmonn, prompts: PromptBatch, *, max_new_tokens: int, eos_token_id: int, lora_scale: Array | float | None
+) -> DecodeState:
     """Hears the clips and reads the prompts: everything before the first token. Traceable."""
     rows, width = prompts.tokens.shape
-    own = _own(prompts)
-    x = model.splice(prompts.tokens, prompts.audio_slot, model.encode_audio(prompts.pcm, prompts.pcm_length))
+    own = _prompt_mask(prompts)
+    x = model.merge_audio_tokens(
+        prompts.tokens, prompts.audio_slot, model.encode_audio(prompts.pcm, prompts.pcm_length)
+    )
     cache = model.llama.empty_cache(rows, width + max_new_tokens, model.dtype)
     mask = jnp.pad(causal_mask(own.astype(jnp.int32)), ((0, 0), (0, 0), (0, max_new_tokens)))
     positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
     hidden, cache = model.llama(x, positions, mask, lora_scale=lora_scale, cache=cache)
-    last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
-    return Decoding(
+    last = jnp.take_along_axis(hidden, (prompts.prompt_length - 1)[:, None, None], axis=1)[:, 0]
+    return DecodeState(
         jnp.zeros((), jnp.int32),
-        jnp.full((rows, max_new_tokens), end, jnp.int32),
+        jnp.full((rows, max_new_tokens), eos_token_id, jnp.int32),
         jnp.zeros(rows, jnp.float32),
         jnp.zeros(rows, bool),
         model.llama.logits(last),
@@ -65,37 +67,37 @@ def prefill(
 
 
 def decode_step(
-    model: Salmonn, prompts: Prompts, state: Decoding, *, end: int, lora_scale: Array | float | None
-) -> Decoding:
+    model: Salmonn, prompts: PromptBatch, state: DecodeState, *, eos_token_id: int, lora_scale: Array | float | None
+) -> DecodeState:
     """Chooses the next token of every row and reads it. Traceable."""
     width = prompts.tokens.shape[1]
     slots = jnp.arange(width + state.tokens.shape[1])
-    log_probability = log_probabilities(state.next, model.config.pad_classes)
-    chosen = jnp.where(state.finished, end, state.next.argmax(-1)).astype(jnp.int32)
+    log_probability = log_probabilities(state.next_logits, model.config.pad_classes)
+    chosen = jnp.where(state.finished, eos_token_id, state.next_logits.argmax(-1)).astype(jnp.int32)
     gained = jnp.take_along_axis(log_probability, chosen[:, None], axis=1)[:, 0]
     # All rows write slot width + step; what differs between them is the position the token is rotated to.
-    readable = jnp.pad(_own(prompts), ((0, 0), (0, state.tokens.shape[1])))
+    readable = jnp.pad(_prompt_mask(prompts), ((0, 0), (0, state.tokens.shape[1])))
     seen = readable | ((slots >= width) & (slots <= width + state.step))
     hidden, cache = model.llama(
         model.llama.embed(chosen[:, None]).astype(model.dtype),
-        (prompts.length + state.step)[:, None],
+        (prompts.prompt_length + state.step)[:, None],
         seen[:, None],
         lora_scale=lora_scale,
         cache=state.cache,
     )
-    return Decoding(
+    return DecodeState(
         state.step + 1,
         state.tokens.at[:, state.step].set(chosen),
         state.score + jnp.where(state.finished, 0.0, gained),
-        state.finished | (chosen == end),
+        state.finished | (chosen == eos_token_id),
         model.llama.logits(hidden[:, 0]),
         cache,
     )
 
 
 def generate(
-    model: Salmonn, prompts: Prompts, *, max_new_tokens: int, end: int, lora_scale: Array | float | None
-) -> Decoded:
+    model: Salmonn, prompts: PromptBatch, *, max_new_tokens: int, eos_token_id: int, lora_scale: Array | float | None
+) -> DecodeResult:
     """Decodes each row until it emits `end` or has `max_new_tokens`. Traceable; stops when all rows have ended.
 
     Rows are independent of each other: a row's positions run on from its own prompt, and the slots of the cache that
@@ -103,15 +105,15 @@ def generate(
     """
     state = jax.lax.while_loop(
         lambda state: (state.step < max_new_tokens) & ~state.finished.all(),
-        lambda state: decode_step(model, prompts, state, end=end, lora_scale=lora_scale),
-        prefill(model, prompts, max_new_tokens=max_new_tokens, end=end, lora_scale=lora_scale),
+        lambda state: decode_step(model, prompts, state, eos_token_id=eos_token_id, lora_scale=lora_scale),
+        prefill(model, prompts, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, lora_scale=lora_scale),
     )
     written = jnp.arange(max_new_tokens) < state.step
-    ended = (state.tokens == end) & written
+    ended = (state.tokens == eos_token_id) & written
     length = jnp.where(ended.any(axis=1), ended.argmax(axis=1) + 1, state.step)
-    return Decoded(state.tokens, length, state.finished, state.score)
+    return DecodeResult(state.tokens, length, state.finished, state.score)
 
 
-def _own(prompts: Prompts) -> Array:
+def _prompt_mask(prompts: PromptBatch) -> Array:
     """bool[R,S]: tokens of the prompts, as opposed to padding."""
-    return jnp.arange(prompts.tokens.shape[1]) < prompts.length[:, None]
+    return jnp.arange(prompts.tokens.shape[1]) < prompts.prompt_length[:, None]

@@ -14,7 +14,7 @@ from salmonn_jax.errors import UserError
 
 RESAMPLES = 1000
 SEED = 0
-Z = 1.959964  # standard deviations that hold 95 % of a normal distribution
+Z_SCORE_95 = 1.959964  # standard deviations that hold 95 % of a normal distribution
 APOSTROPHES = "'\N{RIGHT SINGLE QUOTATION MARK}"
 
 
@@ -44,10 +44,10 @@ def normalise(text: str) -> str:
     space made one space, none at the ends. Letters, marks and digits of every script stay as they are: numbers are not
     spelt out, and a sentence in a script without spaces counts as one word.
     """
-    return " ".join("".join(map(_fold, unicodedata.normalize("NFKC", text).lower())).split())
+    return " ".join("".join(map(_normalise_character, unicodedata.normalize("NFKC", text).lower())).split())
 
 
-def same(reference: str, prediction: str) -> bool:
+def is_exact_match(reference: str, prediction: str) -> bool:
     """Whether two texts are equal after normalisation."""
     return normalise(reference) == normalise(prediction)
 
@@ -68,7 +68,7 @@ def word_error_rate(references: Sequence[str], predictions: Sequence[str]) -> Sc
     words = np.array([len(reference.split()) for reference, _ in pairs])
     if not words.any():
         raise UserError("no reference has a word, so there is no word error rate; check the answers of these clips")
-    edits = np.array([_edits(reference, prediction) for reference, prediction in pairs])
+    edits = np.array([_word_edit_distance(reference, prediction) for reference, prediction in pairs])
     low, high = _bootstrap(edits, words)
     return Score("wer", float(edits.sum() / words.sum()), len(pairs), low, high)
 
@@ -85,12 +85,12 @@ def accuracy(references: Sequence[str], predictions: Sequence[str]) -> Score:
     for number, (reference, _) in enumerate(pairs, start=1):
         if not normalise(reference):
             raise UserError(f"reference {number} of {len(pairs)} has no word to match; check the answer of that clip")
-    value = sum(same(reference, prediction) for reference, prediction in pairs) / len(pairs)
+    value = sum(is_exact_match(reference, prediction) for reference, prediction in pairs) / len(pairs)
     low, high = _wilson(value, len(pairs))
     return Score("accuracy", value, len(pairs), low, high)
 
 
-def _fold(character: str) -> str:
+def _normalise_character(character: str) -> str:
     category = unicodedata.category(character)
     if character in APOSTROPHES or category == "Cf":
         return ""
@@ -102,7 +102,7 @@ def _require_clips(pairs: Sequence[tuple[str, str]]) -> None:
         raise UserError("there is no clip to score; check the split and the task")
 
 
-def _edits(reference: str, prediction: str) -> int:
+def _word_edit_distance(reference: str, prediction: str) -> int:
     """Word edits between two normalised texts."""
     # jiwer's own treatment of empty texts has changed between its versions.
     if not reference or not prediction:
@@ -124,8 +124,8 @@ def _bootstrap(edits: np.ndarray, words: np.ndarray) -> tuple[float, float]:
 
 def _wilson(value: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share `value` of `count` clips."""
-    spread = Z**2 / count
+    spread = Z_SCORE_95**2 / count
     centre = (value + spread / 2) / (1 + spread)
-    half = Z * math.sqrt(value * (1 - value) / count + spread / (4 * count)) / (1 + spread)
+    half = Z_SCORE_95 * math.sqrt(value * (1 - value) / count + spread / (4 * count)) / (1 + spread)
     # At 0 and at 1 one end is the value itself, but for rounding.
     return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))

@@ -19,7 +19,7 @@ import numpy as np
 
 from salmonn_jax.errors import UserError
 
-Hearing = Literal["audio", "silence"]
+Condition = Literal["audio", "silence"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Prediction:
       task: a name from `salmonn_jax.evaluation.tasks.TASKS`.
       source: the data set the example comes from.
       split: the part of the data set, such as "test" or "unheard".
-      hearing: "audio" for an answer to the clip; "silence" for an answer to the same prompt with silence as its clip.
+      condition: "audio" for an answer to the clip; "silence" for an answer to the same prompt with silence as its clip.
       prompt: what the user said.
       reference: the right answer.
       prediction: the model's answer.
@@ -40,7 +40,7 @@ class Prediction:
       audio_seconds: length of the example's clip; 0 without one.
 
     Raises:
-      ValueError: a field of a wrong type, or a `hearing` that is neither of the two.
+      ValueError: a field of a wrong type, or a `condition` that is neither of the two.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Prediction:
     task: str
     source: str
     split: str
-    hearing: Hearing
+    condition: Condition
     prompt: str
     reference: str
     prediction: str
@@ -60,8 +60,8 @@ class Prediction:
             value = getattr(self, field.name)
             if not isinstance(value, (int, float) if field.name == "audio_seconds" else str):
                 raise ValueError(f"{field.name} must not be {value!r}")
-        if self.hearing not in get_args(Hearing):
-            raise ValueError(f"hearing must be one of {get_args(Hearing)}, not {self.hearing!r}")
+        if self.condition not in get_args(Condition):
+            raise ValueError(f"condition must be one of {get_args(Condition)}, not {self.condition!r}")
 
 
 def prediction_key(
@@ -70,17 +70,17 @@ def prediction_key(
     task: str,
     source: str,
     split: str,
-    hearing: Hearing,
+    condition: Condition,
     prompt: str,
     reference: str,
     audio: np.ndarray | None,
-    decode: Mapping[str, object],
-    weights: str,
+    generation_config: Mapping[str, object],
+    weights_fingerprint: str,
 ) -> str:
     """Names one question to one model: the hex SHA-256 of everything its answer and its score depend on.
 
     Args:
-      id, task, source, split, hearing, prompt, reference: as in `Prediction`.
+      id, task, source, split, condition, prompt, reference: as in `Prediction`.
       audio: the example's clip, int16[samples]; None for a text-only example.
       decode: the decoding settings, plain JSON values; their order does not matter.
       weights: fingerprint of the weights.
@@ -92,10 +92,10 @@ def prediction_key(
         raise ValueError(f"audio must be int16, not {audio.dtype}")
     question = {
         "row": [source, split, task, id, prompt, reference],
-        "hearing": hearing,
+        "condition": condition,
         "audio": None if audio is None else hashlib.sha256(audio.astype("<i2").tobytes()).hexdigest(),
-        "decode": dict(decode),
-        "weights": weights,
+        "generation_config": dict(generation_config),
+        "weights_fingerprint": weights_fingerprint,
     }
     canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -115,23 +115,23 @@ class PredictionLog:
       UserError: a finished line that is not a prediction, or a prediction that is there twice.
     """
 
-    def __init__(self, path: str | os.PathLike[str], others: Iterable[pathlib.Path] = ()) -> None:
+    def __init__(self, path: str | os.PathLike[str], other_paths: Iterable[pathlib.Path] = ()) -> None:
         self.path = pathlib.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+b")
         try:
             self._file.seek(0)
-            finished = _finished(self._file.read())
-            self._done = {prediction.key for prediction in _parse(self.path, finished)}
+            finished = _complete_lines(self._file.read())
+            self._completed_keys = {prediction.key for prediction in _parse(self.path, finished)}
             self._file.truncate(len(finished))
-            self._done |= {prediction.key for other in others for prediction in read(other)}
+            self._completed_keys |= {prediction.key for other in other_paths for prediction in read_predictions(other)}
         except BaseException:
             self._file.close()
             raise
 
-    def done(self) -> set[str]:
+    def completed_keys(self) -> set[str]:
         """The keys of the predictions in the file and the others."""
-        return set(self._done)
+        return set(self._completed_keys)
 
     def append(self, prediction: Prediction) -> None:
         """Writes one line and hands it to the operating system.
@@ -139,12 +139,12 @@ class PredictionLog:
         Raises:
           ValueError: a prediction with this key is in the file already.
         """
-        if prediction.key in self._done:
+        if prediction.key in self._completed_keys:
             raise ValueError(f"the prediction {prediction.key} of {prediction.id!r} is in {self.path} already")
         line = json.dumps(dataclasses.asdict(prediction), ensure_ascii=False, allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
-        self._done.add(prediction.key)
+        self._completed_keys.add(prediction.key)
 
     def close(self) -> None:
         self._file.close()
@@ -156,7 +156,7 @@ class PredictionLog:
         self.close()
 
 
-def read(path: str | os.PathLike[str]) -> list[Prediction]:
+def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     """The predictions in a file, in its order; an unfinished last line is left out and the file left as it is.
 
     Raises:
@@ -165,28 +165,28 @@ def read(path: str | os.PathLike[str]) -> list[Prediction]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"there is no prediction file {path}; run the evaluation first")
-    return list(_parse(path, _finished(path.read_bytes())))
+    return list(_parse(path, _complete_lines(path.read_bytes())))
 
 
-def files(directory: pathlib.Path) -> list[pathlib.Path]:
+def find_prediction_files(directory: pathlib.Path) -> list[pathlib.Path]:
     """The prediction files in a directory, one for each process that made some."""
     return sorted(directory.glob("predictions*.jsonl"))
 
 
-def file_of(directory: pathlib.Path, process: int) -> pathlib.Path:
+def prediction_path(directory: pathlib.Path, process_index: int) -> pathlib.Path:
     """The file into which a process writes."""
-    return directory / (f"predictions-{process}.jsonl" if process else "predictions.jsonl")
+    return directory / (f"predictions-{process_index}.jsonl" if process_index else "predictions.jsonl")
 
 
-def _finished(content: bytes) -> bytes:
+def _complete_lines(content: bytes) -> bytes:
     """The part of a file up to its last line end: a line is written with its end, so the rest was cut by a kill."""
     return content[: content.rfind(b"\n") + 1]
 
 
-def _parse(path: pathlib.Path, finished: bytes) -> Iterator[Prediction]:
+def _parse(path: pathlib.Path, content: bytes) -> Iterator[Prediction]:
     seen: dict[str, int] = {}
     # As bytes, which break at line ends only: a text may hold characters such as U+2028, where a str breaks too.
-    for number, line in enumerate(finished.splitlines(), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             prediction = Prediction(**json.loads(line))
         except (ValueError, TypeError) as error:

@@ -13,7 +13,7 @@ from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, prediction_key
 
 
-class Question(Protocol):
+class ExampleLike(Protocol):
     """What is asked: the fields of `data_pipelines.examples.Example` that evaluation reads."""
 
     id: str
@@ -26,44 +26,46 @@ class Question(Protocol):
 
 def predict(
     model: Model,
-    examples: Sequence[Question],
+    examples: Sequence[ExampleLike],
     log: PredictionLog,
     *,
     split: str,
-    hearing: str,
+    condition: str,
     batch_size: int,
     max_new_tokens: int,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> set[str]:
     """Answers the examples the log does not hold yet, and returns the keys of all of them.
 
     Args:
       share: (which, of how many) processes this is; each answers its own examples.
-      hearing: "audio", or "silence" to answer each question with a silent clip of the same length: what can be
+      condition: "audio", or "silence" to answer each question with a silent clip of the same length: what can be
         scored without hearing.
       batch_size: questions at a time; the last batch is filled up, so that one shape is compiled.
     """
     decode = {"method": "greedy", "max_new_tokens": max_new_tokens}
-    done, keys, open_questions = log.done(), set(), []
-    which, of = share
+    done, keys, open_questions = log.completed_keys(), set(), []
+    which, of = shard
     for number, example in enumerate(examples):
         question = {
             "id": example.id,
             "task": example.task,
             "source": example.source,
             "split": split,
-            "hearing": hearing,
+            "condition": condition,
             "prompt": example.prompt,
             "reference": example.answer,
         }
-        key = prediction_key(**question, audio=example.audio, decode=decode, weights=model.fingerprint)
+        key = prediction_key(
+            **question, audio=example.audio, generation_config=decode, weights_fingerprint=model.fingerprint
+        )
         keys.add(key)
         if number % of == which and key not in done:
             open_questions.append((example, {"key": key, **question}))
-    progress = tqdm(total=len(open_questions), desc=f"{split}, {hearing}", unit="clip", disable=not open_questions)
+    progress = tqdm(total=len(open_questions), desc=f"{split}, {condition}", unit="clip", disable=not open_questions)
     for part in _batches(open_questions, batch_size):
         filled = [part[i % len(part)][0] for i in range(batch_size)]
-        clips = [_clip(example, hearing) for example in filled]
+        clips = [_audio_input(example, condition) for example in filled]
         answers = model.generate(clips, [e.prompt for e in filled], max_new_tokens=max_new_tokens)
         for (example, question), answer in zip(part, answers, strict=False):
             seconds = 0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE
@@ -80,10 +82,10 @@ def predict(
     return keys
 
 
-def _clip(example: Question, hearing: str) -> tuple[np.ndarray, int] | None:
+def _audio_input(example: ExampleLike, condition: str) -> tuple[np.ndarray, int] | None:
     if example.audio is None:
         return None
-    return example.audio if hearing == "audio" else np.zeros_like(example.audio), SAMPLE_RATE
+    return example.audio if condition == "audio" else np.zeros_like(example.audio), SAMPLE_RATE
 
 
 def _batches(items: Sequence, size: int) -> Iterator[Sequence]:

@@ -17,11 +17,11 @@ SPLITS = {
     "unheard": "voices and files never heard in training",
 }
 # Stands between the words and the name of the sound in an answer to the task speech_over_sound.
-OVER = " over "
+SPEECH_OVER_SOUND_SEPARATOR = " over "
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
+class TaskMetric:
     """One metric over one part of the answer.
 
     Attributes:
@@ -31,10 +31,10 @@ class Measure:
       part: picks what is compared, from the reference and from the prediction alike.
     """
 
-    metric: str
+    name: str
     title: str
     compute: Callable[[Sequence[str], Sequence[str]], Score]
-    part: Callable[[str], str]
+    extract: Callable[[str], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Task:
     """A kind of question: its title for people, and what is scored in its answers."""
 
     title: str
-    measures: tuple[Measure, ...]
+    metrics: tuple[TaskMetric, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One line of the score table.
 
     Attributes:
@@ -68,17 +68,17 @@ def _whole(text: str) -> str:
 
 def _words_before_over(text: str) -> str:
     text = normalise(text)
-    return text.rpartition(OVER)[0] if OVER in text else text
+    return text.rpartition(SPEECH_OVER_SOUND_SEPARATOR)[0] if SPEECH_OVER_SOUND_SEPARATOR in text else text
 
 
 def _name_after_over(text: str) -> str:
     """The name of the sound, or "", which matches no reference."""
     text = normalise(text)
-    return text.rpartition(OVER)[2] if OVER in text else ""
+    return text.rpartition(SPEECH_OVER_SOUND_SEPARATOR)[2] if SPEECH_OVER_SOUND_SEPARATOR in text else ""
 
 
-_WER = Measure("wer", "word error rate, lower is better", word_error_rate, _whole)
-_ACCURACY = Measure("accuracy", "right answers, higher is better", accuracy, _whole)
+_WER = TaskMetric("wer", "word error rate, lower is better", word_error_rate, _whole)
+_ACCURACY = TaskMetric("accuracy", "right answers, higher is better", accuracy, _whole)
 
 TASKS = {
     "numbers": Task("Spoken numbers, written down", (_WER,)),
@@ -92,14 +92,14 @@ TASKS = {
     "speech_over_sound": Task(
         "Speech over a sound",
         (
-            Measure("wer", "word error rate of the speech, lower is better", word_error_rate, _words_before_over),
-            Measure("accuracy", "right names of the sound, higher is better", accuracy, _name_after_over),
+            TaskMetric("wer", "word error rate of the speech, lower is better", word_error_rate, _words_before_over),
+            TaskMetric("accuracy", "right names of the sound, higher is better", accuracy, _name_after_over),
         ),
     ),
 }
 
 
-def task_named(name: str) -> Task:
+def get_task(name: str) -> Task:
     """Looks a task up.
 
     Raises:
@@ -110,11 +110,11 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def score(predictions: Sequence[Prediction]) -> list[Row]:
+def score(predictions: Sequence[Prediction]) -> list[ScoreRow]:
     """Scores every split, task and metric found, in the order of `SPLITS`, `TASKS` and the task's measures.
 
     Raises:
-      UserError: no prediction; an unknown task; a clip answered twice with the same hearing, as in a file that holds
+      UserError: no prediction; an unknown task; a clip answered twice with the same condition, as in a file that holds
         the answers of two checkpoints; or answers that cannot be scored.
     """
     if not predictions:
@@ -122,35 +122,35 @@ def score(predictions: Sequence[Prediction]) -> list[Row]:
     groups: dict[tuple[str, str, str], list[Prediction]] = collections.defaultdict(list)
     seen = set()
     for prediction in predictions:
-        task_named(prediction.task)
-        clip = (prediction.source, prediction.split, prediction.task, prediction.id, prediction.hearing)
+        get_task(prediction.task)
+        clip = (prediction.source, prediction.split, prediction.task, prediction.id, prediction.condition)
         if clip in seen:
             raise UserError(
-                f"clip {prediction.id!r} of {prediction.source!r} has two answers hearing {prediction.hearing}; "
-                "score the answers of one checkpoint and one set of decoding settings at a time"
+                f"clip {prediction.id!r} of {prediction.source!r} has two answers for condition "
+                f"{prediction.condition}; score one checkpoint with one set of decoding settings at a time"
             )
         seen.add(clip)
-        groups[prediction.split, prediction.task, prediction.hearing].append(prediction)
+        groups[prediction.split, prediction.task, prediction.condition].append(prediction)
     return [
-        Row(
+        ScoreRow(
             split,
             name,
-            measure.metric,
-            _measure(measure, groups.get((split, name, "audio"))),
-            _measure(measure, groups.get((split, name, "silence"))),
+            measure.name,
+            _compute_score(measure, groups.get((split, name, "audio"))),
+            _compute_score(measure, groups.get((split, name, "silence"))),
         )
         for split in sorted({split for split, _, _ in groups}, key=_split_order)
         for name, task in TASKS.items()
         if (split, name, "audio") in groups or (split, name, "silence") in groups
-        for measure in task.measures
+        for measure in task.metrics
     ]
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[ScoreRow]) -> str:
     """The rows as a plain-text table, values in per cent with their 95 % intervals in brackets."""
-    cells = [("task", "metric", "split", "clips", "hearing", "not hearing")]
+    cells = [("task", "metric", "split", "clips", "audio", "silence")]
     cells += [
-        (row.task, row.metric, row.split, clips(row), _with_interval(row.audio), _with_interval(row.silence))
+        (row.task, row.metric, row.split, format_clip_count(row), _format_score(row.audio), _format_score(row.silence))
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -158,39 +158,39 @@ def format_table(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def to_json(rows: Sequence[Row]) -> str:
+def to_json(rows: Sequence[ScoreRow]) -> str:
     """The rows as JSON text: a list of objects with the fields of `Row`, values as fractions."""
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=2, allow_nan=False)
 
 
-def measure_title(row: Row) -> str:
+def metric_title(row: ScoreRow) -> str:
     """What a row counts, for people."""
-    return next(measure.title for measure in TASKS[row.task].measures if measure.metric == row.metric)
+    return next(measure.title for measure in TASKS[row.task].metrics if measure.name == row.metric)
 
 
-def clips(row: Row) -> str:
+def format_clip_count(row: ScoreRow) -> str:
     """How many clips a row counts; both numbers where an unfinished evaluation has them differ."""
     counts = dict.fromkeys(str(one.count) for one in (row.audio, row.silence) if one)
     return " / ".join(counts)
 
 
-def percent(value: float) -> str:
+def format_percent(value: float) -> str:
     """A fraction in per cent with one decimal, as in "12.3 %"."""
     return f"{100 * value:.1f} %"
 
 
-def interval(score: Score) -> str:
+def format_interval(score: Score) -> str:
     """The 95 % interval in per cent, as in "10.1 to 14.5"."""
     return f"{100 * score.low:.1f} to {100 * score.high:.1f}"
 
 
-def _measure(measure: Measure, group: Sequence[Prediction] | None) -> Score | None:
+def _compute_score(metric: TaskMetric, group: Sequence[Prediction] | None) -> Score | None:
     if group is None:
         return None
-    references = [measure.part(prediction.reference) for prediction in group]
-    predictions = [measure.part(prediction.prediction) for prediction in group]
+    references = [metric.extract(prediction.reference) for prediction in group]
+    predictions = [metric.extract(prediction.prediction) for prediction in group]
     try:
-        return measure.compute(references, predictions)
+        return metric.compute(references, predictions)
     except UserError as error:
         raise UserError(f"task {group[0].task!r}, split {group[0].split!r}: {error}") from None
 
@@ -200,5 +200,5 @@ def _split_order(split: str) -> tuple[int, str]:
     return (known.index(split) if split in known else len(known), split)
 
 
-def _with_interval(score: Score | None) -> str:
-    return "-" if score is None else f"{percent(score.value)} [{interval(score)}]"
+def _format_score(score: Score | None) -> str:
+    return "-" if score is None else f"{format_percent(score.value)} [{format_interval(score)}]"

@@ -20,18 +20,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-INIT = jax.nn.initializers.normal(0.02)
+NORMAL_INIT = jax.nn.initializers.normal(0.02)
 # 0.02 at BERT's width of 768, and as strong in narrower models, where 0.02 would drown the signal.
 BERT_INIT = jax.nn.initializers.variance_scaling(0.02**2 * 768, "fan_in", "normal")
-ROOT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+FAN_IN_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class Linear(nnx.Module):
     """y = x @ kernel (+ bias), kernel float[D_in,D_out]."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, use_bias: bool = True, init: Callable = ROOT):
-        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32)) if use_bias else None
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+        kernel_init: Callable = FAN_IN_INIT,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
         y = x @ self.kernel[...].astype(x.dtype)
@@ -41,9 +49,9 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, computed in float32."""
 
-    def __init__(self, width: int, *, epsilon: float = 1e-5):
-        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
+    def __init__(self, num_features: int, *, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
@@ -57,9 +65,9 @@ class LayerNorm(nnx.Module):
 class Conv1d(nnx.Module):
     """A 1-D convolution with bias over the time axis of float[A,T,D], kernel float[width,D_in,D_out]."""
 
-    def __init__(self, inputs: int, outputs: int, *, width: int, stride: int, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(ROOT(rngs.params(), (width, inputs, outputs), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+    def __init__(self, in_features: int, out_features: int, *, kernel_size: int, stride: int, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(FAN_IN_INIT(rngs.params(), (kernel_size, in_features, out_features), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
         self.stride = stride
 
     def __call__(self, x: Array) -> Array:
@@ -76,9 +84,9 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def split_heads(x: Array, heads: int) -> Array:
+def split_heads(x: Array, num_heads: int) -> Array:
     """float[...,H*K] -> float[...,H,K]."""
-    return x.reshape(*x.shape[:-1], heads, -1)
+    return x.reshape(*x.shape[:-1], num_heads, -1)
 
 
 def merge_heads(x: Array) -> Array:
@@ -98,14 +106,14 @@ def split_key(key: Array | None, count: int) -> list[Array | None]:
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-def stack_layers(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+def stack_layers(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
     """Builds `count` equal layers as one module whose every parameter has a leading layer axis L."""
-    return nnx.vmap(build)(rngs.fork(split=count))
+    return nnx.vmap(make_layer)(rngs.fork(split=num_layers))
 
 
 # What a layer keeps of its forward pass for the backward pass; the rest is computed again there. By name, with memory
 # falling and work rising from first to last.
-REMAT: dict[str, Callable | None] = {
+REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,  # keeps everything
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keeps what the weights were multiplied with
     "full": jax.checkpoint_policies.nothing_saveable,  # keeps a layer's input alone
@@ -115,7 +123,7 @@ _recording: contextvars.ContextVar[dict[str, Array] | None] = contextvars.Contex
 
 
 @contextlib.contextmanager
-def record_layers() -> Iterator[dict[str, Array]]:
+def record_hidden_states() -> Iterator[dict[str, Array]]:
     """While it lasts, `scan_layers` keeps what enters its layers and what leaves each: float[L+1,...] by name.
 
     For comparisons with other implementations. To be entered within a traced function, which returns the dictionary.
@@ -128,15 +136,15 @@ def record_layers() -> Iterator[dict[str, Array]]:
         _recording.reset(token)
 
 
-def scan_layers(name: str, body: Callable, carry: Array, layers: nnx.Module, *xs, remat: str = "none") -> tuple:
+def scan_layers(name: str, body: Callable, carry: Array, layers: nnx.Module, *xs, remat_policy: str = "none") -> tuple:
     """Runs `carry, y = body(carry, layer, *x)` through stacked layers, compiled once for all of them.
 
     `name` stands in profiles and in what `record_layers` keeps; `remat` is a name in `REMAT`.
     """
     record = _recording.get()
-    if REMAT[remat] is not None:
+    if REMAT_POLICIES[remat_policy] is not None:
         # Within a scan nothing can be merged with what is computed again, so no barrier against that is needed.
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat_policy], prevent_cse=False)
 
     def step(carry, inputs):
         after, y = body(carry, *inputs)

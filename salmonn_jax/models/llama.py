@@ -18,7 +18,7 @@ from jax import Array
 
 from salmonn_jax.config import LlamaConfig, LoraConfig
 from salmonn_jax.models.common import (
-    INIT,
+    NORMAL_INIT,
     Linear,
     merge_heads,
     scan_layers,
@@ -26,7 +26,7 @@ from salmonn_jax.models.common import (
     split_key,
     stack_layers,
 )
-from salmonn_jax.models.lora import projection
+from salmonn_jax.models.lora import make_projection
 
 
 class KVCache(NamedTuple):
@@ -40,8 +40,8 @@ class KVCache(NamedTuple):
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, in float32."""
 
-    def __init__(self, width: int, *, epsilon: float):
-        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+    def __init__(self, num_features: int, *, epsilon: float):
+        self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
@@ -57,33 +57,33 @@ class LlamaLayer(nnx.Module):
     def __init__(self, config: LlamaConfig, lora: LoraConfig, rngs: nnx.Rngs):
         width, head = config.hidden_size, config.head_size
         self.attention_norm = RMSNorm(width, epsilon=config.rms_norm_eps)
-        self.q_proj = projection("q_proj", width, config.num_attention_heads * head, lora, rngs)
-        self.k_proj = projection("k_proj", width, config.num_key_value_heads * head, lora, rngs)
-        self.v_proj = projection("v_proj", width, config.num_key_value_heads * head, lora, rngs)
-        self.o_proj = projection("o_proj", config.num_attention_heads * head, width, lora, rngs)
+        self.q_proj = make_projection("q_proj", width, config.num_attention_heads * head, lora, rngs)
+        self.k_proj = make_projection("k_proj", width, config.num_key_value_heads * head, lora, rngs)
+        self.v_proj = make_projection("v_proj", width, config.num_key_value_heads * head, lora, rngs)
+        self.o_proj = make_projection("o_proj", config.num_attention_heads * head, width, lora, rngs)
         self.ffn_norm = RMSNorm(width, epsilon=config.rms_norm_eps)
-        self.gate_proj = projection("gate_proj", width, config.intermediate_size, lora, rngs)
-        self.up_proj = projection("up_proj", width, config.intermediate_size, lora, rngs)
-        self.down_proj = projection("down_proj", config.intermediate_size, width, lora, rngs)
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.gate_proj = make_projection("gate_proj", width, config.intermediate_size, lora, rngs)
+        self.up_proj = make_projection("up_proj", width, config.intermediate_size, lora, rngs)
+        self.down_proj = make_projection("down_proj", config.intermediate_size, width, lora, rngs)
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
 
-    def __call__(self, x, rotation, mask, scale, past, start, key):
+    def __call__(self, x, rotation, mask, lora_scale, past_key_values, cache_index, key):
         """float[R,S,D] -> (float[R,S,D], (keys, values) float[R,C,H,K]); `past` None attends to this call's tokens."""
         on_q, on_k, on_v, on_o, on_gate, on_up, on_down = split_key(key, 7)
         y = self.attention_norm(x)
-        q = rotate(split_heads(self.q_proj(y, scale, on_q), self.heads), *rotation)
-        k = rotate(split_heads(self.k_proj(y, scale, on_k), self.kv_heads), *rotation)
-        v = split_heads(self.v_proj(y, scale, on_v), self.kv_heads)
-        if past is not None:
+        q = apply_rotary_embedding(split_heads(self.q_proj(y, lora_scale, on_q), self.num_heads), *rotation)
+        k = apply_rotary_embedding(split_heads(self.k_proj(y, lora_scale, on_k), self.num_kv_heads), *rotation)
+        v = split_heads(self.v_proj(y, lora_scale, on_v), self.num_kv_heads)
+        if past_key_values is not None:
             k, v = (
-                jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
-                for old, new in zip(past, (k, v), strict=True)
+                jax.lax.dynamic_update_slice_in_dim(old, new, cache_index, axis=1)
+                for old, new in zip(past_key_values, (k, v), strict=True)
             )
         mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-        x = x + self.o_proj(merge_heads(mixed), scale, on_o)
+        x = x + self.o_proj(merge_heads(mixed), lora_scale, on_o)
         y = self.ffn_norm(x)
-        y = jax.nn.silu(self.gate_proj(y, scale, on_gate)) * self.up_proj(y, scale, on_up)
-        return x + self.down_proj(y, scale, on_down), (k, v)
+        y = jax.nn.silu(self.gate_proj(y, lora_scale, on_gate)) * self.up_proj(y, lora_scale, on_up)
+        return x + self.down_proj(y, lora_scale, on_down), (k, v)
 
 
 class Llama(nnx.Module):
@@ -95,7 +95,9 @@ class Llama(nnx.Module):
         )
         self.layers = stack_layers(lambda rngs: LlamaLayer(config, lora, rngs), config.num_hidden_layers, rngs)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
-        head = functools.partial(Linear, config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs, init=INIT)
+        head = functools.partial(
+            Linear, config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs, kernel_init=NORMAL_INIT
+        )
         self.lm_head = None if config.tie_word_embeddings else head()
         self.config = config
 
@@ -112,7 +114,7 @@ class Llama(nnx.Module):
         lora_scale: Array | float | None,
         cache: KVCache | None = None,
         key: Array | None = None,
-        remat: str = "none",
+        remat_policy: str = "none",
     ) -> tuple[Array, KVCache | None]:
         """Runs the layers and the final norm.
 
@@ -128,7 +130,7 @@ class Llama(nnx.Module):
         Returns:
           float[R,S,D] hidden states, and the cache with S more slots written (None without one).
         """
-        rotation = rotary_angles(positions, self.config)
+        rotation = rotary_cos_sin(positions, self.config)
         start = None if cache is None else cache.length
         past = None if cache is None else (cache.keys, cache.values)
         keys = None if key is None else jax.random.split(key, self.config.num_hidden_layers)
@@ -137,7 +139,7 @@ class Llama(nnx.Module):
             x, written = layer(x, rotation, mask, lora_scale, past, start, key)
             return x, None if past is None else written
 
-        x, written = scan_layers("llama", body, x, self.layers, past, keys, remat=remat)
+        x, written = scan_layers("llama", body, x, self.layers, past, keys, remat_policy=remat_policy)
         cache = None if cache is None else KVCache(*written, cache.length + x.shape[1])
         return self.norm(x), cache
 
@@ -146,10 +148,10 @@ class Llama(nnx.Module):
         kernel = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-    def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> KVCache:
+    def empty_cache(self, num_rows: int, num_slots: int, dtype: jnp.dtype) -> KVCache:
         """A cache of zeros for `rows` sequences of at most `slots` tokens."""
         c = self.config
-        shape = (c.num_hidden_layers, rows, slots, c.num_key_value_heads, c.head_size)
+        shape = (c.num_hidden_layers, num_rows, num_slots, c.num_key_value_heads, c.head_size)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
@@ -159,19 +161,19 @@ def log_probabilities(logits: Array, pad_classes: int) -> Array:
     return logits - (jnp.logaddexp(total, jnp.log(float(pad_classes))) if pad_classes else total)
 
 
-def embedding_init(width: int) -> Callable:
+def embedding_init(hidden_size: int) -> Callable:
     """0.02 at the 13B's width, and vectors of the same length in narrower models."""
-    return jax.nn.initializers.normal(0.02 * (5120 / width) ** 0.5)
+    return jax.nn.initializers.normal(0.02 * (5120 / hidden_size) ** 0.5)
 
 
-def rotary_angles(positions: Array, config: LlamaConfig) -> tuple[Array, Array]:
+def rotary_cos_sin(positions: Array, config: LlamaConfig) -> tuple[Array, Array]:
     """Cosines and sines float32[R,S,1,K] of int32[R,S] positions, halves repeated as `rotate` wants them."""
-    angles = positions[..., None].astype(jnp.float32) * rotary_rates(config)
+    angles = positions[..., None].astype(jnp.float32) * rotary_inv_freq(config)
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotary_rates(config: LlamaConfig) -> np.ndarray:
+def rotary_inv_freq(config: LlamaConfig) -> np.ndarray:
     """Radians per position, float32[K/2].
 
     With `rope_scaling`, rates whose wavelength is long in the original context are divided by the factor, those whose
@@ -187,7 +189,7 @@ def rotary_rates(config: LlamaConfig) -> np.ndarray:
     return rates.astype(np.float32)
 
 
-def rotate(x: Array, cosine: Array, sine: Array) -> Array:
+def apply_rotary_embedding(x: Array, cosine: Array, sine: Array) -> Array:
     """Rotary embedding of float[R,S,H,K], pairing entry i with entry i + K/2 (Hugging Face's layout)."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)

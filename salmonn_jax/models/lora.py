@@ -10,10 +10,10 @@ from flax import nnx
 from jax import Array
 
 from salmonn_jax.config import LoraConfig
-from salmonn_jax.models.common import ROOT, Linear, dropout
+from salmonn_jax.models.common import FAN_IN_INIT, Linear, dropout
 
 # torch's kaiming_uniform_(a=sqrt(5)), which PEFT draws A from
-KAIMING = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+KAIMING_UNIFORM_INIT = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class LoraLinear(Linear):
@@ -23,33 +23,43 @@ class LoraLinear(Linear):
     leaves the branch out, so that the base model's outputs come back bit for bit.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, lora: LoraConfig, rngs: nnx.Rngs, init: Callable = ROOT):
-        super().__init__(inputs, outputs, use_bias=False, rngs=rngs, init=init)
-        self.lora_a = nnx.Param(KAIMING(rngs.params(), (inputs, lora.rank), jnp.float32))
-        self.lora_b = nnx.Param(jnp.zeros((lora.rank, outputs), jnp.float32))
-        self.rate = lora.dropout
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        lora: LoraConfig,
+        rngs: nnx.Rngs,
+        kernel_init: Callable = FAN_IN_INIT,
+    ):
+        super().__init__(in_features, out_features, use_bias=False, rngs=rngs, kernel_init=kernel_init)
+        self.lora_a = nnx.Param(KAIMING_UNIFORM_INIT(rngs.params(), (in_features, lora.rank), jnp.float32))
+        self.lora_b = nnx.Param(jnp.zeros((lora.rank, out_features), jnp.float32))
+        self.dropout_rate = lora.dropout
 
-    def __call__(self, x: Array, scale: Array | float | None, key: Array | None = None) -> Array:
+    def __call__(self, x: Array, lora_scale: Array | float | None, key: Array | None = None) -> Array:
         y = super().__call__(x)
-        if scale is None:
+        if lora_scale is None:
             return y
-        low = dropout(x, self.rate, key) @ self.lora_a[...].astype(x.dtype)
-        return y + (low @ self.lora_b[...].astype(x.dtype) * jnp.asarray(scale, x.dtype))
+        low = dropout(x, self.dropout_rate, key) @ self.lora_a[...].astype(x.dtype)
+        return y + (low @ self.lora_b[...].astype(x.dtype) * jnp.asarray(lora_scale, x.dtype))
 
 
 class PlainLinear(Linear):
     """A projection without an adapter that takes, and ignores, the adapter's arguments."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, init: Callable = ROOT):
-        super().__init__(inputs, outputs, use_bias=False, rngs=rngs, init=init)
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, kernel_init: Callable = FAN_IN_INIT):
+        super().__init__(in_features, out_features, use_bias=False, rngs=rngs, kernel_init=kernel_init)
 
-    def __call__(self, x: Array, scale: Array | float | None, key: Array | None = None) -> Array:
-        del scale, key
+    def __call__(self, x: Array, lora_scale: Array | float | None, key: Array | None = None) -> Array:
+        del lora_scale, key
         return super().__call__(x)
 
 
-def projection(name: str, inputs: int, outputs: int, lora: LoraConfig, rngs: nnx.Rngs) -> LoraLinear | PlainLinear:
+def make_projection(
+    name: str, in_features: int, out_features: int, lora: LoraConfig, rngs: nnx.Rngs
+) -> LoraLinear | PlainLinear:
     """The projection `name` of a layer, with an adapter if the configuration targets it."""
     if name in lora.target_modules:
-        return LoraLinear(inputs, outputs, lora=lora, rngs=rngs)
-    return PlainLinear(inputs, outputs, rngs=rngs)
+        return LoraLinear(in_features, out_features, lora=lora, rngs=rngs)
+    return PlainLinear(in_features, out_features, rngs=rngs)

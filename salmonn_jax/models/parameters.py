@@ -22,32 +22,33 @@ Params = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Structure:
+class ModelStructure:
     """The model without its numbers: what `merge` needs beside the parameters."""
 
-    graph: nnx.GraphDef
-    template: nnx.State  # of jax.ShapeDtypeStruct
+    graphdef: nnx.GraphDef
+    abstract_state: nnx.State  # of jax.ShapeDtypeStruct
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """float32 shape of every parameter, by path."""
-        return {"/".join(map(str, path)): leaf.get_raw_value() for path, leaf in nnx.to_flat_state(self.template)}
+        return {"/".join(map(str, path)): leaf.get_raw_value() for path, leaf in nnx.to_flat_state(self.abstract_state)}
 
     def merge(self, *parts: Params) -> Salmonn:
         """Builds the module from dictionaries that together hold every parameter. Traceable."""
         params = {path: value for part in parts for path, value in part.items()}
         flat = [
-            (path, leaf.replace(params["/".join(map(str, path))])) for path, leaf in nnx.to_flat_state(self.template)
+            (path, leaf.replace(params["/".join(map(str, path))]))
+            for path, leaf in nnx.to_flat_state(self.abstract_state)
         ]
-        return nnx.merge(self.graph, nnx.from_flat_state(flat))
+        return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
 
-def structure(config: ModelConfig) -> Structure:
+def model_structure(config: ModelConfig) -> ModelStructure:
     """The structure of the model a configuration describes; allocates nothing."""
-    return Structure(*nnx.split(nnx.eval_shape(lambda: Salmonn(config, rngs=nnx.Rngs(0)))))
+    return ModelStructure(*nnx.split(nnx.eval_shape(lambda: Salmonn(config, rngs=nnx.Rngs(0)))))
 
 
-def initialize(config: ModelConfig, seed: int) -> Params:
+def init_params(config: ModelConfig, seed: int) -> Params:
     """Random float32 parameters by path. Traceable, so that `jax.jit(..., out_shardings)` can place them directly."""
     _, state = nnx.split(Salmonn(config, rngs=nnx.Rngs(seed)))
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}

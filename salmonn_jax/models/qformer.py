@@ -26,40 +26,40 @@ from salmonn_jax.models.common import (
     stack_layers,
 )
 
-EPSILON = 1e-12  # BERT's, unlike the 1e-5 of the encoders
+LAYER_NORM_EPS = 1e-12  # BERT's, unlike the 1e-5 of the encoders
 
 
 class BertAttention(nnx.Module):
     """Multi-head attention with its output projection, residual and (post-)norm."""
 
-    def __init__(self, config: QFormerConfig, memory: int, rngs: nnx.Rngs):
-        self.query = Linear(config.hidden_size, config.hidden_size, rngs=rngs, init=BERT_INIT)
-        self.key = Linear(memory, config.hidden_size, rngs=rngs, init=BERT_INIT)
-        self.value = Linear(memory, config.hidden_size, rngs=rngs, init=BERT_INIT)
-        self.dense = Linear(config.hidden_size, config.hidden_size, rngs=rngs, init=BERT_INIT)
-        self.norm = LayerNorm(config.hidden_size, epsilon=EPSILON)
-        self.heads = config.num_attention_heads
-        self.rate = config.dropout
+    def __init__(self, config: QFormerConfig, kv_hidden_size: int, rngs: nnx.Rngs):
+        self.query = Linear(config.hidden_size, config.hidden_size, rngs=rngs, kernel_init=BERT_INIT)
+        self.key = Linear(kv_hidden_size, config.hidden_size, rngs=rngs, kernel_init=BERT_INIT)
+        self.value = Linear(kv_hidden_size, config.hidden_size, rngs=rngs, kernel_init=BERT_INIT)
+        self.dense = Linear(config.hidden_size, config.hidden_size, rngs=rngs, kernel_init=BERT_INIT)
+        self.norm = LayerNorm(config.hidden_size, epsilon=LAYER_NORM_EPS)
+        self.num_heads = config.num_attention_heads
+        self.dropout_rate = config.dropout
 
     def __call__(self, x: Array, keys: Array, values: Array, key: Array | None) -> Array:
         """Queries float[A,W,Q,D] over projected keys and values float[A,W,T,D] -> float[A,W,Q,D]."""
         on_weights, on_output = split_key(key, 2)
-        q, k, v = (split_heads(y, self.heads) for y in (self.query(x), keys, values))
+        q, k, v = (split_heads(y, self.num_heads) for y in (self.query(x), keys, values))
         scores = jnp.einsum("awqhk,awthk->awhqt", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores / q.shape[-1] ** 0.5).astype(x.dtype)
-        mixed = jnp.einsum("awhqt,awthk->awqhk", dropout(weights, self.rate, on_weights), v)
-        return self.norm(x + dropout(self.dense(merge_heads(mixed)), self.rate, on_output))
+        mixed = jnp.einsum("awhqt,awthk->awqhk", dropout(weights, self.dropout_rate, on_weights), v)
+        return self.norm(x + dropout(self.dense(merge_heads(mixed)), self.dropout_rate, on_output))
 
 
 class BertLayer(nnx.Module):
     """Self-attention among the queries, cross-attention to the window, feed-forward; each with residual and norm."""
 
-    def __init__(self, config: QFormerConfig, memory: int, rngs: nnx.Rngs):
+    def __init__(self, config: QFormerConfig, encoder_hidden_size: int, rngs: nnx.Rngs):
         self.attention = BertAttention(config, config.hidden_size, rngs)
-        self.cross_attention = BertAttention(config, memory, rngs)
-        self.intermediate = Linear(config.hidden_size, config.intermediate_size, rngs=rngs, init=BERT_INIT)
-        self.output = Linear(config.intermediate_size, config.hidden_size, rngs=rngs, init=BERT_INIT)
-        self.norm = LayerNorm(config.hidden_size, epsilon=EPSILON)
+        self.cross_attention = BertAttention(config, encoder_hidden_size, rngs)
+        self.intermediate = Linear(config.hidden_size, config.intermediate_size, rngs=rngs, kernel_init=BERT_INIT)
+        self.output = Linear(config.intermediate_size, config.hidden_size, rngs=rngs, kernel_init=BERT_INIT)
+        self.norm = LayerNorm(config.hidden_size, epsilon=LAYER_NORM_EPS)
         self.config = config
 
     def __call__(self, x: Array, frames: Array, key: Array | None) -> Array:
@@ -77,9 +77,11 @@ class BertLayer(nnx.Module):
 class QFormer(nnx.Module):
     """float[A,T,E] encoder frames -> float[A,W*Q,D], window by window."""
 
-    def __init__(self, config: QFormerConfig, *, memory: int, rngs: nnx.Rngs):
-        self.norm = LayerNorm(config.hidden_size, epsilon=EPSILON)
-        self.layers = stack_layers(lambda rngs: BertLayer(config, memory, rngs), config.num_hidden_layers, rngs)
+    def __init__(self, config: QFormerConfig, *, encoder_hidden_size: int, rngs: nnx.Rngs):
+        self.norm = LayerNorm(config.hidden_size, epsilon=LAYER_NORM_EPS)
+        self.layers = stack_layers(
+            lambda rngs: BertLayer(config, encoder_hidden_size, rngs), config.num_hidden_layers, rngs
+        )
         self.config = config
 
     def __call__(self, queries: Array, frames: Array, key: Array | None = None) -> Array:
@@ -93,9 +95,9 @@ class QFormer(nnx.Module):
         return x.reshape(clips, windows * x.shape[2], -1)
 
 
-def count_windows(frames: int, config: QFormerConfig) -> int:
+def count_windows(num_frames: int, config: QFormerConfig) -> int:
     """Whole windows in so many frames; what is left at the end is not seen, as `F.unfold` leaves it."""
-    return (frames - config.window_frames) // config.stride_frames + 1
+    return (num_frames - config.window_frames) // config.stride_frames + 1
 
 
 def cut_windows(frames: Array, config: QFormerConfig) -> Array:

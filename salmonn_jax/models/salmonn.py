@@ -16,18 +16,18 @@ from salmonn_jax import audio
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.models.beats import Beats, token_masks
-from salmonn_jax.models.common import INIT, LayerNorm, Linear, split_key
+from salmonn_jax.models.common import NORMAL_INIT, LayerNorm, Linear, split_key
 from salmonn_jax.models.llama import Llama, causal_mask, log_probabilities
 from salmonn_jax.models.qformer import QFormer
 from salmonn_jax.models.whisper import WhisperEncoder
 
 
-class Frames(NamedTuple):
+class EncoderOutput(NamedTuple):
     """What the frozen encoders make of clips, before anything trainable; None for one the model has not."""
 
-    speech: Array | None  # float[A,T,D_whisper]
-    sound: Array | None  # float[A,T_beats,D_beats]
-    exists: Array | None  # bool[A,T_beats]; BEATs makes tokens only for the clip, Whisper for the whole window
+    whisper: Array | None  # float[A,T,D_whisper]
+    beats: Array | None  # float[A,T_beats,D_beats]
+    beats_mask: Array | None  # bool[A,T_beats]; BEATs makes tokens only for the clip, Whisper for the whole window
 
 
 class Salmonn(nnx.Module):
@@ -35,16 +35,16 @@ class Salmonn(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         c = config
-        self.whisper = c.whisper and WhisperEncoder(c.whisper, frames=c.audio.whisper_frames, rngs=rngs)
+        self.whisper = c.whisper and WhisperEncoder(c.whisper, num_frames=c.audio.whisper_frames, rngs=rngs)
         self.beats = c.beats and Beats(c.beats, rngs=rngs)
         if c.qformer:
             self.ln_speech = LayerNorm(c.whisper.d_model)
             self.ln_audio = c.beats and LayerNorm(c.beats.encoder_embed_dim)
             self.query_tokens = nnx.Param(
-                INIT(rngs.params(), (c.qformer.num_speech_query_token, c.qformer.hidden_size), jnp.float32)
+                NORMAL_INIT(rngs.params(), (c.qformer.num_speech_query_token, c.qformer.hidden_size), jnp.float32)
             )
             memory = c.whisper.d_model + (c.beats.encoder_embed_dim if c.beats else 0)
-            self.qformer = QFormer(c.qformer, memory=memory, rngs=rngs)
+            self.qformer = QFormer(c.qformer, encoder_hidden_size=memory, rngs=rngs)
             self.projection = Linear(c.qformer.hidden_size, c.llama.hidden_size, rngs=rngs)
         self.llama = c.llama and Llama(c.llama, c.lora, rngs=rngs)
         self.config = config
@@ -54,7 +54,7 @@ class Salmonn(nnx.Module):
         """The dtype of activations."""
         return jnp.dtype(self.config.activation_dtype)
 
-    def encode_frames(self, pcm: Array, length: Array, padded: Array | None = None) -> Frames:
+    def run_encoders(self, pcm: Array, pcm_length: Array, padded_length: Array | None = None) -> EncoderOutput:
         """Runs the two encoders.
 
         Args:
@@ -64,39 +64,43 @@ class Salmonn(nnx.Module):
             each clip is heard as if alone. Tokens of what BEATs then would not have seen are zero.
         """
         minimum = self.config.audio.minimum_samples
-        length = jnp.maximum(length, minimum)
-        padded = length if padded is None else jnp.maximum(padded, minimum)
-        speech = self.whisper and self.whisper(audio.log_mel(pcm, self.config.whisper.num_mel_bins).astype(self.dtype))
+        pcm_length = jnp.maximum(pcm_length, minimum)
+        padded_length = pcm_length if padded_length is None else jnp.maximum(padded_length, minimum)
+        speech = self.whisper and self.whisper(
+            audio.log_mel_spectrogram(pcm, self.config.whisper.num_mel_bins).astype(self.dtype)
+        )
         if self.beats is None:
-            return Frames(speech, None, None)
+            return EncoderOutput(speech, None, None)
         fbank = audio.fbank(pcm, self.config.beats.num_mel_bins)
         tokens = (
             fbank.shape[1]
             // self.config.beats.input_patch_size
             * (self.config.beats.num_mel_bins // self.config.beats.input_patch_size)
         )
-        exists, valid = token_masks(length, padded, tokens, self.config.beats)
-        return Frames(speech, self.beats(fbank.astype(self.dtype), valid), exists)
+        exists, valid = token_masks(pcm_length, padded_length, tokens, self.config.beats)
+        return EncoderOutput(speech, self.beats(fbank.astype(self.dtype), valid), exists)
 
-    def encoder_frames(self, frames: Frames) -> Array:
+    def concat_encoder_frames(self, encoder_output: EncoderOutput) -> Array:
         """What the Q-Former reads: both encoders' frames, normalised, of one length and side by side, float[A,T,E]."""
-        heard = self.ln_speech(frames.speech)
-        if frames.sound is None:
+        heard = self.ln_speech(encoder_output.whisper)
+        if encoder_output.beats is None:
             return heard
-        sound = jnp.where(frames.exists[..., None], self.ln_audio(frames.sound), 0)
-        return jnp.concatenate([heard, _fit(sound, heard.shape[1])], axis=-1)
+        sound = jnp.where(encoder_output.beats_mask[..., None], self.ln_audio(encoder_output.beats), 0)
+        return jnp.concatenate([heard, _pad_or_trim(sound, heard.shape[1])], axis=-1)
 
-    def audio_tokens(self, frames: Frames, key: Array | None = None) -> Array:
+    def compute_audio_tokens(self, encoder_output: EncoderOutput, key: Array | None = None) -> Array:
         """From the encoders' frames to the language model's embedding space: float[A,W*Q,D]."""
-        return self.projection(self.qformer(self.query_tokens[...], self.encoder_frames(frames), key))
+        return self.projection(self.qformer(self.query_tokens[...], self.concat_encoder_frames(encoder_output), key))
 
-    def encode_audio(self, pcm: Array, length: Array, padded: Array | None = None, key: Array | None = None) -> Array:
+    def encode_audio(
+        self, pcm: Array, pcm_length: Array, padded_length: Array | None = None, key: Array | None = None
+    ) -> Array:
         """int16[A,N] clips of int32[A] samples -> float[A,W*Q,D] audio tokens. No clips, no work."""
         if pcm.shape[0] == 0:
-            return jnp.zeros((0, self.config.audio_tokens, self.config.llama.hidden_size), self.dtype)
-        return self.audio_tokens(self.encode_frames(pcm, length, padded), key)
+            return jnp.zeros((0, self.config.num_audio_tokens, self.config.llama.hidden_size), self.dtype)
+        return self.compute_audio_tokens(self.run_encoders(pcm, pcm_length, padded_length), key)
 
-    def splice(self, tokens: Array, audio_slot: Array, audio_tokens: Array, shards: int = 1) -> Array:
+    def merge_audio_tokens(self, tokens: Array, audio_slot: Array, audio_tokens: Array, num_shards: int = 1) -> Array:
         """Embeds int32[R,S] tokens and puts audio tokens where `audio_slot` names one: float[R,S,D].
 
         `shards` is the number of equal parts into which rows and clips are cut over devices (see `Batch`): looking up
@@ -105,9 +109,9 @@ class Salmonn(nnx.Module):
         text = self.llama.embed(tokens).astype(self.dtype)
         if audio_tokens.shape[0] == 0:
             return text
-        table = audio_tokens.reshape(shards, -1, audio_tokens.shape[-1])
-        first = jnp.arange(shards)[:, None] * table.shape[1]
-        local = jnp.maximum(audio_slot.reshape(shards, -1) - first, 0)
+        table = audio_tokens.reshape(num_shards, -1, audio_tokens.shape[-1])
+        first = jnp.arange(num_shards)[:, None] * table.shape[1]
+        local = jnp.maximum(audio_slot.reshape(num_shards, -1) - first, 0)
         found = jnp.take_along_axis(table, local[..., None], axis=1).reshape(text.shape)
         return jnp.where((audio_slot >= 0)[..., None], found.astype(text.dtype), text)
 
@@ -116,10 +120,10 @@ class Salmonn(nnx.Module):
         batch: Batch,
         *,
         lora_scale: Array | float | None,
-        padded: Array | None = None,
-        shards: int = 1,
+        padded_length: Array | None = None,
+        num_shards: int = 1,
         key: Array | None = None,
-        remat: str = "none",
+        remat_policy: str = "none",
     ) -> tuple[Array, Array]:
         """Teacher-forced forward pass of a batch.
 
@@ -127,10 +131,10 @@ class Salmonn(nnx.Module):
           float32[R,S,V] logits (entry s predicts token s + 1), and the float[A,W*Q,D] audio tokens.
         """
         on_qformer, on_llama = split_key(key, 2)
-        audio_tokens = self.encode_audio(batch.pcm, batch.pcm_length, padded, on_qformer)
-        x = self.splice(batch.tokens, batch.audio_slot, audio_tokens, shards)
+        audio_tokens = self.encode_audio(batch.pcm, batch.pcm_length, padded_length, on_qformer)
+        x = self.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens, num_shards)
         mask = causal_mask(batch.segments)
-        hidden, _ = self.llama(x, batch.positions, mask, lora_scale=lora_scale, key=on_llama, remat=remat)
+        hidden, _ = self.llama(x, batch.positions, mask, lora_scale=lora_scale, key=on_llama, remat_policy=remat_policy)
         return self.llama.logits(hidden), audio_tokens
 
 
@@ -145,6 +149,6 @@ def answer_losses(logits: Array, batch: Batch, pad_classes: int = 0) -> tuple[Ar
     return jnp.where(counted, losses, 0.0), counted
 
 
-def _fit(x: Array, frames: int) -> Array:
+def _pad_or_trim(x: Array, num_frames: int) -> Array:
     """Zero-pads float[A,T,D] at the end to `frames`, or cuts it."""
-    return jnp.pad(x[:, :frames], ((0, 0), (0, max(0, frames - x.shape[1])), (0, 0)))
+    return jnp.pad(x[:, :num_frames], ((0, 0), (0, max(0, num_frames - x.shape[1])), (0, 0)))

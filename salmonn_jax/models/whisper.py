@@ -37,11 +37,11 @@ class WhisperLayer(nnx.Module):
         self.ffn_norm = LayerNorm(width)
         self.fc1 = Linear(width, config.encoder_ffn_dim, rngs=rngs)
         self.fc2 = Linear(config.encoder_ffn_dim, width, rngs=rngs)
-        self.heads = config.encoder_attention_heads
+        self.num_heads = config.encoder_attention_heads
 
     def __call__(self, x: Array) -> Array:
         y = self.attention_norm(x)
-        q, k, v = (split_heads(p(y), self.heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (split_heads(p(y), self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
         x = x + self.out_proj(merge_heads(jax.nn.dot_product_attention(q, k, v)))
         return x + self.fc2(gelu(self.fc1(self.ffn_norm(x))))
 
@@ -49,10 +49,10 @@ class WhisperLayer(nnx.Module):
 class WhisperEncoder(nnx.Module):
     """float[A,2T,M] log-mel -> float[A,T,D], 50 frames a second."""
 
-    def __init__(self, config: WhisperConfig, *, frames: int, rngs: nnx.Rngs):
-        self.conv1 = Conv1d(config.num_mel_bins, config.d_model, width=3, stride=1, rngs=rngs)
-        self.conv2 = Conv1d(config.d_model, config.d_model, width=3, stride=2, rngs=rngs)
-        self.positions = nnx.Param(jnp.asarray(sinusoids(frames, config.d_model)))
+    def __init__(self, config: WhisperConfig, *, num_frames: int, rngs: nnx.Rngs):
+        self.conv1 = Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, stride=1, rngs=rngs)
+        self.conv2 = Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, rngs=rngs)
+        self.positions = nnx.Param(jnp.asarray(sinusoids(num_frames, config.d_model)))
         self.layers = stack_layers(lambda rngs: WhisperLayer(config, rngs), config.encoder_layers, rngs)
         self.norm = LayerNorm(config.d_model)
 
@@ -63,8 +63,8 @@ class WhisperEncoder(nnx.Module):
         return self.norm(x)
 
 
-def sinusoids(frames: int, width: int) -> np.ndarray:
+def sinusoids(length: int, channels: int) -> np.ndarray:
     """Whisper's position table float32[T,D]: sines then cosines, time scales geometric from 1 to 10,000."""
-    rates = np.exp(-np.log(10_000.0) / (width // 2 - 1) * np.arange(width // 2))
-    angles = np.arange(frames)[:, None] * rates
+    rates = np.exp(-np.log(10_000.0) / (channels // 2 - 1) * np.arange(channels // 2))
+    angles = np.arange(length)[:, None] * rates
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

@@ -13,12 +13,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.args import CheckpointArgs, register_with_handler
 
 from salmonn_jax.batch import Batch
-from salmonn_jax.model_directory import CHECKPOINTS
+from salmonn_jax.model_directory import CHECKPOINTS_DIR
 from salmonn_jax.training.step import TrainState
-from salmonn_jax.weights import flat, nested
+from salmonn_jax.weights import flatten_params, unflatten_params
 
 
-class Data(Protocol):
+class DataIterator(Protocol):
     """What yields a process' parts of the batches: `data_pipelines.stream.training_data.TrainingData`."""
 
     def __iter__(self) -> Iterator[Batch]: ...
@@ -34,13 +34,13 @@ class Data(Protocol):
         ...
 
 
-class _Streams(ocp.CheckpointHandler):
+class _StreamStatesHandler(ocp.CheckpointHandler):
     """States of streams, each process writing those it reads, and reading all: so any other number may go on."""
 
-    def save(self, directory: Any, args: StreamsSave) -> None:
+    def save(self, directory: Any, args: StreamStatesSave) -> None:
         (pathlib.Path(directory) / f"{jax.process_index()}.json").write_text(json.dumps(args.states))
 
-    def restore(self, directory: Any, args: StreamsRestore) -> dict[str, Any]:
+    def restore(self, directory: Any, args: StreamStatesRestore) -> dict[str, Any]:
         del args
         states: dict[str, Any] = {}
         for path in sorted(pathlib.Path(directory).glob("*.json")):
@@ -48,49 +48,49 @@ class _Streams(ocp.CheckpointHandler):
         return states
 
 
-@register_with_handler(_Streams, for_save=True)
+@register_with_handler(_StreamStatesHandler, for_save=True)
 @dataclasses.dataclass
-class StreamsSave(CheckpointArgs):
+class StreamStatesSave(CheckpointArgs):
     states: Mapping[str, Any]
 
 
-@register_with_handler(_Streams, for_restore=True)
+@register_with_handler(_StreamStatesHandler, for_restore=True)
 @dataclasses.dataclass
-class StreamsRestore(CheckpointArgs):
+class StreamStatesRestore(CheckpointArgs):
     pass
 
 
 class Checkpoints:
     """The checkpoints under `RUN/checkpoints`. Saving is asynchronous; a cut-off save leaves no checkpoint."""
 
-    def __init__(self, run: pathlib.Path, *, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager((run / CHECKPOINTS).resolve(), options=options)
+    def __init__(self, run: pathlib.Path, *, max_to_keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager((run / CHECKPOINTS_DIR).resolve(), options=options)
 
-    def latest(self) -> int | None:
+    def latest_step(self) -> int | None:
         """The step of the latest finished checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data: Data) -> None:
+    def save(self, state: TrainState, data: DataIterator) -> None:
         """Saves the state with the iterator that will yield the next step's batch."""
         items = {
-            "delta": ocp.args.StandardSave(nested(state.trainable)),
-            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.optimizer}),
-            "data": StreamsSave(data.get_state()),
+            "delta": ocp.args.StandardSave(unflatten_params(state.trainable)),
+            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+            "data": StreamStatesSave(data.get_state()),
         }
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
-    def restore(self, abstract: TrainState, data: Data) -> TrainState:
+    def restore(self, abstract_state: TrainState, data_iterator: DataIterator) -> TrainState:
         """Reads the latest checkpoint into the shapes and shardings of `abstract`, and moves `data` to its place."""
         items = {
-            "delta": ocp.args.StandardRestore(nested(abstract.trainable)),
-            "optimizer": ocp.args.StandardRestore({"step": abstract.step, "state": abstract.optimizer}),
-            "data": StreamsRestore(),
+            "delta": ocp.args.StandardRestore(unflatten_params(abstract_state.trainable)),
+            "optimizer": ocp.args.StandardRestore({"step": abstract_state.step, "state": abstract_state.opt_state}),
+            "data": StreamStatesRestore(),
         }
-        read = self._manager.restore(self.latest(), args=ocp.args.Composite(**items))
-        data.set_state(read["data"])
+        read = self._manager.restore(self.latest_step(), args=ocp.args.Composite(**items))
+        data_iterator.set_state(read["data"])
         optimizer = read["optimizer"]
-        return TrainState(optimizer["step"], flat(read["delta"]), optimizer["state"])
+        return TrainState(optimizer["step"], flatten_params(read["delta"]), optimizer["state"])
 
     def close(self) -> None:
         """Waits for what is being saved."""

@@ -14,22 +14,22 @@ from salmonn_jax import model_directory, weights
 from salmonn_jax.config import RunConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
-from salmonn_jax.models.parameters import Params, Structure
+from salmonn_jax.models.parameters import ModelStructure, Params
 from salmonn_jax.sharding import Placement
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunWeights:
     """The weights a run starts from, split by its trainable filter, where the mesh wants them."""
 
-    structure: Structure
+    structure: ModelStructure
     trainable: Params  # float32
     frozen: Params  # in the configuration's frozen dtype
 
 
 def open_run(
-    config: RunConfig, output: pathlib.Path, model: pathlib.Path | None, *, tokenizer: pathlib.Path, mesh: Mesh
-) -> Run:
+    config: RunConfig, output: pathlib.Path, model_dir: pathlib.Path | None, *, tokenizer_dir: pathlib.Path, mesh: Mesh
+) -> RunWeights:
     """Makes `output` the directory of this run, or checks that it already is. Every process calls it.
 
     Args:
@@ -42,68 +42,72 @@ def open_run(
     Raises:
       UserError: the directory holds something else, or the model does not fit the configuration. Nothing is changed.
     """
-    structure = parameters.structure(config.model)
+    structure = parameters.model_structure(config.model)
     chosen = frozenset(parameters.trainable_paths(structure.shapes, config.trainable))
     placement = Placement(mesh, config.model.frozen_dtype, chosen)
     if (output / "config.json").exists():
-        return _take_up(config, output, model, structure, placement)
-    if not model_directory.may_be_begun(output):
+        return _resume_run(config, output, model_dir, structure, placement)
+    if not model_directory.can_start_run(output):
         raise UserError(f"{output} holds something that is not a run; name a new directory with --output")
-    return _begin(config, output, model, tokenizer, structure, placement)
+    return _start_run(config, output, model_dir, tokenizer_dir, structure, placement)
 
 
-def _begin(
+def _start_run(
     config: RunConfig,
     output: pathlib.Path,
-    model: pathlib.Path | None,
-    tokenizer: pathlib.Path,
-    structure: Structure,
+    model_dir: pathlib.Path | None,
+    tokenizer_dir: pathlib.Path,
+    structure: ModelStructure,
     placement: Placement,
-) -> Run:
-    if model is None:
-        params, start = _created(config, structure, placement), None
+) -> RunWeights:
+    if model_dir is None:
+        params, start = _init_params(config, structure, placement), None
         base = model_directory.save_base(output, params)
     else:
-        loaded = model_directory.load_model(model, placement)
-        _check_same(loaded.config, config.model, f"the model in {model}")
-        params, tokenizer, start, base = loaded.params, model, loaded.fingerprint, loaded.base
+        loaded = model_directory.load_model(model_dir, placement)
+        _check_same_config(loaded.config, config.model, f"the model in {model_dir}")
+        params, tokenizer_dir, start, base = loaded.params, model_dir, loaded.fingerprint, loaded.base
         # A checkpoint holds what this run trains. If the model's own delta holds more, a base with it is needed.
-        if not loaded.delta_paths <= placement.trained:
-            base = model_directory.merge_base(output, base, model_directory.latest_delta(model))
+        if not loaded.delta_param_paths <= placement.trainable_paths:
+            base = model_directory.save_merged_base(output, base, model_directory.latest_delta(model_dir))
     description = {"run": configuration.to_dict(config), "start": {"model": start}}
-    model_directory.write_description(output, config.model, base, tokenizer, **description)
-    return _split(structure, params, placement)
+    model_directory.write_config_and_tokenizer(output, config.model, base, tokenizer_dir, **description)
+    return _split_params(structure, params, placement)
 
 
-def _take_up(
-    config: RunConfig, output: pathlib.Path, model: pathlib.Path | None, structure: Structure, placement: Placement
-) -> Run:
-    description = model_directory.read_description(output)
+def _resume_run(
+    config: RunConfig,
+    output: pathlib.Path,
+    model_dir: pathlib.Path | None,
+    structure: ModelStructure,
+    placement: Placement,
+) -> RunWeights:
+    description = model_directory.read_config_json(output)
     if "run" not in description:
         raise UserError(f"{output} is a model directory, not a run; name a new directory with --output")
     # Fields that came after it was written have their defaults, which mean what was done before.
     theirs = configuration.from_dict(RunConfig, description["run"])
     difference = configuration.first_difference(
-        _meaning(configuration.to_dict(theirs)), _meaning(configuration.to_dict(config))
+        _without_mutable_fields(configuration.to_dict(theirs)), _without_mutable_fields(configuration.to_dict(config))
     )
     if difference:
         raise UserError(f"{output} holds another run: {difference}; name a new directory with --output")
-    start = None if model is None else model_directory.load_model(model, placement)
+    start = None if model_dir is None else model_directory.load_model(model_dir, placement)
     if description["start"]["model"] != (None if start is None else start.fingerprint):
         raise UserError(
-            f"{output} holds a run that started from other weights than --model {model}; name a new directory"
+            f"{output} holds a run that started from other weights than --model {model_dir}; name a new directory"
         )
-    base = model_directory.base_of(output, description)
-    return _split(structure, start.params if start else weights.load(base.path, placement), placement)
+    base = model_directory.find_base(output, description)
+    return _split_params(structure, start.params if start else weights.load(base.path, placement), placement)
 
 
-def _created(config: RunConfig, structure: Structure, placement: Placement) -> Params:
+def _init_params(config: RunConfig, structure: ModelStructure, placement: Placement) -> Params:
     """Random float32 weights, each device drawing its part."""
     places = {path: placement(path, leaf).sharding for path, leaf in structure.shapes.items()}
-    return jax.jit(lambda: parameters.initialize(config.model, config.seed), out_shardings=places)()
+    return jax.jit(lambda: parameters.init_params(config.model, config.seed), out_shardings=places)()
 
 
-def _split(structure: Structure, params: Params, placement: Placement) -> Run:
+def _split_params(structure: ModelStructure, params: Params, placement: Placement) -> RunWeights:
     """Splits by what is trained, everything in the dtype and place it belongs; what is there already is not copied."""
     wanted = {path: placement(path, leaf) for path, leaf in params.items()}
     places = {path: leaf.sharding for path, leaf in wanted.items()}
@@ -113,16 +117,18 @@ def _split(structure: Structure, params: Params, placement: Placement) -> Run:
         donate_argnums=0,
     )
     params = cast(params)
-    trainable = {path: x for path, x in params.items() if path in placement.trained}
-    return Run(structure, trainable, {path: x for path, x in params.items() if path not in placement.trained})
+    trainable = {path: x for path, x in params.items() if path in placement.trainable_paths}
+    return RunWeights(
+        structure, trainable, {path: x for path, x in params.items() if path not in placement.trainable_paths}
+    )
 
 
-def _meaning(run: dict[str, Any]) -> dict[str, Any]:
-    data = {key: value for key, value in run["data"].items() if key not in configuration.OPERATIONAL_DATA}
-    return {key: value for key, value in run.items() if key not in configuration.OPERATIONAL} | {"data": data}
+def _without_mutable_fields(run: dict[str, Any]) -> dict[str, Any]:
+    data = {key: value for key, value in run["data"].items() if key not in configuration.MUTABLE_DATA_FIELDS}
+    return {key: value for key, value in run.items() if key not in configuration.MUTABLE_RUN_FIELDS} | {"data": data}
 
 
-def _check_same(theirs: configuration.ModelConfig, ours: configuration.ModelConfig, what: str) -> None:
+def _check_same_config(theirs: configuration.ModelConfig, ours: configuration.ModelConfig, what: str) -> None:
     difference = configuration.first_difference(configuration.to_dict(theirs), configuration.to_dict(ours))
     if difference:
         raise UserError(f"{what} is not the configuration's: {difference}")

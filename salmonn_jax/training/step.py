@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
-from salmonn_jax.config import HOP, SAMPLE_RATE, ModelConfig, RunConfig
-from salmonn_jax.models.parameters import Params, Structure, trainable_paths
+from salmonn_jax.config import HOP_LENGTH, SAMPLE_RATE, ModelConfig, RunConfig
+from salmonn_jax.models.parameters import ModelStructure, Params, trainable_paths
 from salmonn_jax.models.salmonn import answer_losses
-from salmonn_jax.training.optim import learning_rate, make_optimizer
+from salmonn_jax.training.optim import learning_rate_schedule, make_optimizer
 
 
 class TrainState(NamedTuple):
@@ -24,10 +24,10 @@ class TrainState(NamedTuple):
 
     step: Array  # int32 scalar: steps done
     trainable: Params
-    optimizer: Any
+    opt_state: Any
 
 
-def initial_state(config: RunConfig, trainable: Params) -> TrainState:
+def init_train_state(config: RunConfig, trainable: Params) -> TrainState:
     """The state before the first step. Traceable."""
     optimizer = make_optimizer(config.optimizer, config.num_train_steps).init(trainable)
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer)
@@ -35,11 +35,11 @@ def initial_state(config: RunConfig, trainable: Params) -> TrainState:
 
 def batch_loss(
     config: RunConfig,
-    structure: Structure,
+    structure: ModelStructure,
     trainable: Params,
     frozen: Params,
     batch: Batch,
-    shards: int,
+    num_shards: int,
     key: Array | None,
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of a batch: mean over all its answer tokens (as the original), plus the CTC loss if it is weighed in.
@@ -50,7 +50,7 @@ def batch_loss(
     """
     model = structure.merge(trainable, frozen)
     logits, audio_tokens = model(
-        batch, lora_scale=config.model.lora.scale, shards=shards, key=key, remat=config.remat_policy
+        batch, lora_scale=config.model.lora.scale, num_shards=num_shards, key=key, remat_policy=config.remat_policy
     )
     losses, counted = answer_losses(logits, batch, config.model.pad_classes)
     total = jnp.maximum(counted.sum(), 1)
@@ -58,19 +58,21 @@ def batch_loss(
     metrics = {"loss": losses.sum() / total, "accuracy": right.sum() / total}
     if not config.ctc_weight:
         return metrics["loss"], metrics
-    read = audio_tokens_read(config.model, batch.pcm_length)
+    read = num_valid_audio_tokens(config.model, batch.pcm_length)
     metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, read, batch.transcript, config.ctc_blank)
     return metrics["loss"] + config.ctc_weight * metrics["ctc"], metrics
 
 
-def audio_tokens_read(model: ModelConfig, length: Array) -> Array:
+def num_valid_audio_tokens(model_config: ModelConfig, pcm_length: Array) -> Array:
     """int32[A]: how many audio tokens the language model reads of clips of int32[A] samples."""
-    frame = 2 * HOP
-    by_frames = [model.audio_tokens_of(frames * frame) for frames in range(model.audio.whisper_frames + 1)]
-    return jnp.asarray(by_frames, jnp.int32)[-(-length // frame)]
+    frame = 2 * HOP_LENGTH
+    by_frames = [
+        model_config.num_valid_audio_tokens(frames * frame) for frames in range(model_config.audio.whisper_frames + 1)
+    ]
+    return jnp.asarray(by_frames, jnp.int32)[-(-pcm_length // frame)]
 
 
-def ctc_loss(embedding: Array, audio_tokens: Array, read: Array, transcript: Array, blank: int) -> Array:
+def ctc_loss(embedding: Array, audio_tokens: Array, num_valid_tokens: Array, transcript: Array, blank_id: int) -> Array:
     """CTC on the audio tokens (mean over transcribed tokens), read off with the language model's word embeddings.
 
     It teaches audio tokens to lie where the words they stand for lie, which a model that starts from random weights
@@ -84,24 +86,24 @@ def ctc_loss(embedding: Array, audio_tokens: Array, read: Array, transcript: Arr
     """
     logits = audio_tokens.astype(jnp.float32) @ embedding.astype(jnp.float32).T
     absent = transcript < 0
-    unread = (jnp.arange(logits.shape[1]) >= read[:, None]).astype(jnp.float32)
-    losses = optax.ctc_loss(logits, unread, jnp.maximum(transcript, 0), absent.astype(jnp.float32), blank_id=blank)
+    unread = (jnp.arange(logits.shape[1]) >= num_valid_tokens[:, None]).astype(jnp.float32)
+    losses = optax.ctc_loss(logits, unread, jnp.maximum(transcript, 0), absent.astype(jnp.float32), blank_id=blank_id)
     words = (~absent).sum(axis=1)
     # A token for each word and a blank between equal ones: a clip with fewer audio tokens than that has no alignment.
     repeats = ((transcript[:, 1:] == transcript[:, :-1]) & ~absent[:, 1:]).sum(axis=1)
-    counted = (words > 0) & (words + repeats <= read)
+    counted = (words > 0) & (words + repeats <= num_valid_tokens)
     return jnp.where(counted, losses, 0).sum() / jnp.maximum(jnp.where(counted, words, 0).sum(), 1)
 
 
-def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Callable:
+def make_train_step(config: RunConfig, structure: ModelStructure, mesh: Mesh) -> Callable:
     """Compiles `(state, frozen, batch) -> (state, metrics)`; `state` is donated, frozen weights lie as their rules say.
 
     Metrics are float32 scalars: those of `batch_loss`, `gradient_norm`, `learning_rate`, and how many `examples` and
     `audio_seconds` the batch holds.
     """
     optimizer = make_optimizer(config.optimizer, config.num_train_steps)
-    schedule = learning_rate(config.optimizer, config.num_train_steps)
-    shards = sharding.batch_shards(mesh)
+    schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
+    shards = sharding.num_data_shards(mesh)
     everywhere, split = sharding.replicated(mesh), sharding.batch_shardings(mesh, config.data.clips)
     chosen = trainable_paths(structure.shapes, config.trainable)
     placement = sharding.Placement(mesh)
@@ -115,7 +117,7 @@ def make_train_step(config: RunConfig, structure: Structure, mesh: Mesh) -> Call
 
         # With respect to the trainable parameters only: no gradient, and no memory, for the frozen ones.
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
+        updates, optimizer_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": schedule(state.step)}
         metrics["examples"] = batch.segments.max(axis=1).sum().astype(jnp.float32)

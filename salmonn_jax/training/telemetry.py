@@ -15,7 +15,7 @@ from tqdm import tqdm
 from salmonn_jax import distributed
 
 
-class Telemetry(Protocol):
+class MetricWriter(Protocol):
     """What the training loop tells."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -24,12 +24,20 @@ class Telemetry(Protocol):
     def close(self) -> None: ...
 
 
-def open_telemetry(run: pathlib.Path, *, name: str, start: int, steps: int, began: float) -> Telemetry:
+def open_metric_writer(
+    run: pathlib.Path, *, name: str, start_step: int, num_train_steps: int, program_start: float
+) -> MetricWriter:
     """That of a run that goes on from step `start`: one process writes. `began` is when the program did."""
-    return Written(run, name=name, start=start, steps=steps, began=began) if distributed.is_main() else Silent()
+    return (
+        FileMetricWriter(
+            run, name=name, start_step=start_step, num_train_steps=num_train_steps, program_start=program_start
+        )
+        if distributed.is_main_process()
+        else NoOpMetricWriter()
+    )
 
 
-class Silent:
+class NoOpMetricWriter:
     """Of the processes that leave the writing to another."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -39,28 +47,30 @@ class Silent:
         pass
 
 
-class Written:
+class FileMetricWriter:
     """Writes metrics of finished steps to `metrics.jsonl` and `tensorboard/`, and shows progress.
 
     A run that goes on from a checkpoint first drops the lines of steps that will be done again, so that every step
     stands in the file once.
     """
 
-    def __init__(self, run: pathlib.Path, *, name: str, start: int, steps: int, began: float):
+    def __init__(self, run: pathlib.Path, *, name: str, start_step: int, num_train_steps: int, program_start: float):
         self._path = run / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= start]
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= start_step]
         self._path.write_text("".join(line + "\n" for line in kept))
         self._file = self._path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
-        self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0)
+        self._board = tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
+        self._bar = tqdm(
+            total=num_train_steps, initial=start_step, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0
+        )
         self._clock = time.monotonic()
-        self._began: float | None = began
+        self._program_start: float | None = program_start
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
-        if self._began is not None:
-            self._bar.write(f"the first step ended {now - self._began:.1f} s after the start", file=sys.stderr)
-            self._began = None
+        if self._program_start is not None:
+            self._bar.write(f"the first step ended {now - self._program_start:.1f} s after the start", file=sys.stderr)
+            self._program_start = None
         seconds, self._clock = now - self._clock, now
         values = dict(metrics)
         for key in ("examples", "audio_seconds"):

@@ -27,10 +27,10 @@ CLIPS = range(3)
 def arguments(output, **changes) -> list[str]:
     """The command line that converts the golden set to `output`."""
     parts = {
-        "--whisper": golden.FOLDER / "whisper",
-        "--beats": golden.FOLDER / "beats.pt",
-        "--llm": golden.FOLDER / "vicuna",
-        "--checkpoint": golden.FOLDER / "salmonn.pth",
+        "--whisper": golden.GOLDEN_DIR / "whisper",
+        "--beats": golden.GOLDEN_DIR / "beats.pt",
+        "--llm": golden.GOLDEN_DIR / "vicuna",
+        "--checkpoint": golden.GOLDEN_DIR / "salmonn.pth",
         "--qformer-heads": 4,
         "--output": output,
     } | changes
@@ -51,11 +51,11 @@ def model(directory):
 
 
 def clip(i: int) -> pathlib.Path:
-    return golden.SHARED / "audio" / golden.texts()["wavs"][i]
+    return golden.SHARED / "audio" / golden.expected_json()["wavs"][i]
 
 
 def question(i: int) -> str:
-    return golden.texts()["prompts"][i].removeprefix("USER: ").removesuffix("\nASSISTANT:")
+    return golden.expected_json()["prompts"][i].removeprefix("USER: ").removesuffix("\nASSISTANT:")
 
 
 @pytest.mark.parametrize("i", CLIPS)
@@ -67,12 +67,14 @@ def test_audio_tokens(model, i):
 
 @pytest.mark.parametrize("i", CLIPS)
 def test_score_of_the_answer_is_the_loss(model, i):
-    scores = model.score(clip(i), question(i), golden.texts()["texts"][i])
+    scores = model.score(clip(i), question(i), golden.expected_json()["texts"][i])
     assert -scores.mean() == pytest.approx(golden.expected()["loss"][i], rel=1e-5)
 
 
 def test_greedy_ids(model):
-    expected = [entry["ids"][1:] for entry in golden.texts()["generate_greedy"]]  # without the <s> they begin with
+    expected = [
+        entry["ids"][1:] for entry in golden.expected_json()["generate_greedy"]
+    ]  # without the <s> they begin with
     answers = model.generate([clip(i) for i in CLIPS], [question(i) for i in CLIPS], max_new_tokens=len(expected[0]))
     assert [answer.token_ids for answer in answers] == expected
 
@@ -93,7 +95,7 @@ def test_weights_keep_their_dtype_and_the_fingerprint_is_theirs(directory):
     base = weights.load(directory / "base")
     assert base["llama/layers/q_proj/kernel"].dtype == np.float16
     assert base["whisper/conv1/kernel"].dtype == np.float32
-    description = model_directory.read_description(directory)
+    description = model_directory.read_config_json(directory)
     assert description["base"]["fingerprint"] == weights.fingerprint(base)
 
 
@@ -178,7 +180,7 @@ def rewritten(path: pathlib.Path, **changes) -> pathlib.Path:
     import torch
 
     golden.require()
-    loaded = tensors.load_torch(golden.FOLDER / "salmonn.pth")
+    loaded = tensors.load_torch(golden.GOLDEN_DIR / "salmonn.pth")
     torch.save(loaded | {name: change(loaded[name]) for name, change in changes.items()}, path)
     return path
 
@@ -188,7 +190,7 @@ def test_options_that_are_given_and_that_are_not(tmp_path, capsys):
     given = {"--second-per-window": 0.5, "--second-stride": 0.25, "--lora-alpha": 12, "--checkpoint": bare}
     convert.main(arguments(tmp_path / "given", **given))
     model = json.loads((tmp_path / "given" / "config.json").read_text())["model"]
-    assert (model["qformer"]["window_seconds"], model["qformer"]["stride_seconds"]) == (0.5, 0.25)
+    assert (model["qformer"]["second_per_window"], model["qformer"]["second_stride"]) == (0.5, 0.25)
     assert model["lora"]["alpha"] == 12
     capsys.readouterr()
     with pytest.raises(UserError, match="48 wide, which 5 heads do not divide"):
@@ -208,7 +210,7 @@ def test_options_that_are_given_and_that_are_not(tmp_path, capsys):
         ({"--second-stride": 0}, "windows cannot follow each other by 0.0 s"),
         ({"--checkpoint": None, "--qformer-heads": 5}, "768 wide, which 5 heads do not divide"),
         ({"--beats": None}, "was trained with BEATs"),
-        ({"--llm": golden.FOLDER / "whisper"}, "model of type 'whisper', not llama or mistral"),
+        ({"--llm": golden.GOLDEN_DIR / "whisper"}, "model of type 'whisper', not llama or mistral"),
     ],
 )
 def test_what_does_not_go_together_is_told(tmp_path, changes, says):
@@ -257,20 +259,20 @@ def test_a_checkpoint_in_bfloat16_comes_back_byte_for_byte(tmp_path):
     convert.main(arguments(tmp_path / "model", **{"--checkpoint": half}))
     convert.main(["to-torch", "salmonn", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "back.pth")])
     theirs = checkpoint(half)
-    for name in mapping.ignored(tables.SALMONN, theirs):
+    for name in mapping.ignored_tensors(tables.SALMONN, theirs):
         del theirs[name]
     equal_bytes(checkpoint(tmp_path / "back.pth"), theirs)
 
 
 def test_a_language_model_is_merged_in_float32_and_cut_into_files(directory, tmp_path, monkeypatch):
     """Float16 weights, rounded once."""
-    monkeypatch.setattr(to_torch, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(to_torch, "MAX_SHARD_BYTES", 100_000)
     convert.main(["to-torch", "llama", "--model", str(directory), "--output", str(tmp_path / "llm")])
     sizes = [path.stat().st_size for path in (tmp_path / "llm").glob("*.safetensors")]
     assert len(sizes) > 3 and max(sizes) < 100_000 + 10_000
-    _, ours = tensors.open_directory(tmp_path / "llm")
-    _, theirs = tensors.open_directory(golden.FOLDER / "vicuna")
-    trained = checkpoint(golden.FOLDER / "salmonn.pth")
+    _, ours = tensors.open_hf_directory(tmp_path / "llm")
+    _, theirs = tensors.open_hf_directory(golden.GOLDEN_DIR / "vicuna")
+    trained = checkpoint(golden.GOLDEN_DIR / "salmonn.pth")
     for name, tensor in ours.items():
         before, after = theirs[name].read(), tensor.read()
         if "q_proj" in name or "v_proj" in name:
@@ -289,17 +291,17 @@ def test_with_new_adapters_the_language_model_comes_back_byte_for_byte(tmp_path)
     golden.require()
     convert.main(arguments(tmp_path / "model", **{"--checkpoint": None, "--qformer-heads": None}))
     convert.main(["to-torch", "llama", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "llm")])
-    _, theirs = tensors.open_directory(golden.FOLDER / "vicuna")
-    for name in mapping.ignored(tables.llama(tied=False), theirs):
+    _, theirs = tensors.open_hf_directory(golden.GOLDEN_DIR / "vicuna")
+    for name in mapping.ignored_tensors(tables.llama(tie_word_embeddings=False), theirs):
         del theirs[name]
-    equal_bytes(tensors.open_directory(tmp_path / "llm")[1], theirs)
+    equal_bytes(tensors.open_hf_directory(tmp_path / "llm")[1], theirs)
     config = json.loads((tmp_path / "llm" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"], config["torch_dtype"]) == (1, 2, "float16")
     assert (tmp_path / "llm" / "special_tokens_map.json").is_file()
 
 
-def checkpoint(path: pathlib.Path) -> dict[str, tensors.Tensor]:
-    return tensors.tensors_of(tensors.load_torch(path)["model"], path, "model")
+def checkpoint(path: pathlib.Path) -> dict[str, tensors.LazyTensor]:
+    return tensors.lazy_state_dict(tensors.load_torch(path)["model"], path, "model")
 
 
 def equal_bytes(ours: dict, theirs: dict) -> None:
@@ -312,8 +314,8 @@ def equal_bytes(ours: dict, theirs: dict) -> None:
 def test_the_checkpoint_comes_back_byte_for_byte(directory, tmp_path):
     output = tmp_path / "back" / "salmonn.pth"
     convert.main(["to-torch", "salmonn", "--model", str(directory), "--output", str(output)])
-    theirs = checkpoint(golden.FOLDER / "salmonn.pth")
-    for name in mapping.ignored(tables.SALMONN, theirs):
+    theirs = checkpoint(golden.GOLDEN_DIR / "salmonn.pth")
+    for name in mapping.ignored_tensors(tables.SALMONN, theirs):
         del theirs[name]
     equal_bytes(checkpoint(output), theirs)
     with pytest.raises(UserError, match="is there already"):
@@ -321,7 +323,7 @@ def test_the_checkpoint_comes_back_byte_for_byte(directory, tmp_path):
     # It tells all that its tensors cannot, the heads included.
     again = tmp_path / "again"
     convert.main(arguments(again, **{"--checkpoint": output, "--qformer-heads": None}))
-    one, two = (model_directory.read_description(place) for place in (directory, again))
+    one, two = (model_directory.read_config_json(place) for place in (directory, again))
     assert one["model"] == two["model"] and one["base"]["fingerprint"] == two["base"]["fingerprint"]
     assert weights.fingerprint(weights.load(directory / "delta")) == weights.fingerprint(weights.load(again / "delta"))
 
@@ -331,7 +333,7 @@ def test_what_the_original_would_run_wrong_is_not_written_for_it(tmp_path):
     with pytest.raises(UserError, match=r"reads all audio tokens; --audio-tokens clip is for one"):
         convert.main(arguments(tmp_path / "model", **{"--audio-tokens": "clip"}))
     convert.main(arguments(tmp_path / "model", **{"--audio-tokens": "clip", "--checkpoint": None}))
-    assert model_directory.read_description(tmp_path / "model")["model"]["audio"]["tokens"] == "clip"
+    assert model_directory.read_config_json(tmp_path / "model")["model"]["audio"]["tokens"] == "clip"
     with pytest.raises(UserError, match=r"has model\.audio\.tokens=clip.*peft"):
         convert.main(["to-torch", "salmonn", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "x.pth")])
     assert not (tmp_path / "x.pth").exists()
@@ -341,10 +343,10 @@ def test_the_adapters_come_out_as_peft_names_them(directory, tmp_path):
     convert.main(["to-torch", "peft", "--model", str(directory), "--output", str(tmp_path / "adapter")])
     described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (described["r"], described["lora_alpha"], described["target_modules"]) == (8, 32.0, ["q_proj", "v_proj"])
-    theirs = checkpoint(golden.FOLDER / "salmonn.pth")
+    theirs = checkpoint(golden.GOLDEN_DIR / "salmonn.pth")
     expected = {
         name.replace("llama_model.", "").replace(".default", ""): tensor
         for name, tensor in theirs.items()
         if ".lora_" in name
     }
-    equal_bytes(tensors.open_file(tmp_path / "adapter" / "adapter_model.safetensors"), expected)
+    equal_bytes(tensors.open_state_dict(tmp_path / "adapter" / "adapter_model.safetensors"), expected)

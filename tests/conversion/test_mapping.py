@@ -10,36 +10,36 @@ import pytest
 from salmonn_jax.config import LoraConfig, ModelConfig, WhisperConfig
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
 from salmonn_jax.conversion import mapping, tables
-from salmonn_jax.conversion.mapping import CONV, FIRST, LINEAR, SAME, Rule, Table
-from salmonn_jax.conversion.tensors import Tensor
-from salmonn_jax.conversion.to_jax import TRAINED
+from salmonn_jax.conversion.mapping import CONV1D_KERNEL, IDENTITY, LINEAR_KERNEL, SQUEEZE_FIRST_AXIS, Rule, Table
+from salmonn_jax.conversion.tensors import LazyTensor
+from salmonn_jax.conversion.to_jax import ORIGINAL_TRAINABLE
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 from tests import golden, originals
 
 TABLE = Table(
     "toy",
-    (Rule("layers.{layer}.fc.weight", "x/layers/fc", LINEAR), Rule("norm", "x/norm"), Rule("other", "y/other")),
+    (Rule("layers.{layer}.fc.weight", "x/layers/fc", LINEAR_KERNEL), Rule("norm", "x/norm"), Rule("other", "y/other")),
     ((r"position_ids", "a counter"),),
 )
 SHAPES = {"x/layers/fc": (2, 3, 4), "x/norm": (5,)}
 
 
-def tensor(*shape: int, dtype: str = "float32") -> Tensor:
+def tensor(*shape: int, dtype: str = "float32") -> LazyTensor:
     value = np.random.default_rng(len(shape)).normal(size=shape).astype(dtype)
-    return Tensor(shape, np.dtype(dtype), lambda: value)
+    return LazyTensor(shape, np.dtype(dtype), lambda: value)
 
 
-def whole() -> dict[str, Tensor]:
+def whole() -> dict[str, LazyTensor]:
     return {"layers.0.fc.weight": tensor(4, 3), "layers.1.fc.weight": tensor(4, 3), "norm": tensor(5)}
 
 
 def test_layers_are_stacked_in_order_and_transposed():
     tensors = whole()
-    found = mapping.match((TABLE, SHAPES, tensors))
+    found = mapping.match_checkpoints((TABLE, SHAPES, tensors))
     assert set(found) == set(SHAPES)
     expected = np.stack([tensors[f"layers.{i}.fc.weight"].read().T for i in range(2)])
-    np.testing.assert_array_equal(golden.whole(found["x/layers/fc"]), expected)
+    np.testing.assert_array_equal(golden.full_array(found["x/layers/fc"]), expected)
     assert [layer for layer, _ in found["x/layers/fc"].pieces()] == [0, 1]
     assert all(piece.flags.c_contiguous for _, piece in found["x/layers/fc"].pieces())
 
@@ -48,7 +48,7 @@ def test_all_that_does_not_fit_is_told_at_once():
     tensors = whole() | {"extra": tensor(2), "norm": tensor(6), "position_ids": tensor(1)}
     del tensors["layers.1.fc.weight"]
     with pytest.raises(UserError) as error:
-        mapping.match((TABLE, SHAPES, tensors))
+        mapping.match_checkpoints((TABLE, SHAPES, tensors))
     text = str(error.value)
     assert "missing layers.1.fc.weight" in text
     assert "unknown extra [2]" in text
@@ -59,20 +59,20 @@ def test_all_that_does_not_fit_is_told_at_once():
 
 def test_layers_that_are_wrong_alike_are_told_as_one():
     with pytest.raises(UserError, match=r"missing layers\.\*\.fc\.weight \(20 times\)$"):
-        mapping.match((TABLE, {"x/layers/fc": (20, 3, 4)}, {}))
+        mapping.match_checkpoints((TABLE, {"x/layers/fc": (20, 3, 4)}, {}))
 
 
 def test_the_faults_of_all_parts_are_told_together():
     toy, other = Table("toy", TABLE.rules[1:2]), Table("other toy", (Rule("only", "z/only"),))
     with pytest.raises(UserError, match=r"not the toy .*missing norm.*; this is not the other toy .*missing only"):
-        mapping.match((toy, {"x/norm": (5,)}, {}), (other, {"z/only": (1,)}, {}))
+        mapping.match_checkpoints((toy, {"x/norm": (5,)}, {}), (other, {"z/only": (1,)}, {}))
 
 
 def test_layers_of_several_dtypes_become_one_that_holds_them():
     def dtype_of(first: str, second: str) -> str:
         tensors = whole() | {"layers.0.fc.weight": tensor(4, 3, dtype=first)}
         tensors["layers.1.fc.weight"] = tensor(4, 3, dtype=second)
-        return str(mapping.match((TABLE, SHAPES, tensors))["x/layers/fc"].dtype)
+        return str(mapping.match_checkpoints((TABLE, SHAPES, tensors))["x/layers/fc"].dtype)
 
     assert dtype_of("float16", "float16") == "float16"
     assert dtype_of("float32", "float64") == "float64"
@@ -80,7 +80,7 @@ def test_layers_of_several_dtypes_become_one_that_holds_them():
 
 
 def test_what_is_ignored_has_a_reason():
-    assert mapping.ignored(TABLE, whole() | {"position_ids": tensor(1)}) == {"position_ids": "a counter"}
+    assert mapping.ignored_tensors(TABLE, whole() | {"position_ids": tensor(1)}) == {"position_ids": "a counter"}
 
 
 @pytest.mark.parametrize(
@@ -96,31 +96,42 @@ def test_a_faulty_table_is_a_fault_of_the_program(rules, shapes, says):
         mapping.destinations(Table("toy", rules), shapes)
 
 
-@pytest.mark.parametrize("how", [SAME, LINEAR, CONV, FIRST, tables._patches(2), tables._GATE_SCALE, tables._MAGNITUDE])
+@pytest.mark.parametrize(
+    "how",
+    [
+        IDENTITY,
+        LINEAR_KERNEL,
+        CONV1D_KERNEL,
+        SQUEEZE_FIRST_AXIS,
+        tables._patches(2),
+        tables._GATE_SCALE,
+        tables._MAGNITUDE,
+    ],
+)
 def test_transforms_are_their_own_way_back(how):
-    shape = {CONV: (3, 4, 5), tables._GATE_SCALE: (6,), tables._MAGNITUDE: (6,)}.get(how, (4, 7))
+    shape = {CONV1D_KERNEL: (3, 4, 5), tables._GATE_SCALE: (6,), tables._MAGNITUDE: (6,)}.get(how, (4, 7))
     ours = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    theirs = how.to_theirs(ours)
-    assert theirs.shape == how.shape_there(shape)
-    np.testing.assert_array_equal(how.to_ours(theirs, shape), ours)
+    theirs = how.to_torch(ours)
+    assert theirs.shape == how.torch_shape(shape)
+    np.testing.assert_array_equal(how.to_jax(theirs, shape), ours)
 
 
-def keys(name: str) -> dict[str, Tensor]:
+def keys(name: str) -> dict[str, LazyTensor]:
     """A manifest of the released files, as tensors that cannot be read."""
     path = golden.SHARED / "reference" / "salmonn_keys.json"
     golden.require(path)
     listed = json.loads(path.read_text())[name]
-    return {k: Tensor(tuple(shape), np.dtype(dtype), None) for k, (shape, dtype) in listed.items()}
+    return {k: LazyTensor(tuple(shape), np.dtype(dtype), None) for k, (shape, dtype) in listed.items()}
 
 
 @pytest.mark.parametrize(("size", "model"), [("7b", MODEL_7B), ("13b", MODEL_13B)])
 def test_every_key_of_the_released_checkpoints(size, model):
-    shapes = {path: leaf.shape for path, leaf in parameters.structure(model).shapes.items()}
-    trained = parameters.trainable_paths(shapes, TRAINED)
+    shapes = {path: leaf.shape for path, leaf in parameters.model_structure(model).shapes.items()}
+    trained = parameters.trainable_paths(shapes, ORIGINAL_TRAINABLE)
     tensors = keys(f"salmonn_{size}_checkpoint_model")
-    found = mapping.match((tables.SALMONN, {path: shapes[path] for path in trained}, tensors))
-    parts = sum(len(parameter.parts) for parameter in found.values())
-    assert parts + len(mapping.ignored(tables.SALMONN, tensors)) == len(tensors)
+    found = mapping.match_checkpoints((tables.SALMONN, {path: shapes[path] for path in trained}, tensors))
+    parts = sum(len(parameter.sources) for parameter in found.values())
+    assert parts + len(mapping.ignored_tensors(tables.SALMONN, tensors)) == len(tensors)
 
 
 @pytest.mark.parametrize(
@@ -131,32 +142,32 @@ def test_every_key_of_the_released_checkpoints(size, model):
     ],
 )
 def test_every_key_of_the_released_encoders(name, table, part):
-    shapes = {path: leaf.shape for path, leaf in parameters.structure(MODEL_13B).shapes.items()}
+    shapes = {path: leaf.shape for path, leaf in parameters.model_structure(MODEL_13B).shapes.items()}
     own = {path: shape for path, shape in shapes.items() if path.startswith(part)}
     tensors = keys(name)
-    found = mapping.match((table, own, tensors))
-    assert sum(len(p.parts) for p in found.values()) + len(mapping.ignored(table, tensors)) == len(tensors)
+    found = mapping.match_checkpoints((table, own, tensors))
+    assert sum(len(p.sources) for p in found.values()) + len(mapping.ignored_tensors(table, tensors)) == len(tensors)
 
 
-def without_weights(build) -> dict[str, Tensor]:
+def without_weights(build) -> dict[str, LazyTensor]:
     """The tensors of a PyTorch module of any size, of which only names and shapes are made."""
     import torch
 
     with torch.device("meta"):
         state = build().state_dict()
-    return {k: Tensor(tuple(v.shape), np.dtype(np.float32), None) for k, v in state.items()}
+    return {k: LazyTensor(tuple(v.shape), np.dtype(np.float32), None) for k, v in state.items()}
 
 
-def every_one_is_placed(table: Table, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    shapes = {path: leaf.shape for path, leaf in parameters.structure(config).shapes.items()}
-    found = mapping.match((table, shapes, tensors))
-    assert sum(len(p.parts) for p in found.values()) + len(mapping.ignored(table, tensors)) == len(tensors)
+def every_one_is_placed(table: Table, config: ModelConfig, tensors: dict[str, LazyTensor]) -> None:
+    shapes = {path: leaf.shape for path, leaf in parameters.model_structure(config).shapes.items()}
+    found = mapping.match_checkpoints((table, shapes, tensors))
+    assert sum(len(p.sources) for p in found.values()) + len(mapping.ignored_tensors(table, tensors)) == len(tensors)
 
 
 @pytest.mark.parametrize(("size", "model"), [("7b", MODEL_7B), ("13b", MODEL_13B)])
 def test_every_key_of_a_vicuna(size, model):
     """Those of the manifest, which has one layer of the 7B; and those of transformers at full size."""
-    originals.require()
+    originals.require_packages()
     import transformers
 
     c = model.llama
@@ -164,17 +175,22 @@ def test_every_key_of_a_vicuna(size, model):
     if size == "7b":
         listed = keys("vicuna_7b_llama_hf_layer0_and_globals")
         layers = {
-            k.replace(".0.", f".{i}.", 1): v for k, v in listed.items() if ".layers." in k for i in range(c.layers)
+            k.replace(".0.", f".{i}.", 1): v
+            for k, v in listed.items()
+            if ".layers." in k
+            for i in range(c.num_hidden_layers)
         }
-        every_one_is_placed(tables.llama(tied=False), alone, listed | layers)
+        every_one_is_placed(tables.llama(tie_word_embeddings=False), alone, listed | layers)
     theirs = transformers.LlamaConfig(
-        vocab_size=c.vocabulary,
-        hidden_size=c.width,
-        intermediate_size=c.ffn,
-        num_hidden_layers=c.layers,
-        num_attention_heads=c.heads,
+        vocab_size=c.vocab_size,
+        hidden_size=c.hidden_size,
+        intermediate_size=c.intermediate_size,
+        num_hidden_layers=c.num_hidden_layers,
+        num_attention_heads=c.num_attention_heads,
     )
-    every_one_is_placed(tables.llama(tied=False), alone, without_weights(lambda: transformers.LlamaForCausalLM(theirs)))
+    every_one_is_placed(
+        tables.llama(tie_word_embeddings=False), alone, without_weights(lambda: transformers.LlamaForCausalLM(theirs))
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,7 +199,7 @@ def test_every_key_of_a_vicuna(size, model):
     ids=["tiny", "base", "small", "medium", "large-v2", "large-v3"],
 )
 def test_every_key_of_every_whisper(width, layers, heads, mels):
-    originals.require("whisper")
+    originals.require_packages("whisper")
     import transformers
     from whisper.model import AudioEncoder
 

@@ -14,7 +14,7 @@ import salmonn_jax
 from launch import convert
 from salmonn_jax import weights
 from salmonn_jax.conversion import compare, tensors
-from salmonn_jax.conversion.compare import Files
+from salmonn_jax.conversion.compare import CheckpointPaths
 from salmonn_jax.errors import UserError
 from tests import golden, originals
 
@@ -34,17 +34,17 @@ def run(*words: object) -> None:
     convert.main([str(word) for word in words])
 
 
-def agree(model: pathlib.Path, files: Files, *, stages: int, clip: object = DUCK) -> None:
+def agree(model: pathlib.Path, files: CheckpointPaths, *, stages: int, clip: object = DUCK) -> None:
     """Every stage of ours is PyTorch's."""
     found = list(compare.compare(model, files, clip, QUESTION))
     assert len(found) >= stages
     for difference in found:
-        assert difference.relative < 2e-5, difference
+        assert difference.relative_error < 2e-5, difference
 
 
 def equal_tensors(ours: pathlib.Path, theirs: pathlib.Path) -> None:
     """The tensors of two Hugging Face directories, byte for byte."""
-    (_, back), (_, source) = tensors.open_directory(ours), tensors.open_directory(theirs)
+    (_, back), (_, source) = tensors.open_hf_directory(ours), tensors.open_hf_directory(theirs)
     assert set(back) == set(source)
     for name, tensor in source.items():
         assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape, name
@@ -57,67 +57,67 @@ def equal_tensors(ours: pathlib.Path, theirs: pathlib.Path) -> None:
         {},
         {"num_key_value_heads": 2, "tie_word_embeddings": True},
         {"num_key_value_heads": 1, "head_dim": 16, "rope_parameters": LLAMA3_ROPE},
-        {"kind": "mistral", "num_key_value_heads": 2, "sliding_window": None},
+        {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
     ],
     ids=["llama 1", "SmolLM2", "llama 3", "mistral"],
 )
 def test_a_language_model(changes, tmp_path):
-    originals.require()
+    originals.require_packages()
     golden.require()
-    llm = originals.llama(tmp_path / "llm", **changes)
+    llm = originals.write_llama(tmp_path / "llm", **changes)
     run("to-jax", "llama", "--llm", llm, "--output", tmp_path / "model")
-    agree(tmp_path / "model", Files(llm=llm), stages=5)
+    agree(tmp_path / "model", CheckpointPaths(llm=llm), stages=5)
     run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
     equal_tensors(tmp_path / "back", llm)
-    agree(tmp_path / "model", Files(llm=tmp_path / "back"), stages=5)
+    agree(tmp_path / "model", CheckpointPaths(llm=tmp_path / "back"), stages=5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_language_model_of_half_precision_comes_back_byte_for_byte(dtype, tmp_path):
-    originals.require()
-    llm = originals.llama(tmp_path / "llm", dtype=dtype)
+    originals.require_packages()
+    llm = originals.write_llama(tmp_path / "llm", dtype=dtype)
     run("to-jax", "llama", "--llm", llm, "--output", tmp_path / "model")
-    assert {str(x.dtype) for x in weights.stored(tmp_path / "model" / "base").values()} == {dtype}
+    assert {str(x.dtype) for x in weights.open_params(tmp_path / "model" / "base").values()} == {dtype}
     run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
     equal_tensors(tmp_path / "back", llm)
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_mel_bins": 128, "encoder_layers": 3}])
 def test_whisper(changes, tmp_path):
-    originals.require()
+    originals.require_packages()
     golden.require()
-    source = originals.whisper(tmp_path / "whisper", **changes)
+    source = originals.write_whisper(tmp_path / "whisper", **changes)
     run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
-    agree(tmp_path / "model", Files(whisper=source), stages=5)
+    agree(tmp_path / "model", CheckpointPaths(whisper=source), stages=5)
     with pytest.raises(UserError, match="has no part that came from --llm"):
-        next(compare.compare(tmp_path / "model", Files(llm=source), DUCK, QUESTION))
+        next(compare.compare(tmp_path / "model", CheckpointPaths(llm=source), DUCK, QUESTION))
     with pytest.raises(UserError, match="holds no language model"):
         salmonn_jax.load(tmp_path / "model").generate(None, QUESTION)
 
 
 def test_whisper_in_openai_s_files(tmp_path):
-    originals.require("whisper")
+    originals.require_packages("whisper")
     golden.require()
-    source = originals.openai_whisper(tmp_path / "tiny.pt")
+    source = originals.write_openai_whisper(tmp_path / "tiny.pt")
     run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
-    agree(tmp_path / "model", Files(whisper=source), stages=5)
+    agree(tmp_path / "model", CheckpointPaths(whisper=source), stages=5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"conv_pos": 15, "max_distance": 100, "encoder_layers": 2}])
 def test_beats(changes, tmp_path):
-    originals.require("openbeats")
+    originals.require_packages("openbeats")
     golden.require()
-    source = originals.beats(tmp_path / "beats.pt", **changes)
+    source = originals.write_beats(tmp_path / "beats.pt", **changes)
     run("to-jax", "beats", "--beats", source, "--output", tmp_path / "model")
-    agree(tmp_path / "model", Files(beats=source), stages=4)
+    agree(tmp_path / "model", CheckpointPaths(beats=source), stages=4)
 
 
 def test_the_golden_salmonn(tmp_path):
     """Which agrees with the original's own numbers (`tests/conversion/test_golden.py`): so do the packages here."""
-    originals.require("peft", "openbeats")
+    originals.require_packages("peft", "openbeats")
     golden.require()
-    folder = golden.FOLDER
-    files = Files(
+    folder = golden.GOLDEN_DIR
+    files = CheckpointPaths(
         whisper=folder / "whisper", beats=folder / "beats.pt", llm=folder / "vicuna", checkpoint=folder / "salmonn.pth"
     )
     words = ["--whisper", files.whisper, "--beats", files.beats, "--llm", files.llm, "--checkpoint", files.checkpoint]
@@ -134,7 +134,7 @@ SALMONNS = {
             "lora_rank": 4,
             "lora_alpha": 12,
         },
-        "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     },
     "no BEATs, gaps between windows, three layers": {
         "config": {
@@ -144,31 +144,43 @@ SALMONNS = {
             "lora_rank": 16,
             "lora_alpha": 16,
         },
-        "targets": ("v_proj",),
-        "layers": 3,
+        "target_modules": ("v_proj",),
+        "num_hidden_layers": 3,
     },
     "no adapters": {
         "config": {"num_speech_query_token": 3, "second_per_window": 1.0, "second_stride": 1.0, "lora": False}
         | {"lora_rank": 1},
-        "targets": (),
-        "heads": 2,
+        "target_modules": (),
+        "num_attention_heads": 2,
     },
 }
 
 
 @pytest.fixture(scope="module", params=list(SALMONNS), ids=list(SALMONNS))
-def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, Files]:
+def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, CheckpointPaths]:
     """A SALMONN of a shape of its own, converted."""
-    originals.require("peft", "openbeats")
+    originals.require_packages("peft", "openbeats")
     golden.require()
     folder, shape = tmp_path_factory.mktemp("assembled"), SALMONNS[request.param]
-    sound = None if "no BEATs" in request.param else originals.beats(folder / "beats.pt")
-    llm = originals.llama(folder / "llm", num_key_value_heads=2)
-    checkpoint = originals.salmonn(folder / "x.pth", memory=32 + (32 if sound else 0), llm=llm, **shape)
-    files = Files(whisper=originals.whisper(folder / "whisper"), beats=sound, llm=llm, checkpoint=checkpoint)
+    sound = None if "no BEATs" in request.param else originals.write_beats(folder / "beats.pt")
+    llm = originals.write_llama(folder / "llm", num_key_value_heads=2)
+    checkpoint = originals.write_salmonn(
+        folder / "x.pth", encoder_hidden_size=32 + (32 if sound else 0), llm=llm, **shape
+    )
+    files = CheckpointPaths(
+        whisper=originals.write_whisper(folder / "whisper"), beats=sound, llm=llm, checkpoint=checkpoint
+    )
     given = ["--beats", sound] if sound else []
     words = ["--whisper", files.whisper, *given, "--llm", llm, "--checkpoint", checkpoint]
-    run("to-jax", "salmonn", *words, "--qformer-heads", shape.get("heads", 4), "--output", folder / "model")
+    run(
+        "to-jax",
+        "salmonn",
+        *words,
+        "--qformer-heads",
+        shape.get("num_attention_heads", 4),
+        "--output",
+        folder / "model",
+    )
     return folder / "model", files
 
 
@@ -203,16 +215,16 @@ def test_its_adapters_are_peft_s_and_merge_as_peft_merges(assembled, tmp_path):
     run("to-torch", "llama", "--model", model, "--output", tmp_path / "merged")
     base = transformers.AutoModelForCausalLM.from_pretrained(files.llm, dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().state_dict()
-    _, ours = tensors.open_directory(tmp_path / "merged")
+    _, ours = tensors.open_hf_directory(tmp_path / "merged")
     for name, tensor in ours.items():
         np.testing.assert_allclose(tensor.read(), theirs[name].numpy(), rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
     """A weight of the second layer of BEATs is changed: all before it agrees, and the command says where it begins."""
-    originals.require("openbeats")
+    originals.require_packages("openbeats")
     golden.require()
-    source = originals.beats(tmp_path / "beats.pt")
+    source = originals.write_beats(tmp_path / "beats.pt")
     run("to-jax", "beats", "--beats", source, "--output", tmp_path / "model")
     params = dict(weights.load(tmp_path / "model" / "base"))
     params["beats/layers/fc1/kernel"] = params["beats/layers/fc1/kernel"].at[1].mul(1.1)
@@ -235,7 +247,7 @@ def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
 @pytest.fixture(scope="session")
 def real_weights() -> pathlib.Path:
     """Whisper base and SmolLM2-135M as Hugging Face directories, built once from packages."""
-    originals.require("gguf", "accelerate")
+    originals.require_packages("gguf", "accelerate")
     script = golden.SHARED / "real_weights" / "build.py"
     golden.require(script)
     place = pathlib.Path(__file__).parents[2] / ".cache" / "real_weights"
@@ -253,18 +265,20 @@ def test_real_whisper(real_weights, tmp_path):
     run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
     for clip in ("duck.wav", "mountain.wav"):
         found = list(
-            compare.compare(tmp_path / "model", Files(whisper=source), golden.SHARED / "audio" / clip, QUESTION)
+            compare.compare(
+                tmp_path / "model", CheckpointPaths(whisper=source), golden.SHARED / "audio" / clip, QUESTION
+            )
         )
         assert len(found) == 9
-        assert all(difference.relative < 1e-4 for difference in found), found
+        assert all(difference.relative_error < 1e-4 for difference in found), found
 
 
 def test_real_language_model(real_weights, tmp_path):
     source = real_weights / "smollm2-135m"
     run("to-jax", "llama", "--llm", source, "--output", tmp_path / "model")
-    found = list(compare.compare(tmp_path / "model", Files(llm=source), DUCK, "The capital of France is"))
+    found = list(compare.compare(tmp_path / "model", CheckpointPaths(llm=source), DUCK, "The capital of France is"))
     assert len(found) == 32
-    assert all(difference.relative < 1e-4 for difference in found), found
+    assert all(difference.relative_error < 1e-4 for difference in found), found
     model = salmonn_jax.load(tmp_path / "model")
     asked = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     plain, chat = model.generate([None, None], ["The capital of France is", asked], max_new_tokens=16)

@@ -14,7 +14,7 @@ from salmonn_jax.config import LlamaConfig, RopeScaling
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
 from salmonn_jax.conversion import sources, tensors, vicuna
 from salmonn_jax.errors import UserError
-from salmonn_jax.models.llama import rotary_rates
+from salmonn_jax.models.llama import rotary_inv_freq
 from tests import golden
 
 LLAMA = {
@@ -41,8 +41,8 @@ SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, ori
 
 def read(monkeypatch, **changes) -> LlamaConfig:
     """What is made of a configuration, whatever the tensors."""
-    monkeypatch.setattr(tensors, "open_directory", lambda path: (LLAMA | changes, {}))
-    return sources.read_llama(pathlib.Path("llm")).config
+    monkeypatch.setattr(tensors, "open_hf_directory", lambda path: (LLAMA | changes, {}))
+    return sources.open_llama(pathlib.Path("llm")).config
 
 
 def test_a_llama(monkeypatch):
@@ -94,14 +94,14 @@ def test_what_cannot_be_converted_is_told(monkeypatch, changes, says):
 
 
 def test_a_field_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(tensors, "open_directory", lambda path: ({"model_type": "llama"}, {}))
+    monkeypatch.setattr(tensors, "open_hf_directory", lambda path: ({"model_type": "llama"}, {}))
     with pytest.raises(UserError, match="has no num_attention_heads"):
-        sources.read_llama(pathlib.Path("llm"))
+        sources.open_llama(pathlib.Path("llm"))
 
 
 def test_llama3_rope_scaling(monkeypatch):
     """Fast rates are kept, slow ones divided by the factor, and nothing jumps between."""
-    plain, scaled = rotary_rates(read(monkeypatch)), rotary_rates(read(monkeypatch, rope_scaling=LLAMA3_ROPE))
+    plain, scaled = rotary_inv_freq(read(monkeypatch)), rotary_inv_freq(read(monkeypatch, rope_scaling=LLAMA3_ROPE))
     turns = 128 * plain / (2 * np.pi)
     assert (turns > 4).any() and (turns < 1).any()
     np.testing.assert_array_equal(scaled[turns > 4], plain[turns > 4])
@@ -113,13 +113,13 @@ def test_llama3_rope_scaling(monkeypatch):
 @pytest.mark.parametrize(("width", "model"), [(5120, MODEL_13B), (4096, MODEL_7B)])
 def test_the_right_vicuna_passes_and_the_wrong_one_is_told(width, model, changed):
     file, llm = pathlib.Path("x.pth"), pathlib.Path("vicuna")
-    vicuna.check(width, file, model.llama, llm, own=False)
+    vicuna.check_llm(width, file, model.llama, llm, own_checkpoint=False)
     other = dataclasses.replace(model.llama, **{changed: getattr(model.llama, changed) * 2})
     with pytest.raises(UserError, match=r"vicuna is not Vicuna-.* is .* answers are empty"):
-        vicuna.check(width, file, other, llm, own=False)
-    vicuna.check(width, file, other, llm, own=True)
+        vicuna.check_llm(width, file, other, llm, own_checkpoint=False)
+    vicuna.check_llm(width, file, other, llm, own_checkpoint=True)
     with pytest.raises(UserError, match=rf"goes with a language model {width} wide"):
-        vicuna.check(width, file, dataclasses.replace(other, hidden_size=1024), llm, own=True)
+        vicuna.check_llm(width, file, dataclasses.replace(other, hidden_size=1024), llm, own_checkpoint=True)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_right_vicuna_passes_and_the_wrong_one_is_told(width, model, changed
 )
 def test_inspect(name, lines, capsys):
     golden.require()
-    convert.main(["inspect", str(golden.FOLDER / name)])
+    convert.main(["inspect", str(golden.GOLDEN_DIR / name)])
     told = capsys.readouterr().out
     for line in lines:
         assert line in told
@@ -146,13 +146,13 @@ def test_beats_of_another_kind(tmp_path):
     for cfg in ({"deep_norm": False}, {}):
         torch.save({"cfg": cfg, "model": {}}, path)
         with pytest.raises(UserError, match="has deep_norm=False; only BEATs with deep_norm=True"):
-            sources.read_beats(path)
+            sources.open_beats(path)
     torch.save({"cfg": None, "model": {}}, path)
     with pytest.raises(UserError, match="its `cfg` is no dictionary"):
-        sources.read_beats(path)
+        sources.open_beats(path)
     torch.save({"model": {}}, path)
     with pytest.raises(UserError, match="is not a BEATs checkpoint"):
-        sources.read_beats(path)
+        sources.open_beats(path)
 
 
 def test_configuration_of_a_converted_llama_survives_json(monkeypatch):

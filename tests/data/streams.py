@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.packing import NothingRead
+from benchmarks.packing import NoOpReader
 from data_pipelines.examples import Example
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.sources.manifest_entries import BadExample
-from data_pipelines.stream.augment import augmentation
-from data_pipelines.stream.encode import layout
-from data_pipelines.stream.mixture import normalised
-from data_pipelines.stream.prompt_templates import Wordings
+from data_pipelines.stream.augment import augmentations
+from data_pipelines.stream.encode import encode_config
+from data_pipelines.stream.mixture import normalise
+from data_pipelines.stream.prompt_templates import PromptTemplates
 from data_pipelines.stream.reading import SampleIterDataset
 from data_pipelines.stream.samples import Encoder, SampleReader
 from data_pipelines.stream.training_data import TrainingData
@@ -31,7 +31,7 @@ DATA = DataConfig(mixture=SHARES, rows=16, clips=48, seq_len=128, streams=8, loo
 class Tokenizer:
     """One token a letter. The first token of an answer tells which example it is."""
 
-    bos, eos, prefix = 1, 2, (1,)
+    bos_token_id, eos_token_id, prefix_tokens = 1, 2, (1,)
 
     def encode(self, text):
         return [3 + ord(letter) for letter in text]
@@ -58,29 +58,29 @@ class Source:
         )
 
 
-WORDINGS = Wordings("here", {"asr": ("What?", "Who speaks?")})
+WORDINGS = PromptTemplates("here", {"asr": ("What?", "Who speaks?")})
 
 
 def sample_reader(data=DATA, bad=0, seed=0, model=MODEL, on_read=bool):
     encoder = Encoder(
         tokenizer=Tokenizer(),
         wordings=WORDINGS,
-        sizes=layout(model, data),
+        sizes=encode_config(model, data),
         rules=AudioRules(minimum_seconds=0.5, maximum_seconds=1.0, too_long=data.too_long),
     )
     recordings = Source(data.noise_source) if data.noise_source else None
     sources = {name: Source(name, bad, on_read) for name in SIZES}
-    return SampleReader(sources, encoder, augmentation(data, recordings), seed=seed)
+    return SampleReader(sources, encoder, augmentations(data, recordings), seed=seed)
 
 
 def stream(data=DATA, streams=None, rejected=lambda one: None, **reader):
     reader = sample_reader(data, **reader)
-    return TrainingData(reader, data, normalised(data.mixture), streams=streams, on_reject=rejected)
+    return TrainingData(reader, data, normalise(data.mixture), streams=streams, on_reject=rejected)
 
 
 def refs_of(shares, stream=0, num_streams=8):
     """An iterator over the references of the samples that a stream draws, none of which is read."""
-    return iter(SampleIterDataset(shares, stream, num_streams, NothingRead(), read_ahead=2))
+    return iter(SampleIterDataset(shares, stream, num_streams, NoOpReader(), read_ahead=2))
 
 
 def equal(ours, theirs) -> bool:
@@ -94,7 +94,7 @@ def joined(parts):
 def examples(batch) -> list[tuple[int, int]]:
     """(source, example) of every segment, in order: the token behind the prompt tells."""
     starts = batch.loss_mask & ~np.pad(batch.loss_mask, ((0, 0), (1, 0)))[:, :-1]
-    return [(int(batch.source[r, s]), int(batch.tokens[r, s]) - 1003) for r, s in np.argwhere(starts)]
+    return [(int(batch.source_index[r, s]), int(batch.tokens[r, s]) - 1003) for r, s in np.argwhere(starts)]
 
 
 def parts_of(hosts):

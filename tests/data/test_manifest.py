@@ -13,7 +13,15 @@ from data_pipelines import corpora
 from data_pipelines.sources import audio
 from data_pipelines.sources.audio import AudioRules, fit_clip, read_clip
 from data_pipelines.sources.manifest import Manifest, ManifestSource
-from data_pipelines.sources.manifest_entries import GAP, BadExample, Entry, Piece, from_annotation, from_json, to_json
+from data_pipelines.sources.manifest_entries import (
+    GAP_SAMPLES,
+    AudioSpan,
+    BadExample,
+    ManifestEntry,
+    entry_from_annotation,
+    entry_from_json,
+    entry_to_json,
+)
 from salmonn_jax.errors import UserError
 
 CLIP = np.random.default_rng(0).integers(-9000, 9000, 32_000).astype(np.int16)
@@ -34,14 +42,16 @@ def lines(folder, *entries, name="some.jsonl"):
 @pytest.mark.parametrize(
     "entry",
     [
-        Entry(id="1", audio=(Piece("a.flac"),), answer="hello"),
-        Entry(id="2", audio=(Piece("a.flac", 1.5, 3.0), Piece("b.wav")), answer="Yes", task="speaker_verification"),
-        Entry(id="3", answer="Goethe", prompt="Who wrote Faust?", task="text"),
-        Entry(id="4", audio=(Piece("a.flac", 2.0, None),), answer="x", question="Which?", transcript="y"),
+        ManifestEntry(id="1", audio=(AudioSpan("a.flac"),), answer="hello"),
+        ManifestEntry(
+            id="2", audio=(AudioSpan("a.flac", 1.5, 3.0), AudioSpan("b.wav")), answer="Yes", task="speaker_verification"
+        ),
+        ManifestEntry(id="3", answer="Goethe", prompt="Who wrote Faust?", task="text"),
+        ManifestEntry(id="4", audio=(AudioSpan("a.flac", 2.0, None),), answer="x", question="Which?", transcript="y"),
     ],
 )
 def test_entries_and_lines_are_the_same(entry):
-    assert from_json(json.loads(json.dumps(to_json(entry))), 9) == entry
+    assert entry_from_json(json.loads(json.dumps(entry_to_json(entry))), 9) == entry
 
 
 def test_audio_is_read_beside_the_manifest(folder):
@@ -54,7 +64,7 @@ def test_audio_is_read_beside_the_manifest(folder):
 def test_parts_of_files_are_joined_with_silence(folder):
     pieces = [{"path": "a.flac", "start": 0.5, "end": 1.0}, "b.wav"]
     source = ManifestSource(lines(folder, {"audio": pieces, "answer": "Yes"}), "mine", AudioRules())
-    expected = np.concatenate([CLIP[8000:16_000], np.zeros(GAP, np.int16), CLIP[:20_000]])
+    expected = np.concatenate([CLIP[8000:16_000], np.zeros(GAP_SAMPLES, np.int16), CLIP[:20_000]])
     np.testing.assert_array_equal(source[0].audio, expected)
 
 
@@ -72,7 +82,7 @@ def test_the_originals_annotations(folder):
     assert [e.question for e in found] == ["", "", "", "Which?"]
     assert len({e.id for e in found}) == 4
     assert found[0].transcript == "Hello." and not found[1].transcript
-    assert len(found[2].audio) == 32_000 + GAP + 20_000
+    assert len(found[2].audio) == 32_000 + GAP_SAMPLES + 20_000
 
 
 def test_a_manifest_at_a_url(folder):
@@ -81,8 +91,8 @@ def test_a_manifest_at_a_url(folder):
     with fsspec.open("memory://bucket/m/a.flac", "wb") as file:
         file.write((folder / "a.flac").read_bytes())
     corpus = corpora.open_corpus("files", "memory://bucket/m")
-    assert corpus.heard("train") == ["train"]
-    np.testing.assert_array_equal(corpus.read("train", "train")[0].audio, CLIP)
+    assert corpus.sources_with_audio("train") == ["train"]
+    np.testing.assert_array_equal(corpus.open_source("train", "train")[0].audio, CLIP)
 
 
 def test_a_network_that_fails_is_tried_again(monkeypatch):
@@ -95,12 +105,12 @@ def test_a_network_that_fails_is_tried_again(monkeypatch):
         return b"data"
 
     monkeypatch.setattr(audio, "_fetched", fetched)
-    monkeypatch.setattr(audio, "RETRIES", (0.0, 0.0))
-    assert audio._opened("gs://bucket/a.flac") == b"data"
+    monkeypatch.setattr(audio, "RETRY_DELAYS", (0.0, 0.0))
+    assert audio._path_or_bytes("gs://bucket/a.flac") == b"data"
     tried.clear()
     monkeypatch.setattr(audio, "_fetched", lambda url: (_ for _ in ()).throw(OSError("reset")))
     with pytest.raises(BadExample) as caught:
-        audio._opened("gs://bucket/a.flac")
+        audio._path_or_bytes("gs://bucket/a.flac")
     assert caught.value.reason == "unreachable"
 
 
@@ -117,7 +127,7 @@ def test_a_network_that_fails_is_tried_again(monkeypatch):
 )
 def test_a_wrong_line(line, says):
     with pytest.raises(BadExample, match=says) as caught:
-        from_json(line, 0)
+        entry_from_json(line, 0)
     assert caught.value.reason == "wrong line"
 
 
@@ -126,7 +136,7 @@ def test_a_wrong_line(line, says):
 )
 def test_a_wrong_annotation(line):
     with pytest.raises(BadExample):
-        from_annotation(line, 0)
+        entry_from_annotation(line, 0)
 
 
 def test_a_line_that_breaks_off_is_that_line_only(folder):
@@ -153,7 +163,7 @@ def test_reasons_of_bad_audio(folder):
     reasons = {}
     for name in ("empty", "noise", "zeros", "nan", "gone"):
         with pytest.raises(BadExample) as caught:
-            read_clip([Piece(str(folder / f"{name}.wav"))], AudioRules())
+            read_clip([AudioSpan(str(folder / f"{name}.wav"))], AudioRules())
         reasons[name] = caught.value.reason
     assert reasons == {
         "empty": "empty", "noise": "undecodable", "zeros": "silent", "nan": "not finite", "gone": "missing",
@@ -161,7 +171,7 @@ def test_reasons_of_bad_audio(folder):
 
 
 def test_rules(folder):
-    stereo = [Piece(str(folder / "b.wav"))]
+    stereo = [AudioSpan(str(folder / "b.wav"))]
     np.testing.assert_array_equal(read_clip(stereo, AudioRules()), CLIP[:20_000])
     with pytest.raises(BadExample, match="silent"):  # the second channel is the first one's negative
         read_clip(stereo, AudioRules(channels="mean"))

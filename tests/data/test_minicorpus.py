@@ -18,8 +18,8 @@ import pytest
 
 from data_pipelines import minicorpus
 from data_pipelines.minicorpus import build, clips, heard, labels, packages, recordings, spoken, tunes
-from data_pipelines.minicorpus.builder import make
-from data_pipelines.minicorpus.reading import imitate
+from data_pipelines.minicorpus.builder import generate_examples
+from data_pipelines.minicorpus.reading import imitate_audio_tokens
 from launch import prepare as command
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import load_tokenizer
@@ -63,26 +63,26 @@ def fake_recordings() -> recordings.Recordings:
         voices[f"known-{language}"] = recordings.Voice(language, True, digits)
     voices["new-en"] = recordings.Voice("en", False, {digit: tone(900 + digit, 0.4) for digit in range(9)})
     phrases = [
-        recordings.Prompt(
+        recordings.Phrase(
             f"key{i}", language, f"known-{language}", True, f"wort {chr(97 + i % 26)}", f"word {i}", tone(300, 0.5)
         )
         for i in range(40)
         for language in labels.LANGUAGES
     ]
     phrases += [
-        recordings.Prompt(f"new{i}", "en", "new-en", False, "a stamp", "a stamp", tone(300, 0.5)) for i in range(5)
+        recordings.Phrase(f"new{i}", "en", "new-en", False, "a stamp", "a stamp", tone(300, 0.5)) for i in range(5)
     ]
     return recordings.Recordings(
         origin="recorded",
         voices=voices,
-        prompts=tuple(phrases),
+        phrases=tuple(phrases),
         sounds={
             "beep": tuple(recordings.Recording(f"beep{i}", tone(1000 + i, 0.2 + i)) for i in range(3)),
             "hum": (recordings.Recording("hum0", tone(60, 6)),),
             "buzz": tuple(recordings.Recording(f"buzz{i}", tone(150 + i, 1.0)) for i in range(2)),
         },
         instruments={"piano": (recordings.Recording("real piano", tone(440, 5)),)},
-        tunes=tuple(tunes.parse(abc(number)) for number in range(64)),
+        tunes=tuple(tunes.parse_tune(abc(number)) for number in range(64)),
         soundfont=b"a soundfont",
     )
 
@@ -135,8 +135,8 @@ def cache(tmp_path, small, monkeypatch) -> pathlib.Path:
     return folder
 
 
-def all_clips(source: str, split: str) -> list[clips.Clip]:
-    return list(make(fake_recordings(), source, split, pathlib.Path("none")))
+def all_clips(source: str, split: str) -> list[clips.GeneratedExample]:
+    return list(generate_examples(fake_recordings(), source, split, pathlib.Path("none")))
 
 
 def test_strings_of_digits_do_not_leak(small):
@@ -147,15 +147,15 @@ def test_strings_of_digits_do_not_leak(small):
     train = [clip.example for source in ("numbers", "speech_over_sound") for clip in all_clips(source, "train")]
     test = [clip.example for source in ("numbers", "speech_over_sound") for clip in all_clips(source, "test")]
     assert not strings(train) & strings(test)
-    assert all(spoken.is_test(e.transcript) for e in test)
-    assert not any(spoken.is_test(e.transcript) for e in train)
+    assert all(spoken.is_test_number(e.transcript) for e in test)
+    assert not any(spoken.is_test_number(e.transcript) for e in train)
     numbers = [clip.example for clip in all_clips("numbers", "test")]
     assert len({e.transcript for e in numbers}) == len(numbers)
     # Nor does the text that imitates audio.
     for split, kept in (("train", False), ("test", True)):
         for clip in all_clips("reading", split):
             if clip.example.task == "numbers" and " " in clip.example.answer:
-                assert spoken.is_test(clip.example.answer) == kept
+                assert spoken.is_test_number(clip.example.answer) == kept
 
 
 def test_prompts_are_split_by_id_and_titles_by_tune(small):
@@ -200,7 +200,7 @@ def test_clips_keep_to_their_length_and_answers_to_their_clips(small):
             assert 0.3 * 16_000 <= len(example.audio) <= 4.0 * 16_000
             assert example.source == source
             assert example.prompt.startswith("<Speech><SpeechHere></Speech> ")
-            assert example.prompt.endswith(clips.wordings(example.task)[0]) or split == "train"
+            assert example.prompt.endswith(clips.prompt_templates(example.task)[0]) or split == "train"
     for clip in all_clips("speech_over_sound", "train"):
         words, _, name = clip.example.answer.rpartition(" over ")
         assert words == clip.example.transcript
@@ -233,7 +233,7 @@ def test_imitated_audio_tokens_can_be_read(small):
     for words in (["two"], ["two", "two"], ["one", "two", "two", "two", "one"]):
         for _ in range(50):
             read: list[str] = []
-            for part in re.split(f"{clips.FILLER}+", imitate(words, rng)):
+            for part in re.split(f"{clips.FILLER}+", imitate_audio_tokens(words, rng)):
                 read += [word for word, _ in itertools.groupby(part.split())]
             assert read == words
     for clip in all_clips("reading", "train"):
@@ -249,18 +249,18 @@ def test_the_corpus_end_to_end(cache, capsys):
     assert statistics["sources"]["numbers"]["train"]["numbers"]["clips"] == 30
     assert statistics["sources"]["numbers"]["unheard"]["numbers"]["voices"] == ["new-en"]
     assert statistics["notes"] == list(minicorpus.notes(cache)) == list(clips.NOTES["recorded"])
-    assert minicorpus.heard_sources(cache, "test") == [s for s in minicorpus.SOURCES if s != "reading"]
-    assert minicorpus.heard_sources(cache, "unheard") == ["numbers", "prompts", "sounds", "music"]
-    assert minicorpus.heard_sources(cache, "other") == []
+    assert minicorpus.sources_with_audio(cache, "test") == [s for s in minicorpus.SOURCES if s != "reading"]
+    assert minicorpus.sources_with_audio(cache, "unheard") == ["numbers", "prompts", "sounds", "music"]
+    assert minicorpus.sources_with_audio(cache, "other") == []
 
     tokenizer = load_tokenizer(cache)
-    assert (tokenizer.bos, tokenizer.eos, tokenizer.vocabulary) == (1, 2, 512)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.vocab_size) == (1, 2, 512)
     assert tokenizer.decode(tokenizer.encode("zéro семь over hum")) == "zéro семь over hum"
-    assert tokenizer.encode(f"{clips.FILLER}{clips.FILLER} seven").count(tokenizer.id_of(clips.FILLER)) == 2
+    assert tokenizer.encode(f"{clips.FILLER}{clips.FILLER} seven").count(tokenizer.token_to_id(clips.FILLER)) == 2
 
     for source in minicorpus.SOURCES:
         for split, sizes in SMALL[source].items():
-            read = minicorpus.read(cache, source, split)
+            read = minicorpus.open_source(cache, source, split)
             assert len(read) == sum(sizes.values())
             expected = {clip.example.id: clip.example for clip in all_clips(source, split)}
             passes = [
@@ -281,9 +281,9 @@ def test_the_corpus_end_to_end(cache, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
 
     with pytest.raises(UserError, match="no split 'unheard'; it has: train, test"):
-        minicorpus.read(cache, "reading", "unheard")
+        minicorpus.open_source(cache, "reading", "unheard")
     with pytest.raises(UserError, match="did you mean 'numbers'"):
-        minicorpus.read(cache, "number", "train")
+        minicorpus.open_source(cache, "number", "train")
 
 
 def test_an_interrupted_build_is_not_taken_for_finished(cache, monkeypatch):
@@ -298,7 +298,7 @@ def test_an_interrupted_build_is_not_taken_for_finished(cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         minicorpus.prepare(cache, workers=1)
     with pytest.raises(UserError, match="no mini-corpus in"):
-        minicorpus.read(cache, "numbers", "train")
+        minicorpus.open_source(cache, "numbers", "train")
     assert not build.source_folder(cache, "sounds").exists()
     # What a kill leaves, which TFDS cannot clean up.
     left = build.source_folder(cache, "sounds").parent / "incomplete.abc_1.0.0"
@@ -307,13 +307,13 @@ def test_an_interrupted_build_is_not_taken_for_finished(cache, monkeypatch):
     monkeypatch.setattr(heard, "sounds", real)
     minicorpus.prepare(cache, workers=1)
     assert not left.exists()
-    assert len(minicorpus.read(cache, "sounds", "train")) == 12
+    assert len(minicorpus.open_source(cache, "sounds", "train")) == 12
 
     shutil.rmtree(build.source_folder(cache, "sounds"))
     with pytest.raises(UserError, match="no mini-corpus in"):
-        minicorpus.read(cache, "numbers", "train")
+        minicorpus.open_source(cache, "numbers", "train")
     minicorpus.prepare(cache, workers=1)
-    assert len(minicorpus.read(cache, "sounds", "train")) == 12
+    assert len(minicorpus.open_source(cache, "sounds", "train")) == 12
 
 
 def test_two_builds_give_the_same_bytes(cache, tmp_path):
@@ -325,7 +325,7 @@ def test_two_builds_give_the_same_bytes(cache, tmp_path):
     assert (cache / "tokenizer.model").read_bytes() == (other / "tokenizer.model").read_bytes()
     for source in minicorpus.SOURCES:
         for split in SMALL[source]:
-            one, two = minicorpus.read(cache, source, split), minicorpus.read(other, source, split)
+            one, two = minicorpus.open_source(cache, source, split), minicorpus.open_source(other, source, split)
             for i in range(len(one)):
                 assert pickle.dumps(one[i]) == pickle.dumps(two[i])
 
@@ -340,7 +340,7 @@ def test_where_debian_lacks_a_package_speech_is_synthesised(tmp_path, small, mon
     minicorpus.prepare(tmp_path / "cache", workers=1)
     assert called
     assert "there is no apt here" in capsys.readouterr().err
-    assert minicorpus.read(tmp_path / "cache", "numbers", "test")[0].task == "numbers"
+    assert minicorpus.open_source(tmp_path / "cache", "numbers", "test")[0].task == "numbers"
     assert not (tmp_path / "cache" / "packages").exists()
 
 
@@ -354,17 +354,17 @@ def test_a_missing_extra_is_told_before_anything_is_fetched(tmp_path, monkeypatc
 def test_a_corpus_that_is_not_there_is_told(tmp_path):
     message = r"no mini-corpus in .*; build it with: python -m launch\.prepare minicorpus"
     with pytest.raises(UserError, match=message):
-        minicorpus.read(tmp_path, "numbers", "train")
+        minicorpus.open_source(tmp_path, "numbers", "train")
     with pytest.raises(UserError, match=message):
-        minicorpus.heard_sources(tmp_path, "test")
+        minicorpus.sources_with_audio(tmp_path, "test")
 
 
 def test_the_command_passes_its_options_on(monkeypatch):
     given = {}
-    monkeypatch.setattr(minicorpus, "prepare", lambda cache, *, workers: given.update(cache=cache, workers=workers))
+    monkeypatch.setattr(minicorpus, "prepare", lambda data_dir, **rest: given.update(data_dir=data_dir, **rest))
     command.main(["minicorpus"])
-    assert given == {"cache": pathlib.Path(".cache/minicorpus"), "workers": 2}
-    command.main(["minicorpus", "--cache", "here", "--workers", "1"])
-    assert given == {"cache": pathlib.Path("here"), "workers": 1}
+    assert given == {"data_dir": pathlib.Path(".cache/minicorpus"), "workers": 2}
+    command.main(["minicorpus", "--data-dir", "here", "--workers", "1"])
+    assert given == {"data_dir": pathlib.Path("here"), "workers": 1}
     with pytest.raises(UserError, match="--workers is 0"):
         build.prepare(pathlib.Path("here"), workers=0)

@@ -46,15 +46,15 @@ def test_resource_files_are_unpacked():
 def test_flac_is_exact():
     pcm = np.random.default_rng(0).integers(-32768, 32768, 5000, dtype=np.int16)
     pcm[:2] = [-32768, 32767]
-    decoded = records.from_flac(records.to_flac(pcm))
+    decoded = records.decode_record_flac(records.encode_flac(pcm))
     assert decoded.dtype == np.int16
     np.testing.assert_array_equal(decoded, pcm)
 
 
 def test_flac_that_is_broken_is_told():
-    data = records.to_flac(np.random.default_rng(1).integers(-32768, 32768, 8_000).astype(np.int16))
+    data = records.encode_flac(np.random.default_rng(1).integers(-32768, 32768, 8_000).astype(np.int16))
     with pytest.raises(BadExample, match="undecodable"):
-        records.from_flac(data[: len(data) // 2])
+        records.decode_record_flac(data[: len(data) // 2])
 
 
 def test_trimming_keeps_what_sounds():
@@ -67,9 +67,9 @@ def test_trimming_keeps_what_sounds():
 
 def test_titles_are_compared_without_articles_accents_and_case():
     assert tunes.normalise_title("The Ténth of March") == tunes.normalise_title("tenth of march -- Reel")
-    tune = tunes.parse(abc(0))
+    tune = tunes.parse_tune(abc(0))
     assert (tune.title, tune.metre, tune.type) == ("tune of 0", "six eight", "jig")
-    assert tunes.parse(abc(3)).type == ""
+    assert tunes.parse_tune(abc(3)).type == ""
 
 
 def test_prompt_texts_are_cleaned(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.examples import Example
 from data_pipelines.sources.manifest_entries import BadExample
-from data_pipelines.stream.mixture import measure, shares
+from data_pipelines.stream.mixture import mean_example_size, source_shares
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
@@ -17,33 +17,33 @@ CONFIG = DataConfig(mixture={"asr": 3.0, "events": 1.0})
 
 
 def test_weights_of_examples_are_shares():
-    assert shares(CONFIG, {}) == pytest.approx({"asr": 0.75, "events": 0.25})
+    assert source_shares(CONFIG, {}) == pytest.approx({"asr": 0.75, "events": 0.25})
 
 
 def test_temperature_makes_small_sources_larger():
-    made = shares(dataclasses.replace(CONFIG, temperature=2.0), {})
+    made = source_shares(dataclasses.replace(CONFIG, temperature=2.0), {})
     assert made["asr"] / made["events"] == pytest.approx(3**0.5)
 
 
 @pytest.mark.parametrize("unit", ["hours", "tokens"])
 def test_weights_in_other_units_are_converted(unit):
     """Three times the hours, or tokens, of examples twice as long: one and a half times the examples."""
-    made = shares(dataclasses.replace(CONFIG, weight_unit=unit), {"asr": 20.0, "events": 10.0})
+    made = source_shares(dataclasses.replace(CONFIG, weight_unit=unit), {"asr": 20.0, "events": 10.0})
     assert made["asr"] / made["events"] == pytest.approx(1.5)
 
 
 def test_replay_on_top_and_as_a_share():
     """ForgetSLM's 5 % of each of two older stages is 4.5 % of the examples each."""
-    added = shares(dataclasses.replace(CONFIG, replay={"old": 0.05, "text": 0.05}), {})
+    added = source_shares(dataclasses.replace(CONFIG, replay={"old": 0.05, "text": 0.05}), {})
     assert added["old"] == added["text"] == pytest.approx(0.05 / 1.1)
     assert added["asr"] == pytest.approx(0.75 / 1.1)
-    share = shares(dataclasses.replace(CONFIG, replay={"old": 0.05}, replay_as="share"), {})
+    share = source_shares(dataclasses.replace(CONFIG, replay={"old": 0.05}, replay_as="share"), {})
     assert share == pytest.approx({"asr": 0.95 * 0.75, "events": 0.95 * 0.25, "old": 0.05})
 
 
 def test_five_percent_of_the_tokens_is_a_twentieth_of_the_examples_where_answers_are_long():
     config = DataConfig(mixture={"asr": 0.95, "text": 0.05}, weight_unit="tokens")
-    assert shares(config, {"asr": 30.0, "text": 350.0})["text"] == pytest.approx(0.0045, rel=0.01)
+    assert source_shares(config, {"asr": 30.0, "text": 350.0})["text"] == pytest.approx(0.0045, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_five_percent_of_the_tokens_is_a_twentieth_of_the_examples_where_answers
 )
 def test_a_mixture_that_cannot_be(change, says):
     with pytest.raises(UserError, match=says):
-        shares(dataclasses.replace(CONFIG, **change), {"asr": 1.0, "events": 0.0})
+        source_shares(dataclasses.replace(CONFIG, **change), {"asr": 1.0, "events": 0.0})
 
 
 class Words:
@@ -83,6 +83,6 @@ def test_measured_are_examples_spread_over_the_source():
         def __getitem__(self, i):
             return example(i)
 
-    assert measure(Source(), "tokens", Words(), 300) == 4
-    assert measure(Source(), "tokens", Words(), 2) == 2
-    assert 1.2 / 3600 < measure(Source(), "hours", Words(), 300) < 1.8 / 3600
+    assert mean_example_size(Source(), "tokens", Words(), 300) == 4
+    assert mean_example_size(Source(), "tokens", Words(), 2) == 2
+    assert 1.2 / 3600 < mean_example_size(Source(), "hours", Words(), 300) < 1.8 / 3600

@@ -10,8 +10,8 @@ import soundfile
 
 from data_pipelines.sources import paper
 from data_pipelines.sources.audio import AudioRules, read_clip
-from data_pipelines.sources.manifest import example
-from data_pipelines.sources.manifest_entries import GAP, BadExample, Entry, Piece
+from data_pipelines.sources.manifest import to_example
+from data_pipelines.sources.manifest_entries import GAP_SAMPLES, AudioSpan, BadExample, ManifestEntry
 from data_pipelines.sources.paper import files
 from salmonn_jax.errors import UserError
 
@@ -72,7 +72,7 @@ def read(name, folder, split="train"):
 
 
 def captioned(id, path, answer, task="audiocaption"):
-    return Entry(id=id, audio=(Piece(path),), answer=answer, task=task)
+    return ManifestEntry(id=id, audio=(AudioSpan(path),), answer=answer, task=task)
 
 
 @pytest.fixture
@@ -97,7 +97,9 @@ def librispeech(tmp_path):
 
 
 def spoken(id, path, words, answer=None, task="asr"):
-    return Entry(id=id, audio=(Piece(path),), answer=words if answer is None else answer, task=task, transcript=words)
+    return ManifestEntry(
+        id=id, audio=(AudioSpan(path),), answer=words if answer is None else answer, task=task, transcript=words
+    )
 
 
 def test_librispeech(librispeech):
@@ -150,16 +152,16 @@ def test_gigaspeech(tmp_path):
     ]
     write(tmp_path, "GigaSpeech.json", {"version": "v1", "audios": [{"path": path, "segments": segments}]})
     first, wrong, last = read("gigaspeech", tmp_path)
-    assert first == Entry(
-        id="POD1_S1", audio=(Piece(path, 0.5, 1.25),), answer="It's well here", transcript="It's well here"
+    assert first == ManifestEntry(
+        id="POD1_S1", audio=(AudioSpan(path, 0.5, 1.25),), answer="It's well here", transcript="It's well here"
     )
     assert isinstance(wrong, BadExample)
-    assert last == Entry(id="POD1_S5", audio=(Piece(path, 2.5, 3.0),), answer="Bye", transcript="Bye")
+    assert last == ManifestEntry(id="POD1_S5", audio=(AudioSpan(path, 2.5, 3.0),), answer="Bye", transcript="Bye")
     assert [entry.id for entry in read("gigaspeech", tmp_path, "test")] == ["POD1_S6"]
 
     samples = sound(tmp_path, path, 3.0)
     heard = read_clip([piece._replace(path=str(tmp_path / piece.path)) for piece in first.audio], AudioRules())
-    made = example(first, "gigaspeech", heard)
+    made = to_example(first, "gigaspeech", heard)
     assert np.array_equal(made.audio[:12_000], samples[8_000:20_000]) and not made.audio[12_000:].any()
     assert (made.answer, made.task, made.source) == ("It's well here", "asr", "gigaspeech")
 
@@ -299,13 +301,13 @@ def test_voxceleb1_trials_are_heard_one_after_the_other(tmp_path):
     write(tmp_path, "veri_test.txt", "1 id9/a/1.wav id9/b/1.wav\n0 id9/a/1.wav id8/a/1.wav\nodd\n")
     same, other, wrong = read("voxceleb1", tmp_path, "test")
     first, second = "test/wav/id9/a/1.wav", "test/wav/id9/b/1.wav"
-    pieces = (Piece(first), Piece(second))
-    assert same == Entry(id=f"{first}+{second}", audio=pieces, answer="Yes", task="speaker_verification")
+    pieces = (AudioSpan(first), AudioSpan(second))
+    assert same == ManifestEntry(id=f"{first}+{second}", audio=pieces, answer="Yes", task="speaker_verification")
     assert other.answer == "No" and isinstance(wrong, BadExample)
 
     one, two = sound(tmp_path, first, 1.0), sound(tmp_path, second, 0.5, hertz=880.0)
     heard = read_clip([piece._replace(path=str(tmp_path / piece.path)) for piece in same.audio], AudioRules())
-    assert np.array_equal(heard, np.concatenate([one, np.zeros(GAP, np.int16), two]))
+    assert np.array_equal(heard, np.concatenate([one, np.zeros(GAP_SAMPLES, np.int16), two]))
 
 
 @pytest.mark.parametrize(
@@ -328,10 +330,12 @@ def test_questions(tmp_path, name, path):
     ]
     write(tmp_path, "salmonn_stage2_data.json", {"annotation": lines})
     first, second, wrong = read(name, tmp_path)
-    assert first == Entry(
-        id=f"{path}#0", audio=(Piece(path),), answer="It is {odd}.", task="QA", question='What, "exactly"?'
+    assert first == ManifestEntry(
+        id=f"{path}#0", audio=(AudioSpan(path),), answer="It is {odd}.", task="QA", question='What, "exactly"?'
     )
-    assert second == Entry(id=f"{path}#3", audio=(Piece(path),), answer="A woman", task="gender_QA", question="Who?")
+    assert second == ManifestEntry(
+        id=f"{path}#3", audio=(AudioSpan(path),), answer="A woman", task="gender_QA", question="Who?"
+    )
     assert isinstance(wrong, BadExample) and "path and text must be strings" in str(wrong)
 
 
@@ -340,17 +344,17 @@ def test_long_lists_are_read_in_pieces(tmp_path, monkeypatch):
     items = [{"id": number, "text": 'ein "Wort" ]} ' * number, "more": [[], {"a": []}]} for number in range(30)]
     for indent in (None, 2):
         (tmp_path / "a.json").write_text(json.dumps({"data": items}, indent=indent))
-        assert list(files.array(tmp_path / "a.json", "data", ("id",), "somewhere")) == items
+        assert list(files.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere")) == items
     text = (tmp_path / "a.json").read_text()
     (tmp_path / "a.json").write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match=r"breaks off or is not JSON after .* items; somewhere"):
-        list(files.array(tmp_path / "a.json", "data", ("id",), "somewhere"))
+        list(files.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere"))
 
 
 @pytest.mark.parametrize("name", paper.PAPER_CORPORA)
 def test_what_is_missing_and_where_it_comes_from(tmp_path, name):
     corpus = paper.PAPER_CORPORA[name]
-    assert corpus.name == name and "\n" not in corpus.where
+    assert corpus.name == name and "\n" not in corpus.download_hint
     for split in corpus.splits:
         for folder in (tmp_path, tmp_path / "nowhere"):
             with pytest.raises(UserError) as caught:

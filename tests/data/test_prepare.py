@@ -17,11 +17,11 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from data_pipelines.prepare import dataset as build
 from data_pipelines.prepare import shard_writer as making
-from data_pipelines.prepare.shard_writer import Recipe, make_shard
+from data_pipelines.prepare.shard_writer import PrepareConfig, write_shard
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.sources.manifest import Manifest
-from data_pipelines.sources.manifest_entries import BadExample, Entry, Piece
-from data_pipelines.sources.prepared import Shards, open_split
+from data_pipelines.sources.manifest_entries import AudioSpan, BadExample, ManifestEntry
+from data_pipelines.sources.prepared import PreparedSource, open_split
 from data_pipelines.sources.records import from_record
 from salmonn_jax.errors import UserError
 from tests.data.test_minicorpus import tone
@@ -53,8 +53,8 @@ def prepare(manifest, output, *, split: str = "train", audio: str = "flac", rule
         opened = Manifest(str(manifest))
         return map(opened.__getitem__, range(len(opened)))
 
-    recipe = Recipe(source=str(manifest), rules=rules or AudioRules(), audio=audio)
-    build.prepare(entries, recipe, str(output), split, **{"clips_per_shard": 2, **options})
+    recipe = PrepareConfig(source=str(manifest), rules=rules or AudioRules(), audio=audio)
+    build.prepare_split(entries, recipe, str(output), split, **{"clips_per_shard": 2, **options})
 
 
 def shards(output: pathlib.Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ def test_what_goes_in_comes_out(folder, audio, capsys):
         text = examples[5]
         assert text.audio is None
         assert (text.prompt, text.question, text.answer, text.task) == ("Capital?", "of France", "Paris", "qa")
-    assert [example.audio for example in read.without_audio()] == [None] * 6
+    assert [example.audio for example in read.examples_without_audio()] == [None] * 6
 
     statistics = json.loads((folder / "data" / "train.statistics.json").read_text(encoding="utf-8"))
     assert statistics["tasks"]["asr"]["seconds"] == {"min": 1.0, "mean": 1.42, "max": 2.0}
@@ -114,9 +114,9 @@ def test_what_is_made_is_not_made_again(folder, monkeypatch, capsys):
     def interrupted(job, index):
         if index == 1:
             raise KeyboardInterrupt
-        return make_shard(job, index)
+        return write_shard(job, index)
 
-    monkeypatch.setattr(build, "make_shard", interrupted)
+    monkeypatch.setattr(build, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder / "all.jsonl", folder / "data")
     with pytest.raises(UserError, match="no data set in"):
@@ -128,7 +128,7 @@ def test_what_is_made_is_not_made_again(folder, monkeypatch, capsys):
     half.write_bytes(first.read_bytes()[:100])
     first.with_name("clips-train.array_record-00002-of-00003").write_bytes(b"stale")
 
-    monkeypatch.setattr(build, "make_shard", make_shard)
+    monkeypatch.setattr(build, "write_shard", write_shard)
     prepare(folder / "all.jsonl", folder / "data")
     assert first.stat().st_mtime_ns == before
     assert not half.exists()
@@ -157,7 +157,7 @@ def test_a_shard_whose_entries_are_others_by_now_is_made_again(folder, monkeypat
     prepare(folder / "all.jsonl", folder / "data")
     after = [path.stat().st_mtime_ns for path in sorted((folder / "data").glob("clips-*"))]
     assert [a == b for a, b in zip(times, after, strict=True)] == [True, True, False]
-    assert Shards(folder / "data", "mine", "train")[5].answer == "Lyon"
+    assert PreparedSource(folder / "data", "mine", "train")[5].answer == "Lyon"
 
 
 def test_what_cannot_be_used_is_counted_and_listed(folder, capsys):
@@ -192,7 +192,7 @@ def test_what_cannot_be_used_is_counted_and_listed(folder, capsys):
         open_split(folder / "data", "mine", "train")
 
     capsys.readouterr()
-    prepare(folder / "bad.jsonl", folder / "data", rejected_share=0.9)
+    prepare(folder / "bad.jsonl", folder / "data", max_rejected_share=0.9)
     counts = {"wrong line": 3, "undecodable": 2, "missing": 2, "empty": 1, "not finite": 1, "silent": 1}
     assert json.loads((folder / "data" / "train.statistics.json").read_text())["rejected"] == counts
     listed = {row["id"]: row for row in rejected(folder / "data")}
@@ -210,7 +210,7 @@ def test_what_cannot_be_used_is_counted_and_listed(folder, capsys):
     }
     assert listed["gone"]["detail"] == f"no audio file {folder / 'gone.wav'}"
     assert "10 of 12 entries rejected (wrong line 3, " in capsys.readouterr().out
-    assert [example.id for example in Shards(folder / "data", "mine", "train")] == ["good", "good too"]
+    assert [example.id for example in PreparedSource(folder / "data", "mine", "train")] == ["good", "good too"]
 
 
 def test_files_that_were_mended_are_read_again(folder):
@@ -222,7 +222,7 @@ def test_files_that_were_mended_are_read_again(folder):
     (folder / "away").rename(folder / "1.wav")
     prepare(folder / "all.jsonl", folder / "data")
     assert last.stat().st_mtime_ns == before
-    assert len(Shards(folder / "data", "mine", "train")) == 6
+    assert len(PreparedSource(folder / "data", "mine", "train")) == 6
     assert rejected(folder / "data") == []
 
 
@@ -234,7 +234,7 @@ def test_annotations_of_the_original(folder):
     ]
     (folder / "old.json").write_text(json.dumps({"annotation": annotations}))
     prepare(folder / "old.json", folder / "data")
-    read = Shards(folder / "data", "mine", "train")
+    read = PreparedSource(folder / "data", "mine", "train")
     assert [example.id for example in read] == ["1.wav#0", "1.wav#1", "0.flac#2"]
     assert [example.transcript for example in read] == ["one", "", ""]
     assert (read[2].task, read[2].question, read[2].answer) == ("QA", "what?", "both")
@@ -251,12 +251,12 @@ def test_the_rules_for_audio_are_kept(folder):
     made = {}
     for too_long in ("truncate", "chunk"):
         prepare(folder / "two.jsonl", folder / too_long, rules=AudioRules(too_long=too_long, maximum_seconds=2.0))
-        made[too_long] = [example.audio for example in Shards(folder / too_long, "mine", "train")]
+        made[too_long] = [example.audio for example in PreparedSource(folder / too_long, "mine", "train")]
     np.testing.assert_array_equal(made["truncate"][0], tone(300, 2.5)[:32_000])
     np.testing.assert_array_equal(made["chunk"][0], tone(300, 2.5))
     np.testing.assert_array_equal(made["chunk"][1], np.pad(tone(300, 0.5), (0, 8_000)))
     rules = AudioRules(channels="mean", too_long="drop", maximum_seconds=2.0)
-    prepare(folder / "two.jsonl", folder / "drop", rules=rules, rejected_share=0.5)
+    prepare(folder / "two.jsonl", folder / "drop", rules=rules, max_rejected_share=0.5)
     assert [row["reason"] for row in rejected(folder / "drop")] == ["too long"]
     with pytest.raises(
         UserError, match=r"stereo: too long: 2\.5 s, of at most 2 s; --too-long truncate, chunk or drop"
@@ -270,7 +270,7 @@ def test_splits_of_one_data_set(folder):
     prepare(folder / "all.jsonl", folder / "data")
     before = shards(folder / "data")
     prepare(folder / "all.jsonl", folder / "data", split="test_clean", clips_per_shard=10)
-    assert len(Shards(folder / "data", "mine", "train")) == 6
+    assert len(PreparedSource(folder / "data", "mine", "train")) == 6
     assert len(open_split(folder / "data", "mine", "test_clean")) == 6
     assert before.items() <= shards(folder / "data").items()
     with pytest.raises(UserError, match="the source 'mine' has no split 'dev'; it has: test_clean, train"):
@@ -293,25 +293,25 @@ def test_manifest_audio_and_output_may_be_urls(folder):
     lines = [{"audio": "0.flac", "answer": "a"}, {"audio": "1.wav", "answer": "b"}, {"audio": "2.wav", "answer": "c"}]
     memory.pipe("/bucket/all.jsonl", "\n".join(map(json.dumps, lines)).encode())
     try:
-        prepare("memory://bucket/all.jsonl", folder / "data", rejected_share=0.5)
-        read = Shards(folder / "data", "mine", "train")
+        prepare("memory://bucket/all.jsonl", folder / "data", max_rejected_share=0.5)
+        read = PreparedSource(folder / "data", "mine", "train")
         np.testing.assert_array_equal(read[1].audio, noise(1, LENGTHS[1]))
         assert [row["reason"] for row in rejected(folder / "data")] == ["missing"]
 
-        prepare("memory://bucket/all.jsonl", "memory://bucket/data", rejected_share=0.5)
+        prepare("memory://bucket/all.jsonl", "memory://bucket/data", max_rejected_share=0.5)
         there = {path.rsplit("/", 1)[-1]: memory.cat(path) for path in memory.ls("/bucket/data", detail=False)}
         assert there == {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
         prepare(f"file://{folder}/all.jsonl", f"file://{folder}/other")
-        assert len(Shards(folder / "other", "mine", "train")) == 6
+        assert len(PreparedSource(folder / "other", "mine", "train")) == 6
     finally:
         memory.rm("/bucket", recursive=True)
 
 
 def test_answers_are_counted_in_tokens(folder, capsys, monkeypatch):
     monkeypatch.setattr(making, "load_tokenizer", lambda path: types.SimpleNamespace(encode=str.split))
-    recipe = Recipe(source="two", tokenizer="words of a folder")
-    entries = [Entry(id="1", answer="one two three"), Entry(id="2", answer="one")]
-    build.prepare(lambda: iter(entries), recipe, str(folder / "data"), "train")
+    recipe = PrepareConfig(source="two", tokenizer="words of a folder")
+    entries = [ManifestEntry(id="1", answer="one two three"), ManifestEntry(id="2", answer="one")]
+    build.prepare_split(lambda: iter(entries), recipe, str(folder / "data"), "train")
     assert "1/2.0/3" in capsys.readouterr().out
     made = json.loads((folder / "data" / "train.statistics.json").read_text())
     assert made["tasks"]["asr"]["tokens"] == {"min": 1, "mean": 2, "max": 3}
@@ -323,9 +323,9 @@ def test_entries_behind_a_wrong_one_are_read(folder):
     class Entries:
         def __init__(self):
             self.left = [
-                Entry(id="1", audio=(Piece(str(folder / "1.wav")),), answer="a"),
+                ManifestEntry(id="1", audio=(AudioSpan(str(folder / "1.wav")),), answer="a"),
                 None,
-                Entry(id="2", answer="b"),
+                ManifestEntry(id="2", answer="b"),
             ]
 
         def __iter__(self):
@@ -339,11 +339,11 @@ def test_entries_behind_a_wrong_one_are_read(folder):
                 raise BadExample("wrong line", "it is torn")
             return entry
 
-    build.prepare(Entries, Recipe(source="three"), str(folder / "data"), "train", rejected_share=0.5)
-    assert [example.id for example in Shards(folder / "data", "mine", "train")] == ["1", "2"]
+    build.prepare_split(Entries, PrepareConfig(source="three"), str(folder / "data"), "train", max_rejected_share=0.5)
+    assert [example.id for example in PreparedSource(folder / "data", "mine", "train")] == ["1", "2"]
     assert rejected(folder / "data") == [{"id": "entry 2", "reason": "wrong line", "detail": "it is torn"}]
     with pytest.raises(UserError, match="nothing has no entries"):
-        build.prepare(lambda: iter(()), Recipe(source="nothing"), str(folder / "data"), "test")
+        build.prepare_split(lambda: iter(()), PrepareConfig(source="nothing"), str(folder / "data"), "test")
 
 
 def test_records_of_a_builder_of_its_own_are_read():
@@ -365,11 +365,11 @@ def test_beam_makes_the_same_bytes(folder):
         "apache_beam", reason="apache-beam takes an environment of its own, where `make test` runs this"
     )
     prepare(folder / "all.jsonl", folder / "here")
-    prepare(folder / "all.jsonl", folder / "beam", beam=["--runner=DirectRunner"])
+    prepare(folder / "all.jsonl", folder / "beam", beam_options=["--runner=DirectRunner"])
     assert shards(folder / "here") == shards(folder / "beam")
 
 
 def test_without_beam_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"needs the package apache_beam .*salmonn-jax\[beam\]"):
-        prepare(folder / "all.jsonl", folder / "data", beam=[])
+        prepare(folder / "all.jsonl", folder / "data", beam_options=[])

@@ -8,10 +8,10 @@ import pickle
 import pytest
 
 from data_pipelines.sources.manifest_entries import BadExample
-from data_pipelines.stream.prompt_templates import SPEECH, Wordings
+from data_pipelines.stream.prompt_templates import SPEECH_TAG, PromptTemplates
 from salmonn_jax.errors import UserError
 
-OURS = Wordings.load()
+OURS = PromptTemplates.load()
 
 # train_prompt.json and test_prompt.json of the original
 TRAINED = (
@@ -28,38 +28,38 @@ ASKED = {"QA", "inference_QA", "gender_QA", "slot_filling"}  # the line brings t
 
 def write(path, tasks):
     path.write_text(json.dumps(tasks))
-    return Wordings.load(str(path))
+    return PromptTemplates.load(str(path))
 
 
 def test_every_task_of_the_original_has_several():
-    assert set(OURS.tasks) == {*TRAINED.split(), *TESTED.split()}
-    for task, wordings in OURS.tasks.items():
+    assert set(OURS.by_task) == {*TRAINED.split(), *TESTED.split()}
+    for task, wordings in OURS.by_task.items():
         assert 4 <= len(set(wordings)) == len(wordings) <= 8, task
-        assert all(wording.count("{}") == (task in ASKED) and SPEECH not in wording for wording in wordings), task
+        assert all(wording.count("{}") == (task in ASKED) and SPEECH_TAG not in wording for wording in wordings), task
 
 
 def test_the_clip_comes_first_and_numbers_count_round():
-    wordings = OURS.tasks["asr"]
-    assert OURS.choose("asr", "", 0, audio=True) == f"<Speech><SpeechHere></Speech> {wordings[0]}"
-    assert OURS.choose("asr", "", len(wordings) + 1, audio=True) == f"{SPEECH} {wordings[1]}"
-    assert OURS.choose("asr", "", 2**31, audio=False) == wordings[2**31 % len(wordings)]
+    wordings = OURS.by_task["asr"]
+    assert OURS.render("asr", "", 0, has_audio=True) == f"<Speech><SpeechHere></Speech> {wordings[0]}"
+    assert OURS.render("asr", "", len(wordings) + 1, has_audio=True) == f"{SPEECH_TAG} {wordings[1]}"
+    assert OURS.render("asr", "", 2**31, has_audio=False) == wordings[2**31 % len(wordings)]
 
 
 def test_a_question_may_hold_braces():
     question = "What does {0} mean, or {}?"
-    assert OURS.choose("QA", question, 0, audio=True) == f"{SPEECH} {question}"
-    assert OURS.choose("QA", question, 1, audio=False) == f"Listen, then answer: {question}"
+    assert OURS.render("QA", question, 0, has_audio=True) == f"{SPEECH_TAG} {question}"
+    assert OURS.render("QA", question, 1, has_audio=False) == f"Listen, then answer: {question}"
 
 
 def test_a_question_that_is_missing():
     with pytest.raises(BadExample, match="'QA' takes a question") as caught:
-        OURS.choose("QA", " ", 0, audio=True)
+        OURS.render("QA", " ", 0, has_audio=True)
     assert caught.value.reason == "wrong line"
 
 
 def test_a_task_without_wordings():
     with pytest.raises(BadExample, match=r"unknown task 'asrr'; did you mean 'asr'.*a prompt of its own") as caught:
-        OURS.choose("asrr", "", 0, audio=True)
+        OURS.render("asrr", "", 0, has_audio=True)
     assert caught.value.reason == "wrong line"
 
 
@@ -67,27 +67,33 @@ def test_the_training_file_of_the_original(tmp_path):
     """What does not say where the clip stands is dropped, as the original does."""
     asked = write(
         tmp_path / "train_prompt.json",
-        {"asr": [f"{SPEECH} Write it down.", "No clip here."], "QA": [f"{SPEECH} {{}}"], "lost": ["No clip here."]},
+        {
+            "asr": [f"{SPEECH_TAG} Write it down.", "No clip here."],
+            "QA": [f"{SPEECH_TAG} {{}}"],
+            "lost": ["No clip here."],
+        },
     )
-    assert asked.tasks == {"asr": (f"{SPEECH} Write it down.",), "QA": (f"{SPEECH} {{}}",)}
-    assert asked.choose("asr", "", 5, audio=True) == f"{SPEECH} Write it down."
-    assert asked.choose("QA", "Who?", 5, audio=True) == f"{SPEECH} Who?"
-    assert asked.choose("QA", "Who?", 5, audio=False) == "Who?"
+    assert asked.by_task == {"asr": (f"{SPEECH_TAG} Write it down.",), "QA": (f"{SPEECH_TAG} {{}}",)}
+    assert asked.render("asr", "", 5, has_audio=True) == f"{SPEECH_TAG} Write it down."
+    assert asked.render("QA", "Who?", 5, has_audio=True) == f"{SPEECH_TAG} Who?"
+    assert asked.render("QA", "Who?", 5, has_audio=False) == "Who?"
     with pytest.raises(BadExample):
-        asked.choose("lost", "", 0, audio=True)
+        asked.render("lost", "", 0, has_audio=True)
 
 
 def test_the_test_file_of_the_original(tmp_path):
     asked = write(
-        tmp_path / "test_prompt.json", {"slot_filling": f"{SPEECH} What is the {{}}?", "asr": f"{SPEECH} Go."}
+        tmp_path / "test_prompt.json", {"slot_filling": f"{SPEECH_TAG} What is the {{}}?", "asr": f"{SPEECH_TAG} Go."}
     )
-    assert asked.choose("slot_filling", "date", 3, audio=True) == f"{SPEECH} What is the date?"
-    assert asked.choose("asr", "", 4, audio=True) == f"{SPEECH} Go."
+    assert asked.render("slot_filling", "date", 3, has_audio=True) == f"{SPEECH_TAG} What is the date?"
+    assert asked.render("asr", "", 4, has_audio=True) == f"{SPEECH_TAG} Go."
 
 
 def test_it_is_pickled_for_workers():
     again = pickle.loads(pickle.dumps(OURS))
-    assert again == OURS and again.choose("keywords", "", 3, audio=True) == OURS.choose("keywords", "", 3, audio=True)
+    assert again == OURS and again.render("keywords", "", 3, has_audio=True) == OURS.render(
+        "keywords", "", 3, has_audio=True
+    )
 
 
 @pytest.mark.parametrize("tasks", [[], {"asr": []}, {"asr": [1]}, {"asr": 3}, {"asr": [""]}])
@@ -98,7 +104,7 @@ def test_a_file_of_anything_else(tmp_path, tasks):
 
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        Wordings.load(str(tmp_path / "missing.json"))
+        PromptTemplates.load(str(tmp_path / "missing.json"))
     (tmp_path / "broken.json").write_text('{"asr": [')
     with pytest.raises(UserError, match="cannot be read"):
-        Wordings.load(str(tmp_path / "broken.json"))
+        PromptTemplates.load(str(tmp_path / "broken.json"))

@@ -13,12 +13,12 @@ import time
 import numpy as np
 import pytest
 
-from data_pipelines.stream.mixture import normalised
+from data_pipelines.stream.mixture import normalise
 from data_pipelines.stream.rejections import RejectionLog
 from data_pipelines.stream.samples import Rejection, SampleRef
 from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError
-from salmonn_jax.prompts import TEXT
+from salmonn_jax.prompts import TEXT_SLOT
 from tests.data.streams import (
     DATA,
     MODEL,
@@ -75,7 +75,7 @@ def test_reading_ahead_stays_within_the_budget_and_changes_nothing():
 
 def example_of(segment) -> int:
     """The example of a segment: the first token of its answer says which."""
-    return segment.tokens[segment.prompt] - 1003
+    return segment.tokens[segment.prompt_length] - 1003
 
 
 def settle(reads: list) -> None:
@@ -180,7 +180,7 @@ def test_every_example_once_an_epoch_and_every_epoch_in_another_order():
 @pytest.mark.parametrize("shares", [SHARES, get_config("salmonn_13b_stage2").data.mixture], ids=["three", "stage 2"])
 def test_shares_in_a_stream_and_in_all(shares):
     """After any number of draws of 64 streams: within 5 of its share in each, within 20 in all."""
-    shares = normalised(shares)
+    shares = normalise(shares)
     names = sorted(shares)
     drawn = np.array([
         [names.index(ref.source) for ref, _ in itertools.islice(refs_of(shares, number, 64), 500)]
@@ -195,7 +195,7 @@ def test_shares_in_a_stream_and_in_all(shares):
 def test_a_state_is_small():
     """At most 4 KB a stream, with the sixteen sources of stage 2 and a window of 32, however long a run."""
     config = get_config("salmonn_13b_stage2").data
-    state = refs_of(normalised(config.mixture)).get_state()
+    state = refs_of(normalise(config.mixture)).get_state()
     state["counts"] = dict.fromkeys(config.mixture, 10000000)
     whole = next(iter(stream().get_state().values())) | {"samples": state}
     whole["waiting"] = [["librispeech_phones", 640_000_000]] * config.lookahead
@@ -214,7 +214,7 @@ def test_shares_of_what_is_trained_on():
 
 
 def test_a_packed_row():
-    batch, tokens = next(stream()), MODEL.audio_tokens
+    batch, tokens = next(stream()), MODEL.num_audio_tokens
     assert (batch.segments.max(axis=1) > 1).any()
     heard = iter(range(48))
     for row in range(16):
@@ -224,17 +224,17 @@ def test_a_packed_row():
             (at,) = np.nonzero(batch.segments[row] == number)
             np.testing.assert_array_equal(at, np.arange(at[0], at[-1] + 1))
             np.testing.assert_array_equal(batch.positions[row, at], np.arange(len(at)))
-            assert len(set(batch.source[row, at])) == 1
-            assert batch.tokens[row, at[-1]] == Tokenizer.eos and batch.loss_mask[row, at[-1]]
+            assert len(set(batch.source_index[row, at])) == 1
+            assert batch.tokens[row, at[-1]] == Tokenizer.eos_token_id and batch.loss_mask[row, at[-1]]
             slots = batch.audio_slot[row, at]
-            if sorted(SIZES)[batch.source[row, at[0]]] == "text":
-                assert (slots == TEXT).all()
+            if sorted(SIZES)[batch.source_index[row, at[0]]] == "text":
+                assert (slots == TEXT_SLOT).all()
             else:
                 clip = next(heard)
-                np.testing.assert_array_equal(slots[slots != TEXT], clip * tokens + np.arange(tokens))
+                np.testing.assert_array_equal(slots[slots != TEXT_SLOT], clip * tokens + np.arange(tokens))
                 (marker,) = batch.tokens[row, at[batch.loss_mask[row, at]]][:1] - 1003
                 assert (batch.pcm[clip][: batch.pcm_length[clip]] == 1 + marker).all()
-        assert (batch.source[row][batch.segments[row] == 0] == -1).all()
+        assert (batch.source_index[row][batch.segments[row] == 0] == -1).all()
 
 
 def test_padded_rows_hold_one_example_each():

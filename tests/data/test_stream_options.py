@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.sources.manifest_entries import BadExample
-from data_pipelines.stream.augment import Noise, augmentation
+from data_pipelines.stream.augment import AddNoise, augmentations
 from data_pipelines.stream.packing import check_sizes
 from salmonn_jax.errors import UserError
-from salmonn_jax.prompts import TEXT
+from salmonn_jax.prompts import TEXT_SLOT
 from tests.data.streams import DATA, MODEL, SIZES, WINDOW, Source, equal, examples, joined, parts_of, stream
 
 BUCKETED = dataclasses.replace(
@@ -67,8 +67,8 @@ def test_long_clips_by_policy():
         for row in range(16):
             for number in range(1, batch.segments[row].max() + 1):
                 here = batch.audio_slot[row][batch.segments[row] == number]
-                longest = max(longest, (here != TEXT).sum())
-    assert longest == 2 * MODEL.audio_tokens
+                longest = max(longest, (here != TEXT_SLOT).sum())
+    assert longest == 2 * MODEL.num_audio_tokens
 
 
 def test_where_the_clip_alone_is_read_it_takes_fewer_tokens():
@@ -77,14 +77,14 @@ def test_where_the_clip_alone_is_read_it_takes_fewer_tokens():
     qformer = dataclasses.replace(MODEL.qformer, second_per_window=0.1, second_stride=0.1)
     model = dataclasses.replace(MODEL, audio=audio, qformer=qformer)
     batch, read = next(stream(model=model)), collections.Counter()
-    for slot in batch.audio_slot[batch.audio_slot != TEXT]:
-        read[int(slot) // model.audio_tokens] += 1
+    for slot in batch.audio_slot[batch.audio_slot != TEXT_SLOT]:
+        read[int(slot) // model.num_audio_tokens] += 1
     lengths = {int(clip): int(batch.pcm_length[clip]) for clip in np.flatnonzero(batch.pcm_length)}
-    assert read == {clip: model.audio_tokens_of(length) for clip, length in lengths.items()}
-    assert min(read.values()) < model.audio_tokens == max(read.values()) == 10
+    assert read == {clip: model.num_valid_audio_tokens(length) for clip, length in lengths.items()}
+    assert min(read.values()) < model.num_audio_tokens == max(read.values()) == 10
     slots = batch.audio_slot
     for clip in read:
-        here = slots[(slots != TEXT) & (slots // 10 == clip)]
+        here = slots[(slots != TEXT_SLOT) & (slots // 10 == clip)]
         assert here.tolist() == list(range(clip * 10, clip * 10 + read[clip]))
 
 
@@ -128,14 +128,14 @@ def test_a_recording_that_cannot_be_used_is_told_as_noise():
         ([Source("text")[0]], "recording 0 has no audio"),
     ):
         with pytest.raises(BadExample, match=says) as caught:
-            Noise(1.0, recordings).random_map(clip, np.random.default_rng(0))
+            AddNoise(1.0, recordings).random_map(clip, np.random.default_rng(0))
         assert caught.value.reason == "noise"
 
 
 def test_noise_that_is_never_heard_is_refused():
     for noise, recordings, says in ((0.0, Gone(), "set the share of clips that get noise"), (0.5, [], "no recordings")):
         with pytest.raises(UserError, match=says):
-            augmentation(dataclasses.replace(DATA, noise=noise, noise_source="events"), recordings)
+            augmentations(dataclasses.replace(DATA, noise=noise, noise_source="events"), recordings)
 
 
 def test_wordings_are_drawn_anew():
@@ -143,7 +143,7 @@ def test_wordings_are_drawn_anew():
     for row in range(16):
         for number in range(1, batch.segments[row].max() + 1):
             here = batch.segments[row] == number
-            lengths.add(int((here & ~batch.loss_mask[row] & (batch.audio_slot[row] == TEXT)).sum()))
+            lengths.add(int((here & ~batch.loss_mask[row] & (batch.audio_slot[row] == TEXT_SLOT)).sum()))
     assert len(lengths) >= 3  # two wordings, with and without a clip
 
 

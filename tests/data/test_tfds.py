@@ -54,11 +54,11 @@ def folder(tmp_path_factory):
 
 def test_clips_texts_and_classes(folder):
     corpus = corpora.open_corpus("files", folder)
-    assert corpus.heard("train") == ["moods", "toy"]
-    spoken = [corpus.read("toy", "train")[i] for i in (0, 2)]
+    assert corpus.sources_with_audio("train") == ["moods", "toy"]
+    spoken = [corpus.open_source("toy", "train")[i] for i in (0, 2)]
     assert all(example.answer in ("hi",) for example in spoken)
     assert {len(example.audio) for example in spoken} == {16_000}  # 8000 samples at 8 kHz, resampled
-    moods = pickle.loads(pickle.dumps(corpus.read("moods", "train")))
+    moods = pickle.loads(pickle.dumps(corpus.open_source("moods", "train")))
     answers = []
     for i in range(3):
         try:

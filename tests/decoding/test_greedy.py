@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from salmonn_jax.decoding import greedy
-from salmonn_jax.prompts import TEXT
+from salmonn_jax.prompts import TEXT_SLOT
 from tests import golden
 
 NEW = 24
@@ -18,22 +18,22 @@ def _golden():
     golden.require()
 
 
-def prompts(chosen: list[int]) -> greedy.Prompts:
+def prompts(chosen: list[int]) -> greedy.PromptBatch:
     """The golden prompts of these clips, each at its own length."""
     pcm, length = (x[chosen] for x in golden.clips())
-    ids = [golden.texts()["token_ids"][c] for c in chosen]
+    ids = [golden.expected_json()["token_ids"][c] for c in chosen]
     sizes = [1 + len(i["before"]) + 88 + len(i["after"]) for i in ids]
     tokens = np.zeros((len(chosen), max(sizes)), np.int32)
-    slot = np.full(tokens.shape, TEXT, np.int32)
+    slot = np.full(tokens.shape, TEXT_SLOT, np.int32)
     for row, (i, size) in enumerate(zip(ids, sizes, strict=True)):
         start = 1 + len(i["before"])
         tokens[row, :size] = [1, *i["before"], *[1] * 88, *i["after"]]
         slot[row, start : start + 88] = row * 88 + np.arange(88)
-    return greedy.Prompts(pcm, length, tokens, slot, np.array(sizes, np.int32))
+    return greedy.PromptBatch(pcm, length, tokens, slot, np.array(sizes, np.int32))
 
 
 def decode(chosen: list[int], **options):
-    options = {"max_new_tokens": NEW, "end": 2, "lora_scale": golden.CONFIG.lora.scale, **options}
+    options = {"max_new_tokens": NEW, "eos_token_id": 2, "lora_scale": golden.CONFIG.lora.scale, **options}
     return jax.jit(lambda model, prompts: greedy.generate(model, prompts, **options))(golden.model(), prompts(chosen))
 
 
@@ -44,7 +44,7 @@ def together():
 
 def test_equals_the_original(together):
     """The original generates from embeddings, so its ids start with a placeholder 1."""
-    theirs = [answer["ids"][1:] for answer in golden.texts()["generate_greedy"]]
+    theirs = [answer["ids"][1:] for answer in golden.expected_json()["generate_greedy"]]
     np.testing.assert_array_equal(together.tokens, theirs)
     assert not together.finished.any()
     np.testing.assert_array_equal(together.length, NEW)
@@ -61,7 +61,7 @@ def test_each_row_stops_at_its_own_end(together):
     rows = np.asarray(together.tokens)
     end = next(t for t in rows[1] if t in rows[1][:6] and t not in rows[0] and t not in rows[2])
     at = int(np.argmax(rows[1] == end))
-    stopped = decode([0, 1, 2], end=int(end))
+    stopped = decode([0, 1, 2], eos_token_id=int(end))
     np.testing.assert_array_equal(stopped.tokens[0], rows[0])
     np.testing.assert_array_equal(stopped.tokens[2], rows[2])
     np.testing.assert_array_equal(stopped.tokens[1], [*rows[1][: at + 1], *[end] * (NEW - at - 1)])
@@ -73,15 +73,15 @@ def test_score_is_the_teacher_forced_log_probability(together):
     """The cache gives what a forward pass over prompt and answer gives."""
     model, ready = golden.model(), prompts([1])
     answer = np.asarray(together.tokens[1])
-    size = int(ready.length[0])
+    size = int(ready.prompt_length[0])
     tokens = np.concatenate([ready.tokens[0], answer])[None]
-    slot = np.concatenate([ready.audio_slot[0], np.full(NEW, TEXT)])[None]
+    slot = np.concatenate([ready.audio_slot[0], np.full(NEW, TEXT_SLOT)])[None]
     ones = np.ones_like(tokens)
     audio = model.encode_audio(ready.pcm, ready.pcm_length)
     from salmonn_jax.models.llama import causal_mask
 
     hidden, _ = model.llama(
-        model.splice(tokens, slot, audio),
+        model.merge_audio_tokens(tokens, slot, audio),
         np.arange(tokens.shape[1])[None],
         causal_mask(ones),
         lora_scale=golden.CONFIG.lora.scale,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from salmonn_jax.errors import UserError
-from salmonn_jax.evaluation.metrics import accuracy, normalise, same, word_error_rate
+from salmonn_jax.evaluation.metrics import accuracy, is_exact_match, normalise, word_error_rate
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_normalise(text, expected):
 
 
 def test_same_compares_normalised_texts():
-    assert same("Church organ", "church  organ.")
-    assert not same("organ", "organs")
+    assert is_exact_match("Church organ", "church  organ.")
+    assert not is_exact_match("organ", "organs")
 
 
 @pytest.mark.parametrize(

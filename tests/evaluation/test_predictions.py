@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 
 from salmonn_jax.errors import UserError
-from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, prediction_key, read
+from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, prediction_key, read_predictions
 
 QUESTION = {
     "id": "a",
     "task": "transcribe",
     "source": "mini",
     "split": "test",
-    "hearing": "audio",
+    "condition": "audio",
     "prompt": "What is said?",
     "reference": "hello",
     "audio": np.arange(4, dtype=np.int16),
-    "decode": {"beams": 4, "max_new_tokens": 100},
-    "weights": "f00d",
+    "generation_config": {"beams": 4, "max_new_tokens": 100},
+    "weights_fingerprint": "f00d",
 }
 
 
 def make(key: str, **changes: object) -> Prediction:
-    fields = {name: QUESTION[name] for name in ("id", "task", "source", "split", "hearing", "prompt", "reference")}
+    fields = {name: QUESTION[name] for name in ("id", "task", "source", "split", "condition", "prompt", "reference")}
     answer = {"prediction": "hello", "finish_reason": "end", "audio_seconds": 1.5}
     return Prediction(**(fields | answer | {"key": key} | changes))
 
@@ -34,7 +34,7 @@ def test_key_is_stable_and_ignores_the_order_of_settings():
     key = prediction_key(**QUESTION)
     assert len(key) == 64 and int(key, 16) > 0
     swapped = {"max_new_tokens": 100, "beams": 4}
-    assert prediction_key(**(QUESTION | {"audio": QUESTION["audio"].copy(), "decode": swapped})) == key
+    assert prediction_key(**(QUESTION | {"audio": QUESTION["audio"].copy(), "generation_config": swapped})) == key
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_key_is_stable_and_ignores_the_order_of_settings():
         ("task", "translate"),
         ("source", "maxi"),
         ("split", "unheard"),
-        ("hearing", "silence"),
+        ("condition", "silence"),
         ("prompt", "What is said"),
         ("reference", "Hello"),
         ("audio", np.array([0, 1, 2, 4], np.int16)),
         ("audio", None),
-        ("decode", {"beams": 1, "max_new_tokens": 100}),
-        ("weights", "beef"),
+        ("generation_config", {"beams": 1, "max_new_tokens": 100}),
+        ("weights_fingerprint", "beef"),
     ],
 )
 def test_key_changes_with_everything_the_answer_depends_on(name, value):
@@ -70,13 +70,13 @@ def test_key_refuses_audio_that_is_not_int16():
 def test_appended_predictions_are_read_back_in_order(tmp_path):
     path = tmp_path / "new" / "predictions.jsonl"
     # U+2028 ends a line for str.splitlines, and must not end one here.
-    written = [make("1", prediction="это\u2028мы\n"), make("2", hearing="silence", prediction="")]
+    written = [make("1", prediction="это\u2028мы\n"), make("2", condition="silence", prediction="")]
     with PredictionLog(path) as log:
         for prediction in written:
             log.append(prediction)
-            assert read(path)[-1] == prediction  # flushed while the log is still open
-        assert log.done() == {"1", "2"}
-    assert read(path) == written
+            assert read_predictions(path)[-1] == prediction  # flushed while the log is still open
+        assert log.completed_keys() == {"1", "2"}
+    assert read_predictions(path) == written
     assert "это" in path.read_text(encoding="utf-8")
 
 
@@ -85,17 +85,17 @@ def test_reopening_goes_on_and_no_clip_is_written_twice(tmp_path):
     with PredictionLog(path) as log:
         log.append(make("1"))
     with PredictionLog(path) as log:
-        assert log.done() == {"1"}
+        assert log.completed_keys() == {"1"}
         log.append(make("2"))
         for key in ("1", "2"):
             with pytest.raises(ValueError, match="already"):
                 log.append(make(key))
-    assert [one.key for one in read(path)] == ["1", "2"]
+    assert [one.key for one in read_predictions(path)] == ["1", "2"]
 
 
 def test_done_is_a_copy(tmp_path):
     with PredictionLog(tmp_path / "p.jsonl") as log:
-        log.done().add("1")
+        log.completed_keys().add("1")
         log.append(make("1"))
 
 
@@ -108,10 +108,10 @@ def test_a_kill_at_any_byte_of_the_last_line_loses_that_line_only(tmp_path):
     whole = path.read_bytes()
     for cut in range(kept, len(whole)):
         path.write_bytes(whole[:cut])
-        assert [one.key for one in read(path)] == ["1"]
+        assert [one.key for one in read_predictions(path)] == ["1"]
         assert path.stat().st_size == cut  # reading changes nothing
         with PredictionLog(path) as log:
-            assert log.done() == {"1"}
+            assert log.completed_keys() == {"1"}
             log.append(make("2", prediction="день"))
         assert path.read_bytes() == whole
 
@@ -126,7 +126,7 @@ def test_a_kill_at_any_byte_of_the_last_line_loses_that_line_only(tmp_path):
         b'{"key": "2"}',
         json.dumps(vars(make("2")) | {"extra": 1}).encode(),
         json.dumps(vars(make("2")) | {"prediction": None}).encode(),
-        json.dumps(vars(make("2")) | {"hearing": "both"}).encode(),
+        json.dumps(vars(make("2")) | {"condition": "both"}).encode(),
     ],
 )
 def test_a_finished_line_that_is_no_prediction_is_named_and_left_alone(tmp_path, line):
@@ -134,7 +134,7 @@ def test_a_finished_line_that_is_no_prediction_is_named_and_left_alone(tmp_path,
     good = json.dumps(vars(make("1"))).encode()
     path.write_bytes(good + b"\n" + line + b"\n" + good[:9])
     before = path.read_bytes()
-    for opener in (read, PredictionLog):
+    for opener in (read_predictions, PredictionLog):
         with pytest.raises(UserError, match=r"p\.jsonl:2 is not a prediction"):
             opener(path)
     assert path.read_bytes() == before
@@ -144,11 +144,11 @@ def test_a_repeated_prediction_is_refused(tmp_path):
     path = tmp_path / "p.jsonl"
     lines = [json.dumps(vars(make(key))) for key in ("1", "2", "1")]
     path.write_text("\n".join(lines) + "\n")
-    for opener in (read, PredictionLog):
+    for opener in (read_predictions, PredictionLog):
         with pytest.raises(UserError, match=r"p\.jsonl:3 repeats the prediction of line 1"):
             opener(path)
 
 
 def test_a_missing_file_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match="no prediction file"):
-        read(tmp_path / "p.jsonl")
+        read_predictions(tmp_path / "p.jsonl")

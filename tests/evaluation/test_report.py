@@ -16,13 +16,13 @@ from PIL import Image
 
 from salmonn_jax.errors import UserError
 from salmonn_jax.evaluation import report, tasks
-from tests.evaluation.answers import answer
+from tests.evaluation.answers import make_prediction
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>"
 
 
-def make(id: str, prediction: str, *, task: str = "sound", split: str = "test", hearing: str = "audio"):
-    return answer(task, "rain", prediction, id=id, split=split, hearing=hearing)
+def make(id: str, prediction: str, *, task: str = "sound", split: str = "test", condition: str = "audio"):
+    return make_prediction(task, "rain", prediction, id=id, split=split, condition=condition)
 
 
 def tone(hertz: float, seconds: float = 0.5) -> np.ndarray:
@@ -68,7 +68,7 @@ def page(tmp_path_factory):
         make("a", "Rain."),
         make("b", HOSTILE),
         make("c", "", split="unheard"),
-        make("a", "wind", hearing="silence"),
+        make("a", "wind", condition="silence"),
         make("t", "rain", task="instrument"),
     ]
     clips = {"a": tone(440), "b": tone(3000), "c": tone(100, 1.0), "t": None}
@@ -90,8 +90,8 @@ def test_page_has_title_notes_and_scores_by_split(page):
 
 def test_page_shows_answers_with_their_marks(page):
     samples = page.text[page.text.index("Sample clips") :]
-    assert "Hearing Rain. ✓ right Not hearing wind ✗ wrong" in samples
-    assert "Hearing no answer ✗ wrong" in samples
+    assert "Audio Rain. ✓ right Silence wind ✗ wrong" in samples
+    assert "Audio no answer ✗ wrong" in samples
     assert samples.count("Reference rain") == 4
     assert samples.count("<Speech><SpeechHere></Speech> What makes this sound?") == 4
     assert samples.count("No clip") == 1
@@ -122,7 +122,7 @@ def test_players_hold_the_clips_and_pictures_are_spectrograms(page):
 
 def brightness(clip: np.ndarray) -> np.ndarray:
     """Relative luminance float[HEIGHT, WIDTH] of a clip's picture, top row first."""
-    return np.asarray(report.spectrogram(clip).convert("L"), float)
+    return np.asarray(report.draw_spectrogram(clip).convert("L"), float)
 
 
 def test_spectrogram_has_high_tones_on_top_and_time_to_the_right():
@@ -183,27 +183,29 @@ def test_a_failed_write_keeps_the_old_page(tmp_path, monkeypatch):
 def test_samples_mix_right_and_wrong_and_do_not_depend_on_the_order():
     predictions = [make(f"r{i}", "rain") for i in range(20)] + [make(f"w{i}", "wind") for i in range(4)]
     chosen = report.choose_samples(predictions, per_task=4)
-    assert [one.audio.id[0] for one in chosen] == ["r", "w", "r", "w"]
+    assert [one.audio_prediction.id[0] for one in chosen] == ["r", "w", "r", "w"]
     assert report.choose_samples(predictions[::-1], per_task=4) == chosen
-    assert [one.audio.id for one in chosen][::2] != ["r0", "r1"]  # not just the first of the file
+    assert [one.audio_prediction.id for one in chosen][::2] != ["r0", "r1"]  # not just the first of the file
 
 
 def test_samples_fall_back_to_what_there_is():
     predictions = [make(f"r{i}", "rain") for i in range(5)] + [make("w", "wind")]
-    assert sorted(one.audio.id[0] for one in report.choose_samples(predictions)) == ["r", "r", "w"]
+    assert sorted(one.audio_prediction.id[0] for one in report.choose_samples(predictions)) == ["r", "r", "w"]
     assert len(report.choose_samples(predictions[:2])) == 2
-    assert report.choose_samples([make("a", "rain", hearing="silence")]) == []
+    assert report.choose_samples([make("a", "rain", condition="silence")]) == []
 
 
 def test_samples_are_taken_per_task_and_paired_with_silence():
     predictions = [
         make("a", "rain", task="metre"),
         make("a", "rain", task="sound"),
-        make("a", "wind", task="sound", hearing="silence"),
-        make("a", "dog", task="sound", hearing="silence", split="unheard"),
+        make("a", "wind", task="sound", condition="silence"),
+        make("a", "dog", task="sound", condition="silence", split="unheard"),
     ]
     chosen = report.choose_samples(predictions)
-    assert [(one.audio.task, one.silence and one.silence.prediction) for one in chosen] == [
+    assert [
+        (one.audio_prediction.task, one.silence_prediction and one.silence_prediction.prediction) for one in chosen
+    ] == [
         ("sound", "wind"),
         ("metre", None),
     ]

@@ -9,11 +9,11 @@ import pytest
 from salmonn_jax.errors import UserError
 from salmonn_jax.evaluation import tasks
 from salmonn_jax.evaluation.metrics import Score
-from tests.evaluation.answers import answer
+from tests.evaluation.answers import make_prediction
 
 
 def test_each_task_has_its_metrics_and_a_title():
-    metrics = {name: [measure.metric for measure in task.measures] for name, task in tasks.TASKS.items()}
+    metrics = {name: [measure.name for measure in task.metrics] for name, task in tasks.TASKS.items()}
     assert metrics == {
         "numbers": ["wer"],
         "numbers_to_english": ["wer"],
@@ -30,11 +30,11 @@ def test_each_task_has_its_metrics_and_a_title():
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_every_measure_gives_the_metric_it_is_named_after(name):
-    rows = tasks.score([answer(name, "one over rain", "one over rain")])
+    rows = tasks.score([make_prediction(name, "one over rain", "one over rain")])
     assert [row.metric for row in rows] == [row.audio.name for row in rows]
     best = {"wer": 0.0, "accuracy": 1.0}
     assert all(row.audio.value == best[row.metric] and row.silence is None for row in rows)
-    assert all(row.metric == "wer" or "higher" in tasks.measure_title(row) for row in rows)
+    assert all(row.metric == "wer" or "higher" in tasks.metric_title(row) for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -54,22 +54,22 @@ def test_every_measure_gives_the_metric_it_is_named_after(name):
     ],
 )
 def test_speech_over_sound_is_split_at_the_last_over(prediction, wer, right):
-    rows = tasks.score([answer("speech_over_sound", "go over there now over rain", prediction)])
+    rows = tasks.score([make_prediction("speech_over_sound", "go over there now over rain", prediction)])
     assert [(row.metric, row.audio.value) for row in rows] == [("wer", pytest.approx(wer)), ("accuracy", right)]
 
 
 def test_a_speech_over_sound_reference_without_over_is_the_users_error():
     with pytest.raises(UserError, match=r"task 'speech_over_sound', split 'test': reference 1 of 1"):
-        tasks.score([answer("speech_over_sound", "hello", "hello")])
+        tasks.score([make_prediction("speech_over_sound", "hello", "hello")])
 
 
 def test_hearing_and_silence_stand_side_by_side():
     rows = tasks.score(
         [
-            answer("sound", "rain", "rain", id="a"),
-            answer("sound", "dog", "dog", id="b"),
-            answer("sound", "rain", "rain", id="a", hearing="silence"),
-            answer("sound", "dog", "rain", id="b", hearing="silence"),
+            make_prediction("sound", "rain", "rain", id="a"),
+            make_prediction("sound", "dog", "dog", id="b"),
+            make_prediction("sound", "rain", "rain", id="a", condition="silence"),
+            make_prediction("sound", "dog", "rain", id="b", condition="silence"),
         ]
     )
     assert len(rows) == 1
@@ -79,7 +79,9 @@ def test_hearing_and_silence_stand_side_by_side():
 
 
 def test_either_side_may_be_absent():
-    rows = tasks.score([answer("sound", "rain", "rain", hearing="silence"), answer("metre", "6/8", "6/8")])
+    rows = tasks.score(
+        [make_prediction("sound", "rain", "rain", condition="silence"), make_prediction("metre", "6/8", "6/8")]
+    )
     assert [(row.task, row.audio is None, row.silence is None) for row in rows] == [
         ("sound", True, False),
         ("metre", False, True),
@@ -88,11 +90,11 @@ def test_either_side_may_be_absent():
 
 def test_rows_come_by_split_then_task_whatever_the_order_of_predictions():
     given = [
-        answer("tune_type", "jig", "jig", split="zoo"),
-        answer("sound", "rain", "rain", split="unheard"),
-        answer("sound", "rain", "rain", split="archive"),
-        answer("tune_type", "jig", "jig"),
-        answer("transcribe", "a b", "a b"),
+        make_prediction("tune_type", "jig", "jig", split="zoo"),
+        make_prediction("sound", "rain", "rain", split="unheard"),
+        make_prediction("sound", "rain", "rain", split="archive"),
+        make_prediction("tune_type", "jig", "jig"),
+        make_prediction("transcribe", "a b", "a b"),
     ]
     expected = [
         ("test", "transcribe"),
@@ -107,12 +109,12 @@ def test_rows_come_by_split_then_task_whatever_the_order_of_predictions():
 
 def test_an_unknown_task_is_named_with_a_suggestion():
     with pytest.raises(UserError, match=r"unknown task 'transcribed'; did you mean 'transcribe'\?"):
-        tasks.score([answer("transcribed", "a", "a")])
+        tasks.score([make_prediction("transcribed", "a", "a")])
 
 
 def test_two_answers_of_one_clip_are_refused():
-    with pytest.raises(UserError, match="clip 'a' of 'mini' has two answers hearing audio"):
-        tasks.score([answer("sound", "rain", "rain"), answer("sound", "rain", "dog")])
+    with pytest.raises(UserError, match="clip 'a' of 'mini' has two answers for condition audio"):
+        tasks.score([make_prediction("sound", "rain", "rain"), make_prediction("sound", "rain", "dog")])
 
 
 def test_nothing_to_score_is_the_users_error():
@@ -121,15 +123,17 @@ def test_nothing_to_score_is_the_users_error():
 
 
 ROWS = [
-    tasks.Row("test", "numbers", "wer", Score("wer", 0.123, 200, 0.1, 0.1456), Score("wer", 1.5, 200, 1.25, 1.75)),
-    tasks.Row("unheard", "sound", "accuracy", Score("accuracy", 0.9, 30, 0.75, 0.96), None),
-    tasks.Row("unheard", "metre", "accuracy", Score("accuracy", 1.0, 9, 0.7, 1.0), Score("accuracy", 0.0, 8, 0.0, 0.3)),
+    tasks.ScoreRow("test", "numbers", "wer", Score("wer", 0.123, 200, 0.1, 0.1456), Score("wer", 1.5, 200, 1.25, 1.75)),
+    tasks.ScoreRow("unheard", "sound", "accuracy", Score("accuracy", 0.9, 30, 0.75, 0.96), None),
+    tasks.ScoreRow(
+        "unheard", "metre", "accuracy", Score("accuracy", 1.0, 9, 0.7, 1.0), Score("accuracy", 0.0, 8, 0.0, 0.3)
+    ),
 ]
 
 
 def test_table():
     assert tasks.format_table(ROWS).splitlines() == [
-        "task     metric    split    clips  hearing                  not hearing",
+        "task     metric    split    clips  audio                    silence",
         "-------  --------  -------  -----  -----------------------  ------------------------",
         "numbers  wer       test     200    12.3 % [10.0 to 14.6]    150.0 % [125.0 to 175.0]",
         "sound    accuracy  unheard  30     90.0 % [75.0 to 96.0]    -",
@@ -140,5 +144,6 @@ def test_table():
 def test_json_holds_every_field():
     loaded = json.loads(tasks.to_json(ROWS))
     assert [
-        tasks.Row(**(row | {side: row[side] and Score(**row[side]) for side in ("audio", "silence")})) for row in loaded
+        tasks.ScoreRow(**(row | {side: row[side] and Score(**row[side]) for side in ("audio", "silence")}))
+        for row in loaded
     ] == ROWS

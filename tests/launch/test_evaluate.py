@@ -25,7 +25,13 @@ def folder(tmp_path_factory):
 
 
 def test_each_clip_is_answered_once_and_scored(folder):
-    options = {"corpus": "tones", "cache": folder / "tones", "splits": ["test"], "batch_size": 8, "max_new_tokens": 4}
+    options = {
+        "corpus": "tones",
+        "data_dir": folder / "tones",
+        "splits": ["test"],
+        "batch_size": 8,
+        "max_new_tokens": 4,
+    }
     evaluate(folder / "run", folder / "evaluation", **options)
     path = folder / "evaluation" / "predictions.jsonl"
     first = path.read_text()

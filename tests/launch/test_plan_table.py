@@ -10,7 +10,7 @@ import pytest
 
 from launch import plan_table
 
-ENTRIES = json.loads(plan_table.PLANS.read_text())
+ENTRIES = json.loads(plan_table.PLANS_FILE.read_text())
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
 
 
@@ -49,7 +49,7 @@ def test_a_plan_made_anew(entry):
     """Of the small slice; `make plan` makes them all."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("the TPU compiler is not installed: pip install -e '.[tpu]'")
-    old, new = entry["plan"], plan_table.made(entry["command"])
+    old, new = entry["plan"], plan_table.run_plan(entry["command"])
     assert (new["config"], new["mesh"], new["fits"], new["flops"]) == (
         old["config"],
         old["mesh"],

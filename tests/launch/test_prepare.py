@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.sources.prepared import Shards
+from data_pipelines.sources.prepared import PreparedSource
 from launch import cli, prepare
 from tests.data.test_minicorpus import tone
 
@@ -28,7 +28,7 @@ def test_a_manifest(manifest, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "mine dev: 2 examples\n" in said
     assert said.count("\n") == 3
-    read = Shards(tmp_path / "data" / "mine", "mine", "dev")
+    read = PreparedSource(tmp_path / "data" / "mine", "mine", "dev")
     expected = (tone(300, 1.0).astype(int) + tone(400, 1.0)) / 2
     np.testing.assert_allclose(read[0].audio, expected, atol=0.5)
     recipe = json.loads((tmp_path / "data" / "mine" / "dev.statistics.json").read_text())["recipe"]
@@ -42,7 +42,7 @@ def test_a_corpus_of_the_paper(tmp_path, capsys):
     (chapter / "1-2.trans.txt").write_text("1-2-0000 HELLO THERE\n")
     arguments = ["corpus", "librispeech", "--folder", str(tmp_path / "LibriSpeech"), "--split", "dev_clean"]
     prepare.main([*arguments, "--output", str(tmp_path / "data"), "--workers", "1"])
-    (example,) = Shards(tmp_path / "data", "librispeech", "dev_clean")
+    (example,) = PreparedSource(tmp_path / "data", "librispeech", "dev_clean")
     assert example.id.startswith("1-2-0000")
     assert example.answer.lower().startswith("hello there")
     np.testing.assert_array_equal(example.audio, tone(300, 1.5))
@@ -78,11 +78,11 @@ def test_what_follows_beam_is_for_beam(manifest, tmp_path, monkeypatch):
     from data_pipelines.prepare import dataset as build
 
     given = {}
-    monkeypatch.setattr(build, "prepare", lambda *rest, **options: given.update(options))
+    monkeypatch.setattr(build, "prepare_split", lambda *rest, **options: given.update(options))
     arguments = ["manifest", str(manifest), "--output", str(tmp_path / "data")]
     prepare.main([*arguments, "--beam", "--runner=FlinkRunner", "--parallelism", "8"])
-    assert given["beam"] == ["--runner=FlinkRunner", "--parallelism", "8"]
+    assert given["beam_options"] == ["--runner=FlinkRunner", "--parallelism", "8"]
     prepare.main(arguments)
-    assert given["beam"] is None
+    assert given["beam_options"] is None
     with pytest.raises(SystemExit):
         prepare.main([*arguments, "--workers", "1", "--beam"])

@@ -109,7 +109,7 @@ def test_a_queued_resource(monkeypatch, capsys):
 def test_several_slices_of_tpu_vms(monkeypatch, capsys):
     words, script = dry(monkeypatch, capsys, *VM, "--slices", "2", "--name", "two", "data.clips=16", "data.streams=16")
     assert {"--node-count=2", "--node-prefix=two"} <= set(words) and "--node-id=two" not in words
-    assert all(flag in script for flag in json.loads(job.FLAGS.read_text())["several slices"])
+    assert all(flag in script for flag in json.loads(job.LIBTPU_FLAGS_FILE.read_text())["several slices"])
 
 
 @pytest.mark.parametrize("slices", [1, 2])
@@ -210,7 +210,7 @@ def test_the_startup_script_is_sound(monkeypatch, capsys, tmp_path):
     ],
 )
 def test_buckets_are_directories_of_the_hosts(word, seen):
-    assert job.on_host(word) == seen
+    assert job.to_mounted_path(word) == seen
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_buckets_are_directories_of_the_hosts(word, seen):
     [
         ((*VM, "debgu"), "write field=value"),
         (("tpu-vm", "debgu", *VM[2:]), "did you mean 'debug'"),
-        ((*VM, "stepps=3"), "did you mean 'steps'"),
+        ((*VM, "num_train_stepps=3"), "did you mean 'num_train_steps'"),
         ((*VM, "--topology", "v9-8"), "unknown topology 'v9-8'"),
         ((*VM, 'mesh={"fsdp": 3}'), "needs 6 devices, not 8"),
         ((*VM, "--slices", "2", 'mesh={"fsdp": 16}'), "2 slices are joined by the axis data"),

@@ -134,7 +134,7 @@ def test_a_run_starts_from_another_run(folder, whole):
     ("arguments", "says"),
     [
         (("debgu", "--output", "x"), "did you mean 'debug'"),
-        (("debug", "--output", "x", "stepps=3"), "did you mean 'steps'"),
+        (("debug", "--output", "x", "num_train_stepps=3"), "did you mean 'num_train_steps'"),
         (("debug", "--output", "x", "num_train_steps=many"), "num_train_steps must be int"),
         (
             ("debug", "--output", "x", "data.rows=12", 'mesh={"data": 8}'),

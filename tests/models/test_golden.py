@@ -26,7 +26,7 @@ def _golden():
 def frames():
     """The encoders' frames of the batch, padded as the original pads, and of each clip alone."""
     _, length = golden.clips()
-    return golden.frames(np.full(3, length.max(), np.int32)), golden.frames(length)
+    return golden.encode_clips(np.full(3, length.max(), np.int32)), golden.encode_clips(length)
 
 
 def relative(ours, theirs) -> float:
@@ -36,7 +36,7 @@ def relative(ours, theirs) -> float:
 
 
 def test_log_mel():
-    ours = np.asarray(audio.log_mel(golden.clips()[0]))
+    ours = np.asarray(audio.log_mel_spectrogram(golden.clips()[0]))
     np.testing.assert_allclose(ours.swapaxes(1, 2), golden.expected()["log_mel"], atol=1e-3)
 
 
@@ -51,7 +51,7 @@ def test_lengths():
 
 
 def test_whisper(frames):
-    assert relative(frames[0].speech, golden.expected()["whisper_out"]) < ENCODERS
+    assert relative(frames[0].whisper, golden.expected()["whisper_out"]) < ENCODERS
 
 
 def test_beats_padded_as_the_original_pads(frames):
@@ -61,22 +61,25 @@ def test_beats_padded_as_the_original_pads(frames):
     exists, valid = token_masks(length, np.full(3, length.max()), theirs.shape[1], golden.CONFIG.beats)
     assert exists.all()
     np.testing.assert_array_equal(valid, mask)
-    assert relative(frames[0].sound[:, : theirs.shape[1]], theirs) < ENCODERS
+    assert relative(frames[0].beats[:, : theirs.shape[1]], theirs) < ENCODERS
 
 
 def test_audio_tokens_of_the_padded_batch(frames):
-    assert relative(golden.model().audio_tokens(frames[0]), golden.expected()["audio_tokens"]) < ENCODERS
+    assert relative(golden.model().compute_audio_tokens(frames[0]), golden.expected()["audio_tokens"]) < ENCODERS
 
 
 @pytest.mark.parametrize("clip", range(3))
 def test_audio_tokens_of_a_clip_alone(frames, clip):
-    alone = golden.one(frames[1], clip)
-    assert relative(golden.model().audio_tokens(alone), golden.expected()[f"audio_tokens_single_{clip}"]) < ENCODERS
+    alone = golden.select_clip(frames[1], clip)
+    assert (
+        relative(golden.model().compute_audio_tokens(alone), golden.expected()[f"audio_tokens_single_{clip}"])
+        < ENCODERS
+    )
 
 
 @pytest.mark.parametrize("clip", range(3))
 def test_logits_and_loss_of_a_clip_alone(clip):
-    batch = golden.text_batch([clip])
+    batch = golden.golden_batch([clip])
     scale = golden.CONFIG.lora.scale
     logits, _ = jax.jit(lambda model: model(batch, lora_scale=scale))(
         golden.structure().merge(golden.params_with_pad())
@@ -98,7 +101,7 @@ def test_loss_and_gradients_of_the_batch(frames):
     assert abs(ours - expected["batch_loss"]) / expected["batch_loss"] < 1e-5
     assert (correct, total) == (expected["batch_correct"], expected["batch_total"])
     assert abs(optax.global_norm(gradient) - expected["grad_norm"]) / expected["grad_norm"] < 1e-3
-    mine = golden.named_gradients(gradient)
-    assert set(mine) == set(golden.stored_gradients())
-    for name, theirs in golden.stored_gradients().items():
+    mine = golden.to_original_gradients(gradient)
+    assert set(mine) == set(golden.expected_gradients())
+    for name, theirs in golden.expected_gradients().items():
         assert relative(mine[name], theirs) < 1e-3, name

@@ -14,7 +14,7 @@ MODEL = get_config("debug").model
 
 
 def test_packed_losses_are_those_of_rows_of_their_own():
-    random, tokens = np.random.default_rng(0), MODEL.audio_tokens
+    random, tokens = np.random.default_rng(0), MODEL.num_audio_tokens
 
     def example(prompt: int, answer: int, windows: int) -> Segment:
         heard = list(range(windows * tokens))
@@ -23,10 +23,10 @@ def test_packed_losses_are_those_of_rows_of_their_own():
         return Segment(random.integers(3, 60, len(slots)).tolist(), slots, len(slots) - answer, clips)
 
     examples = [example(4, 5, 1), example(6, 3, 0), example(2, 7, 2), example(3, 4, 1)]
-    sizes = {"sequence": 128, "window": MODEL.audio.window_samples, "audio_tokens": tokens}
+    sizes = {"seq_len": 128, "window_samples": MODEL.audio.window_samples, "num_audio_tokens": tokens}
     alone = collate([[one] for one in examples], **sizes)
-    packed = collate([examples[:3], examples[3:]], **sizes, clips=6)  # with slots that nobody uses
-    model = parameters.structure(MODEL).merge(parameters.initialize(MODEL, 1))
+    packed = collate([examples[:3], examples[3:]], **sizes, num_clips=6)  # with slots that nobody uses
+    model = parameters.model_structure(MODEL).merge(parameters.init_params(MODEL, 1))
 
     @jax.jit
     def losses(batch):

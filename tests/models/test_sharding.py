@@ -13,7 +13,7 @@ from salmonn_jax.models import parameters
 from salmonn_jax.models.llama import causal_mask
 
 CONFIG = get_config("debug").model
-STRUCTURE = parameters.structure(CONFIG)
+STRUCTURE = parameters.model_structure(CONFIG)
 MESHES = [
     {"data": 8},
     {"fsdp": 8},
@@ -27,7 +27,7 @@ MESHES = [
 def params():
     """Random weights, also where they start from zeros or ones: each must lie right to give the right sum."""
     random = np.random.default_rng(0)
-    initial = parameters.initialize(CONFIG, 0)
+    initial = parameters.init_params(CONFIG, 0)
     return {path: x + jnp.asarray(0.1 * random.normal(size=x.shape), x.dtype) for path, x in initial.items()}
 
 
@@ -43,7 +43,7 @@ def inputs():
         "pcm": pcm.astype(np.int16),
         "length": lengths,
         "frames": random.normal(size=(8, frames, memory)).astype(np.float32),
-        "queried": random.normal(size=(8, CONFIG.audio_tokens, CONFIG.qformer.hidden_size)).astype(np.float32),
+        "queried": random.normal(size=(8, CONFIG.num_audio_tokens, CONFIG.qformer.hidden_size)).astype(np.float32),
         "tokens": random.integers(0, CONFIG.llama.vocab_size, (8, 12)).astype(np.int32),
         "embedded": random.normal(size=(8, 12, CONFIG.llama.hidden_size)).astype(np.float32),
         "segments": np.repeat([[1] * 7 + [2] * 3 + [0] * 2], 8, axis=0).astype(np.int32),
@@ -51,8 +51,8 @@ def inputs():
 
 
 def whisper_and_beats(model, inputs):
-    encoded = model.encode_frames(inputs["pcm"], inputs["length"])
-    return encoded.speech, jnp.where(encoded.exists[..., None], encoded.sound, 0)
+    encoded = model.run_encoders(inputs["pcm"], inputs["length"])
+    return encoded.whisper, jnp.where(encoded.beats_mask[..., None], encoded.beats, 0)
 
 
 def llama_layers(model, inputs):
@@ -90,7 +90,7 @@ def test_a_module_on_a_mesh_gives_what_it_gives_alone(params, inputs, alone, siz
     placed = {path: jax.device_put(x, placement(path, x).sharding) for path, x in params.items()}
     cut = [x for x in placed.values() if not x.sharding.is_fully_replicated]
     assert bool(cut) == (sizes != {"data": 8})  # the rules have laid something over the mesh, or all is everywhere
-    spread, everywhere = jax.device_put(inputs, sharding.batch_sharding(mesh)), sharding.replicated(mesh)
+    spread, everywhere = jax.device_put(inputs, sharding.row_sharding(mesh)), sharding.replicated(mesh)
     for name, expected in alone.items():
         scale = np.abs(expected).max()
         assert scale > 0, name

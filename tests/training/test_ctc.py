@@ -12,8 +12,8 @@ import numpy as np
 
 from salmonn_jax.batch import Segment, collate
 from salmonn_jax.configs import get_config
-from salmonn_jax.prompts import TEXT
-from salmonn_jax.training.step import audio_tokens_read, batch_loss, ctc_loss
+from salmonn_jax.prompts import TEXT_SLOT
+from salmonn_jax.training.step import batch_loss, ctc_loss, num_valid_audio_tokens
 
 BLANK = 3
 
@@ -58,9 +58,9 @@ def test_words_are_sought_in_the_audio_tokens_that_are_read():
 def test_how_many_are_read_of_a_clip():
     model = get_config("salmonn_13b_stage1").model
     clips = np.array([0, 1, 16_000, 5440 * 4, 5440 * 4 + 1, 200_000, 479_999, 480_000])
-    assert audio_tokens_read(model, clips).tolist() == [88] * 8
+    assert num_valid_audio_tokens(model, clips).tolist() == [88] * 8
     model = dataclasses.replace(model, audio=dataclasses.replace(model.audio, tokens="clip"))
-    assert audio_tokens_read(model, clips).tolist() == [3, 3, 3, 4, 5, 37, 88, 88]
+    assert num_valid_audio_tokens(model, clips).tolist() == [3, 3, 3, 4, 5, 37, 88, 88]
 
 
 def test_the_loss_of_a_batch_seeks_words_in_what_is_read():
@@ -70,8 +70,8 @@ def test_the_loss_of_a_batch_seeks_words_in_what_is_read():
     config = dataclasses.replace(config, model=model, ctc_weight=0.5, ctc_blank=BLANK)
     embedding, heard = jnp.asarray(random.normal(size=(9, 6))), jnp.asarray(random.normal(size=(2, 88, 6)))
     clips = [np.ones(size, np.int16) for size in (30_000, 480_000)]
-    rows = [[Segment([1, 5, 6, 2], [TEXT] * 4, 2, (clip,))] for clip in clips]
-    batch = collate(rows, sequence=4, window=480_000, audio_tokens=88)
+    rows = [[Segment([1, 5, 6, 2], [TEXT_SLOT] * 4, 2, (clip,))] for clip in clips]
+    batch = collate(rows, seq_len=4, window_samples=480_000, num_audio_tokens=88)
     batch = batch._replace(transcript=np.array([[5, 6], [7, 8]], np.int32))
 
     def outputs(batch, **_):

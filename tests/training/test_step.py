@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import corpora
-from data_pipelines.stream.from_config import training_data
+from data_pipelines.stream.from_config import make_training_data
 from salmonn_jax import sharding
 from salmonn_jax.config import OptimizerConfig, RunConfig
 from salmonn_jax.configs import get_config
@@ -18,7 +18,7 @@ from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
 from salmonn_jax.models import parameters
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.training import optim
-from salmonn_jax.training.step import initial_state, make_train_step
+from salmonn_jax.training.step import init_train_state, make_train_step
 
 CONFIG = get_config("debug")
 
@@ -32,7 +32,7 @@ UNUSED |= {"qformer/layers/cross_attention/key/bias"}
 def batches(tmp_path_factory):
     """Two batches of the debug configuration."""
     corpus = corpora.open_corpus("tones", tmp_path_factory.mktemp("tones"))
-    stream = training_data(corpus, load_tokenizer(corpus.tokenizer), CONFIG.model, CONFIG.data, seed=0)
+    stream = make_training_data(corpus, load_tokenizer(corpus.tokenizer_dir), CONFIG.model, CONFIG.data, seed=0)
     return [next(stream) for _ in range(2)]
 
 
@@ -41,16 +41,16 @@ def split(params, chosen):
 
 
 def take_steps(config: RunConfig, mesh, batches):
-    structure = parameters.structure(config.model)
-    params = parameters.initialize(config.model, config.seed)
+    structure = parameters.model_structure(config.model)
+    params = parameters.init_params(config.model, config.seed)
     chosen = parameters.trainable_paths(params, config.trainable)
     trainable, frozen = split(params, chosen)
-    state = jax.device_put(initial_state(config, trainable), sharding.replicated(mesh))
+    state = jax.device_put(init_train_state(config, trainable), sharding.replicated(mesh))
     placement = sharding.Placement(mesh)
     frozen = {path: jax.device_put(x, placement(path, x).sharding) for path, x in frozen.items()}
     step, metrics = make_train_step(config, structure, mesh), []
     for batch in batches:
-        state, values = step(state, frozen, sharding.to_devices(batch, mesh, CONFIG.data.streams))
+        state, values = step(state, frozen, sharding.make_global_batch(batch, mesh, CONFIG.data.streams))
         metrics.append(jax.device_get(values))
     return params, state, metrics
 
@@ -92,29 +92,29 @@ def test_only_what_is_trainable_changes_and_has_optimizer_state(batches):
     assert set(state.trainable) == expected
     for path in expected - UNUSED:
         assert not np.array_equal(state.trainable[path], params[path]), path
-    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sum(m.size for m in moments) == 2 * sum(params[path].size for path in expected)
 
 
 @pytest.mark.parametrize(("model", "count"), [(MODEL_7B, 30_186_240), (MODEL_13B, 33_332_992)])
 def test_trainable_parameters_of_the_released_models(model, count):
-    shapes = parameters.structure(model).shapes
+    shapes = parameters.model_structure(model).shapes
     chosen = parameters.trainable_paths(shapes, RunConfig(name="x").trainable)
     assert sum(math.prod(shapes[path].shape) for path in chosen) == count
 
 
 def test_weight_decay_of_the_released_13b():
     """182 tensors are decayed and 39 are not, counted per layer as the original stores them."""
-    shapes = parameters.structure(MODEL_13B).shapes
+    shapes = parameters.model_structure(MODEL_13B).shapes
     chosen = parameters.trainable_paths(shapes, RunConfig(name="x").trainable)
     counts = {True: 0, False: 0}
-    for path, applies in optim.decayed(dict.fromkeys(chosen)).items():
+    for path, applies in optim.weight_decay_mask(dict.fromkeys(chosen)).items():
         counts[applies] += shapes[path].shape[0] if "/layers/" in path else 1
     assert counts == {True: 182, False: 39}
 
 
 def test_learning_rate():
-    schedule = optim.learning_rate(OptimizerConfig(), 90_000)
+    schedule = optim.learning_rate_schedule(OptimizerConfig(), 90_000)
     assert schedule(0) == pytest.approx(1e-6)
     assert schedule(1500) == pytest.approx((1e-6 + 3e-5) / 2)
     assert schedule(3000) == pytest.approx(1e-5 + 2e-5 * 0.5 * (1 + math.cos(math.pi * 3000 / 90_000)))
@@ -129,11 +129,11 @@ def test_frozen_weights_get_no_gradient_work(batches):
 
     def flops(config):
         mesh = sharding.make_mesh({}, jax.devices()[:1])
-        params = parameters.initialize(config.model, 0)
+        params = parameters.init_params(config.model, 0)
         chosen = parameters.trainable_paths(params, config.trainable)
         trainable, frozen = split(params, chosen)
-        step = make_train_step(config, parameters.structure(config.model), mesh)
-        return step.lower(initial_state(config, trainable), frozen, batches[0]).compile().cost_analysis()["flops"]
+        step = make_train_step(config, parameters.model_structure(config.model), mesh)
+        return step.lower(init_train_state(config, trainable), frozen, batches[0]).compile().cost_analysis()["flops"]
 
     everything = dataclasses.replace(CONFIG, trainable=(".*",))
     assert flops(CONFIG) < 0.85 * flops(everything)

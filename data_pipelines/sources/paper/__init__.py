@@ -19,7 +19,7 @@ from data_pipelines.sources.paper import (
     questions,
     voxceleb,
 )
-from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
+from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
 from salmonn_jax.errors import UserError, unknown_name
 
 __all__ = ["PAPER_CORPORA", "PaperCorpus", "read"]
@@ -28,7 +28,7 @@ _MODULES = (librispeech, gigaspeech, captions, covost, iemocap, librimix, voxcel
 PAPER_CORPORA = {corpus.name: corpus for module in _MODULES for corpus in module.CORPORA}
 
 
-def read(name: str, folder: pathlib.Path, split: str) -> Entries:
+def read(name: str, folder: pathlib.Path, split: str) -> ManifestEntries:
     """The entries of a corpus: the same folder gives the same entries in the same order.
 
     Args:
@@ -50,5 +50,5 @@ def read(name: str, folder: pathlib.Path, split: str) -> Entries:
     if split not in corpus.splits:
         raise unknown_name(f"split of {name}", split, corpus.splits)
     if not folder.is_dir():
-        raise UserError(f"the folder {folder} is missing; {corpus.where}")
+        raise UserError(f"the folder {folder} is missing; {corpus.download_hint}")
     return corpus.read(folder, split)

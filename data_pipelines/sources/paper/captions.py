@@ -15,105 +15,116 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_pipelines.sources.manifest_entries import Entry, Piece
-from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
-from data_pipelines.sources.paper.files import array, entries, need, recordings, table
+from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
+from data_pipelines.sources.paper.files import (
+    audio_files_by_stem,
+    parse_rows,
+    read_csv_rows,
+    read_json_array,
+    require_path,
+)
 
-WAVCAPS = (
+WAVCAPS_DOWNLOAD = (
     "WavCaps is at huggingface.co/datasets/cvssp/WavCaps (academic use only); name the folder that holds json_files/ "
     "and, with the archives unpacked without their paths, AudioSet_SL/, BBC_Sound_Effects/, FreeSound/, SoundBible/"
 )
-AUDIOCAPS = (
+AUDIOCAPS_DOWNLOAD = (
     "the captions of AudioCaps are in dataset/ of github.com/cdjkim/audiocaps (academic use only), its clips on "
     "YouTube; name the folder that holds train.csv, val.csv, test.csv and the clips in train/, val/, test/"
 )
-CLOTHO = (
+CLOTHO_DOWNLOAD = (
     "Clotho 2 is at zenodo.org/records/4783391 (captions for non-commercial use, clips under licences of their own); "
     "name the folder that holds clotho_captions_development.csv and development/"
 )
-MUSICCAPS = (
+MUSICCAPS_DOWNLOAD = (
     "the captions of MusicCaps are at huggingface.co/datasets/google/MusicCaps (CC BY-SA 4.0), its clips on YouTube; "
     "name the folder that holds musiccaps-public.csv and the clips, each named by its ytid"
 )
 
 _LONGEST = 180.0  # seconds; the paper leaves longer clips of WavCaps out, for a caption may tell of any part of them
 _BLACKLIST = "json_files/blacklist/blacklist_exclude_test_ac.json"
-_WAVCAPS = {
+_WAVCAPS_SUBSETS = {
     "AudioSet_SL": ("as_final.json", "AudioSet"),
     "BBC_Sound_Effects": ("bbc_final.json", ""),
     "FreeSound": ("fsd_final.json", "FreeSound"),
     "SoundBible": ("sb_final.json", ""),
 }
-_AUDIOCAPS = {"train": "train", "dev": "val", "test": "test"}
-_CLOTHO = {"train": "development", "dev": "validation", "test": "evaluation"}
+_AUDIOCAPS_SPLITS = {"train": "train", "dev": "val", "test": "test"}
+_CLOTHO_SPLITS = {"train": "development", "dev": "validation", "test": "evaluation"}
 
 
-def _wavcaps(folder: pathlib.Path, split: str) -> Entries:
+def _wavcaps(folder: pathlib.Path, split: str) -> ManifestEntries:
     """One caption a clip. Left out are long clips, and the test clips of AudioCaps and Clotho, by WavCaps' own list."""
-    files = {source: need(folder, f"json_files/{source}/{name}", WAVCAPS) for source, (name, _) in _WAVCAPS.items()}
-    tested = json.loads(need(folder, _BLACKLIST, WAVCAPS).read_text("utf-8"))
+    files = {
+        source: require_path(folder, f"json_files/{source}/{name}", WAVCAPS_DOWNLOAD)
+        for source, (name, _) in _WAVCAPS_SUBSETS.items()
+    }
+    tested = json.loads(require_path(folder, _BLACKLIST, WAVCAPS_DOWNLOAD).read_text("utf-8"))
 
     def clips() -> Iterator[tuple[str, dict[str, Any]]]:
         for source, file in files.items():
-            left_out = {str(name) for name in tested.get(_WAVCAPS[source][1], ())}
-            for clip in array(file, "data", ("id", "caption", "duration"), WAVCAPS):
+            left_out = {str(name) for name in tested.get(_WAVCAPS_SUBSETS[source][1], ())}
+            for clip in read_json_array(file, "data", ("id", "caption", "duration"), WAVCAPS_DOWNLOAD):
                 if float(clip["duration"]) <= _LONGEST and str(clip["id"]) not in left_out:
                     yield source, clip
 
-    def make(row: tuple[str, dict[str, Any]]) -> Entry:
+    def make(row: tuple[str, dict[str, Any]]) -> ManifestEntry:
         source, clip = row
         name = f"{source}/{str(clip['id']).removesuffix('.wav')}"  # ids of AudioSet end in it; all files are FLAC
-        return _captioned(name, f"{name}.flac", clip["caption"])
+        return _caption_entry(name, f"{name}.flac", clip["caption"])
 
-    return entries(make, clips())
+    return parse_rows(make, clips())
 
 
-def _audiocaps(folder: pathlib.Path, split: str) -> Entries:
+def _audiocaps(folder: pathlib.Path, split: str) -> ManifestEntries:
     """One caption a training clip, five a clip of the other splits, each an entry of its own.
 
     A clip is named by its youtube_id, by Y and youtube_id (as in PANNs), or by the audiocap_id of the caption.
     """
-    part = _AUDIOCAPS[split]
-    file = need(folder, f"{part}.csv", AUDIOCAPS)
-    found = recordings(need(folder, part, AUDIOCAPS))
+    part = _AUDIOCAPS_SPLITS[split]
+    file = require_path(folder, f"{part}.csv", AUDIOCAPS_DOWNLOAD)
+    found = audio_files_by_stem(require_path(folder, part, AUDIOCAPS_DOWNLOAD))
 
-    def make(row: dict[str, str]) -> Entry:
+    def make(row: dict[str, str]) -> ManifestEntry:
         video, caption = row["youtube_id"], row["audiocap_id"]
-        return _captioned(caption, f"{part}/{_named(found, (video, f'Y{video}', caption))}", row["caption"])
+        return _caption_entry(caption, f"{part}/{_find_file(found, (video, f'Y{video}', caption))}", row["caption"])
 
-    return entries(make, table(file, ("audiocap_id", "youtube_id", "caption"), AUDIOCAPS))
+    return parse_rows(make, read_csv_rows(file, ("audiocap_id", "youtube_id", "caption"), AUDIOCAPS_DOWNLOAD))
 
 
-def _clotho(folder: pathlib.Path, split: str) -> Entries:
+def _clotho(folder: pathlib.Path, split: str) -> ManifestEntries:
     """Five captions a clip, each an entry of its own."""
-    part = _CLOTHO[split]
+    part = _CLOTHO_SPLITS[split]
     columns = [f"caption_{number}" for number in range(1, 6)]
-    rows = table(need(folder, f"clotho_captions_{part}.csv", CLOTHO), ("file_name", *columns), CLOTHO)
+    rows = read_csv_rows(
+        require_path(folder, f"clotho_captions_{part}.csv", CLOTHO_DOWNLOAD), ("file_name", *columns), CLOTHO_DOWNLOAD
+    )
 
-    def make(row: tuple[dict[str, str], str]) -> Entry:
+    def make(row: tuple[dict[str, str], str]) -> ManifestEntry:
         clip, column = row
-        return _captioned(f"{clip['file_name']}#{column}", f"{part}/{clip['file_name']}", clip[column])
+        return _caption_entry(f"{clip['file_name']}#{column}", f"{part}/{clip['file_name']}", clip[column])
 
-    return entries(make, ((row, column) for row in rows for column in columns))
+    return parse_rows(make, ((row, column) for row in rows for column in columns))
 
 
-def _musiccaps(folder: pathlib.Path, split: str) -> Entries:
+def _musiccaps(folder: pathlib.Path, split: str) -> ManifestEntries:
     """Clips from the evaluation part of AudioSet are the test split, the others the training split."""
     columns = ("ytid", "caption", "is_audioset_eval")
-    rows = table(need(folder, "musiccaps-public.csv", MUSICCAPS), columns, MUSICCAPS)
-    found = recordings(folder)
+    rows = read_csv_rows(require_path(folder, "musiccaps-public.csv", MUSICCAPS_DOWNLOAD), columns, MUSICCAPS_DOWNLOAD)
+    found = audio_files_by_stem(folder)
 
-    def make(row: dict[str, str]) -> Entry:
-        return _captioned(row["ytid"], _named(found, (row["ytid"],)), row["caption"], "music_description")
+    def make(row: dict[str, str]) -> ManifestEntry:
+        return _caption_entry(row["ytid"], _find_file(found, (row["ytid"],)), row["caption"], "music_description")
 
-    return entries(make, (row for row in rows if (row["is_audioset_eval"] == "True") == (split == "test")))
-
-
-def _captioned(name: str, path: str, caption: str, task: str = "audiocaption") -> Entry:
-    return Entry(id=name, audio=(Piece(path),), answer=caption.strip(), task=task)
+    return parse_rows(make, (row for row in rows if (row["is_audioset_eval"] == "True") == (split == "test")))
 
 
-def _named(found: dict[str, str], stems: Sequence[str]) -> str:
+def _caption_entry(name: str, path: str, caption: str, task: str = "audiocaption") -> ManifestEntry:
+    return ManifestEntry(id=name, audio=(AudioSpan(path),), answer=caption.strip(), task=task)
+
+
+def _find_file(found: dict[str, str], stems: Sequence[str]) -> str:
     """The file of the first of these names that there is. Where there is none, one that will be counted as missing."""
     return next((found[stem] for stem in stems if stem in found), f"{stems[0]}.wav")
 
@@ -126,25 +137,25 @@ CORPORA = (
         splits=("train",),
         hours=2800,
         samples=370_000,
-        where=WAVCAPS,
+        download_hint=WAVCAPS_DOWNLOAD,
     ),
     PaperCorpus(
         name="audiocaps",
         task="audiocaption",
         read=_audiocaps,
-        splits=tuple(_AUDIOCAPS),
+        splits=tuple(_AUDIOCAPS_SPLITS),
         hours=130,
         samples=48_000,
-        where=AUDIOCAPS,
+        download_hint=AUDIOCAPS_DOWNLOAD,
     ),
     PaperCorpus(
         name="clotho",
         task="audiocaption",
         read=_clotho,
-        splits=tuple(_CLOTHO),
+        splits=tuple(_CLOTHO_SPLITS),
         hours=24,
         samples=4_000,
-        where=CLOTHO,
+        download_hint=CLOTHO_DOWNLOAD,
     ),
     PaperCorpus(
         name="musiccaps",
@@ -153,6 +164,6 @@ CORPORA = (
         splits=("train", "test"),
         hours=14,
         samples=3_000,
-        where=MUSICCAPS,
+        download_hint=MUSICCAPS_DOWNLOAD,
     ),
 )

@@ -6,10 +6,10 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 
-from data_pipelines.sources.manifest_entries import BadExample, Entry
+from data_pipelines.sources.manifest_entries import BadExample, ManifestEntry
 
 # A line that makes no entry stands for itself as the reason why, so that it is counted and the others are read.
-Entries = Iterator[Entry | BadExample]
+ManifestEntries = Iterator[ManifestEntry | BadExample]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class PaperCorpus:
 
     name: str
     task: str
-    read: Callable[[pathlib.Path, str], Entries]
+    read: Callable[[pathlib.Path, str], ManifestEntries]
     splits: tuple[str, ...]
     hours: int
     samples: int
-    where: str
+    download_hint: str

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import pathlib
 
-from data_pipelines.sources.manifest_entries import Entry, Piece
-from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
-from data_pipelines.sources.paper.files import TSV, entries, need, table
+from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
+from data_pipelines.sources.paper.files import TSV, parse_rows, read_csv_rows, require_path
 
-WHERE = (
+DOWNLOAD_HINT = (
     "CoVoST 2 is at github.com/facebookresearch/covost (CC0), its audio is the English part of Common Voice 4 at "
     "commonvoice.mozilla.org (CC0); name the folder that holds covost_v2.en_zh-CN.tsv, validated.tsv and clips/"
 )
@@ -24,24 +24,26 @@ WHERE = (
 _SPLITS = {"train": {"train", "train_covost"}, "dev": {"dev"}, "test": {"test"}}
 
 
-def _translations(folder: pathlib.Path, split: str) -> Entries:
+def _translations(folder: pathlib.Path, split: str) -> ManifestEntries:
     """Translations joined to Common Voice by path, in the order of Common Voice."""
-    file = need(folder, "covost_v2.en_zh-CN.tsv", WHERE)
-    spoken = table(need(folder, "validated.tsv", WHERE), ("path", "sentence"), WHERE, **TSV)
-    rows = table(file, ("path", "translation", "split"), WHERE, **TSV)
+    file = require_path(folder, "covost_v2.en_zh-CN.tsv", DOWNLOAD_HINT)
+    spoken = read_csv_rows(
+        require_path(folder, "validated.tsv", DOWNLOAD_HINT), ("path", "sentence"), DOWNLOAD_HINT, **TSV
+    )
+    rows = read_csv_rows(file, ("path", "translation", "split"), DOWNLOAD_HINT, **TSV)
     translations = {row["path"]: row["translation"] for row in rows if row["split"] in _SPLITS[split]}
 
-    def make(row: dict[str, str]) -> Entry:
+    def make(row: dict[str, str]) -> ManifestEntry:
         path = row["path"]
-        return Entry(
+        return ManifestEntry(
             id=path,
-            audio=(Piece(f"clips/{path}"),),
+            audio=(AudioSpan(f"clips/{path}"),),
             answer=translations[path].strip(),
             task="translation_ec",
             transcript=row["sentence"].strip(),
         )
 
-    return entries(make, (row for row in spoken if row["path"] in translations))
+    return parse_rows(make, (row for row in spoken if row["path"] in translations))
 
 
 CORPORA = (
@@ -52,6 +54,6 @@ CORPORA = (
         splits=tuple(_SPLITS),
         hours=430,
         samples=290_000,
-        where=WHERE,
+        download_hint=DOWNLOAD_HINT,
     ),
 )

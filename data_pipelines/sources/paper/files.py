@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from data_pipelines.sources.manifest_entries import BadExample, Entry
-from data_pipelines.sources.paper.corpus import Entries
+from data_pipelines.sources.manifest_entries import BadExample, ManifestEntry
+from data_pipelines.sources.paper.corpus import ManifestEntries
 from salmonn_jax.errors import UserError
 
 Row = TypeVar("Row")
@@ -24,25 +24,29 @@ _BETWEEN = re.compile(r"[\s,]*")
 _AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus"}  # what libsndfile decodes and people store
 
 
-def need(folder: pathlib.Path, name: str, where: str) -> pathlib.Path:
+def require_path(folder: pathlib.Path, name: str, download_hint: str) -> pathlib.Path:
     """The file or folder `name` in `folder`. Raises UserError, which says where it comes from, if it is not there."""
     path = folder / name
     if not path.exists():
-        raise UserError(f"{path} is missing; {where}")
+        raise UserError(f"{path} is missing; {download_hint}")
     return path
 
 
-def table(path: pathlib.Path, columns: Iterable[str], where: str, **dialect: Any) -> Iterator[dict[str, str]]:
+def read_csv_rows(
+    path: pathlib.Path, columns: Iterable[str], download_hint: str, **dialect: Any
+) -> Iterator[dict[str, str]]:
     """The rows of a CSV file, one at a time. Raises UserError if a column is missing."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, **dialect)
         missing = sorted(set(columns) - set(rows.fieldnames or ()))
         if missing:
-            raise UserError(f"{path} has no column {missing[0]!r}; {where}")
+            raise UserError(f"{path} has no column {missing[0]!r}; {download_hint}")
         yield from rows
 
 
-def array(path: pathlib.Path, key: str, fields: Iterable[str], where: str) -> Iterator[dict[str, Any]]:
+def read_json_array(
+    path: pathlib.Path, key: str, fields: Iterable[str], download_hint: str
+) -> Iterator[dict[str, Any]]:
     """The objects of the list under `key` of a JSON file, one at a time, for some of these files hold gigabytes.
 
     Raises:
@@ -53,7 +57,7 @@ def array(path: pathlib.Path, key: str, fields: Iterable[str], where: str) -> It
         text = file.read(_CHUNK)
         head = re.search(rf'"{re.escape(key)}"\s*:\s*\[', text)
         if head is None:
-            raise UserError(f"{path} has no list {key!r}; {where}")
+            raise UserError(f"{path} has no list {key!r}; {download_hint}")
         at = head.end()
         while True:
             at = _BETWEEN.match(text, at).end()
@@ -65,32 +69,34 @@ def array(path: pathlib.Path, key: str, fields: Iterable[str], where: str) -> It
                 # The item goes on beyond what was read. Reading as much again keeps the work linear in its size.
                 more = file.read(max(_CHUNK, len(text) - at))
                 if not more:
-                    raise UserError(f"{path} breaks off or is not JSON after {number} items; {where}") from None
+                    raise UserError(f"{path} breaks off or is not JSON after {number} items; {download_hint}") from None
                 text, at = text[at:] + more, 0
                 continue
             if not isinstance(item, dict) or not fields <= item.keys():
-                raise UserError(f"item {number} of {key!r} in {path} has not the fields {sorted(fields)}; {where}")
+                raise UserError(
+                    f"item {number} of {key!r} in {path} has not the fields {sorted(fields)}; {download_hint}"
+                )
             yield item
             number += 1
 
 
-def recordings(folder: pathlib.Path) -> dict[str, str]:
+def audio_files_by_stem(folder: pathlib.Path) -> dict[str, str]:
     """The audio files of a folder: file name without its ending -> file name."""
     with os.scandir(folder) as found:
         names = sorted(file.name for file in found)
     return {pathlib.PurePath(name).stem: name for name in names if pathlib.PurePath(name).suffix.lower() in _AUDIO}
 
 
-def entries(make: Callable[[Row], Entry], rows: Iterable[Row]) -> Entries:
+def parse_rows(parse_row: Callable[[Row], ManifestEntry], rows: Iterable[Row]) -> ManifestEntries:
     """`make` of each row, or the BadExample that says why it makes none."""
     for number, row in enumerate(rows):
         try:
-            entry: Entry | BadExample = make(row)
+            entry: ManifestEntry | BadExample = parse_row(row)
         except (AttributeError, BadExample, LookupError, TypeError, ValueError) as error:
             entry = BadExample("wrong line", f"row {number}, {str(row)[:200]}: {error!r}")
         yield entry
 
 
-def sentence(words: str) -> str:
+def sentence_case(words: str) -> str:
     """Upper-case words as the original's annotations have them: only the first letter is a capital."""
     return " ".join(words.split()).capitalize()

@@ -12,11 +12,11 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines.sources.manifest_entries import Entry, Piece
-from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
-from data_pipelines.sources.paper.files import array, entries, need, sentence
+from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
+from data_pipelines.sources.paper.files import parse_rows, read_json_array, require_path, sentence_case
 
-WHERE = (
+DOWNLOAD_HINT = (
     "GigaSpeech is given out on request at github.com/SpeechColab/GigaSpeech (for non-commercial research); name the "
     "folder that holds GigaSpeech.json and audio/"
 )
@@ -29,22 +29,22 @@ _NOT_SPEECH = {"<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"}  # the whole text of a 
 
 
 def _segments(path: pathlib.Path, subset: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for recording in array(path, "audios", ("path", "segments"), WHERE):
+    for recording in read_json_array(path, "audios", ("path", "segments"), DOWNLOAD_HINT):
         for segment in recording["segments"]:
             if subset in segment.get("subsets", ()) and segment.get("text_tn") not in _NOT_SPEECH:
                 yield recording["path"], segment
 
 
-def _segment(row: tuple[str, dict[str, Any]]) -> Entry:
+def _segment(row: tuple[str, dict[str, Any]]) -> ManifestEntry:
     path, segment = row
-    words = sentence(" ".join(word for word in segment["text_tn"].split() if word not in _PUNCTUATION))
-    piece = Piece(path, float(segment["begin_time"]), float(segment["end_time"]))
-    return Entry(id=segment["sid"], audio=(piece,), answer=words, task="asr", transcript=words)
+    words = sentence_case(" ".join(word for word in segment["text_tn"].split() if word not in _PUNCTUATION))
+    piece = AudioSpan(path, float(segment["begin_time"]), float(segment["end_time"]))
+    return ManifestEntry(id=segment["sid"], audio=(piece,), answer=words, task="asr", transcript=words)
 
 
-def _asr(folder: pathlib.Path, split: str) -> Entries:
+def _asr(folder: pathlib.Path, split: str) -> ManifestEntries:
     """Transcripts without punctuation, as in the original's annotations."""
-    return entries(_segment, _segments(need(folder, "GigaSpeech.json", WHERE), _SUBSETS[split]))
+    return parse_rows(_segment, _segments(require_path(folder, "GigaSpeech.json", DOWNLOAD_HINT), _SUBSETS[split]))
 
 
 CORPORA = (
@@ -55,6 +55,6 @@ CORPORA = (
         splits=tuple(_SUBSETS),
         hours=1000,
         samples=910_000,
-        where=WHERE,
+        download_hint=DOWNLOAD_HINT,
     ),
 )

@@ -12,11 +12,11 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from data_pipelines.sources.manifest_entries import Entry, Piece
-from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
-from data_pipelines.sources.paper.files import entries, need
+from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
+from data_pipelines.sources.paper.files import parse_rows, require_path
 
-WHERE = (
+DOWNLOAD_HINT = (
     "IEMOCAP is given out on request at sail.usc.edu/iemocap (for research); name the folder IEMOCAP_full_release, "
     "which holds Session1 to Session5"
 )
@@ -29,10 +29,10 @@ _EMOTIONS = {"ang": "Angry", "hap": "Happy", "exc": "Happy", "sad": "Sad", "neu"
 _TURN = re.compile(r"\[[\d.]+ - [\d.]+\]\s+(\w+)\s+(\w+)\s")  # [start - end], name, emotion the raters agreed on
 
 
-def _emotions(folder: pathlib.Path, split: str) -> Entries:
+def _emotions(folder: pathlib.Path, split: str) -> ManifestEntries:
     """One word an utterance."""
     sessions = [f"Session{number}" for number in _SESSIONS[split]]
-    ratings = {session: need(folder, f"{session}/dialog/EmoEvaluation", WHERE) for session in sessions}
+    ratings = {session: require_path(folder, f"{session}/dialog/EmoEvaluation", DOWNLOAD_HINT) for session in sessions}
 
     def turns() -> Iterator[tuple[str, str, str]]:
         for session, rated in ratings.items():
@@ -41,11 +41,11 @@ def _emotions(folder: pathlib.Path, split: str) -> Entries:
                     if emotion in _EMOTIONS:
                         yield f"{session}/sentences/wav/{file.stem}/{name}.wav", name, emotion
 
-    def make(row: tuple[str, str, str]) -> Entry:
+    def make(row: tuple[str, str, str]) -> ManifestEntry:
         path, name, emotion = row
-        return Entry(id=name, audio=(Piece(path),), answer=_EMOTIONS[emotion], task="emotion_recognition")
+        return ManifestEntry(id=name, audio=(AudioSpan(path),), answer=_EMOTIONS[emotion], task="emotion_recognition")
 
-    return entries(make, turns())
+    return parse_rows(make, turns())
 
 
 CORPORA = (
@@ -56,6 +56,6 @@ CORPORA = (
         splits=tuple(_SESSIONS),
         hours=5,
         samples=4_000,
-        where=WHERE,
+        download_hint=DOWNLOAD_HINT,
     ),
 )

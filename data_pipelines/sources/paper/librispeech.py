@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from data_pipelines.sources.manifest_entries import Entry, Piece
-from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
-from data_pipelines.sources.paper.files import entries, need, sentence
+from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
+from data_pipelines.sources.paper.files import parse_rows, require_path, sentence_case
 from salmonn_jax.errors import UserError
 
-WHERE = "LibriSpeech is at openslr.org/12 (CC BY 4.0); name the folder that holds SPEAKERS.TXT and its subsets"
-_ALIGNMENTS = (
+DOWNLOAD_HINT = "LibriSpeech is at openslr.org/12 (CC BY 4.0); name the folder that holds SPEAKERS.TXT and its subsets"
+_ALIGNMENTS_HINT = (
     "merge the TextGrid archive of github.com/CorentinJ/librispeech-alignments (Montreal Forced Aligner) into "
     "LibriSpeech, which is at openslr.org/12 (CC BY 4.0)"
 )
@@ -42,7 +42,7 @@ class Utterance(NamedTuple):
 
 def utterances(folder: pathlib.Path, subsets: Sequence[str]) -> Iterator[Utterance]:
     """The utterances of subsets, by speaker, chapter and number. Raises UserError if a subset is missing."""
-    return _utterances(folder, [need(folder, subset, WHERE) for subset in subsets])
+    return _utterances(folder, [require_path(folder, subset, DOWNLOAD_HINT) for subset in subsets])
 
 
 def _utterances(folder: pathlib.Path, subsets: Sequence[pathlib.Path]) -> Iterator[Utterance]:
@@ -59,33 +59,35 @@ def _subsets(split: str) -> Sequence[str]:
     return _TRAIN if split == "train" else (split.replace("_", "-"),)
 
 
-def _transcribed(utterance: Utterance) -> Entry:
-    return _entry(utterance, "asr", sentence(utterance.words))
+def _transcribed(utterance: Utterance) -> ManifestEntry:
+    return _entry(utterance, "asr", sentence_case(utterance.words))
 
 
-def _entry(utterance: Utterance, task: str, answer: str) -> Entry:
-    words = sentence(utterance.words)
-    return Entry(id=utterance.id, audio=(Piece(utterance.path),), answer=answer, task=task, transcript=words)
+def _entry(utterance: Utterance, task: str, answer: str) -> ManifestEntry:
+    words = sentence_case(utterance.words)
+    return ManifestEntry(
+        id=utterance.id, audio=(AudioSpan(utterance.path),), answer=answer, task=task, transcript=words
+    )
 
 
-def _asr(folder: pathlib.Path, split: str) -> Entries:
+def _asr(folder: pathlib.Path, split: str) -> ManifestEntries:
     """Transcripts; "train" is all 960 hours."""
-    return entries(_transcribed, utterances(folder, _subsets(split)))
+    return parse_rows(_transcribed, utterances(folder, _subsets(split)))
 
 
-def _gender(folder: pathlib.Path, split: str) -> Entries:
+def _gender(folder: pathlib.Path, split: str) -> ManifestEntries:
     """Female or Male, by SPEAKERS.TXT; "train" is train-clean-100, as in the paper."""
-    lines = need(folder, "SPEAKERS.TXT", WHERE).read_text("utf-8").splitlines()
+    lines = require_path(folder, "SPEAKERS.TXT", DOWNLOAD_HINT).read_text("utf-8").splitlines()
     fields = [line.split("|") for line in lines if "|" in line and not line.startswith(";")]
     genders = {speaker.strip(): _GENDERS[sex.strip()] for speaker, sex, *_ in fields if sex.strip() in _GENDERS}
 
-    def make(utterance: Utterance) -> Entry:
+    def make(utterance: Utterance) -> ManifestEntry:
         return _entry(utterance, "gender_recognition", genders[utterance.id.split("-")[0]])
 
-    return entries(make, utterances(folder, _subsets(split)[:1]))
+    return parse_rows(make, utterances(folder, _subsets(split)[:1]))
 
 
-def _phones(folder: pathlib.Path, split: str) -> Entries:
+def _phones(folder: pathlib.Path, split: str) -> ManifestEntries:
     """Phones as the Montreal Forced Aligner found them, with their stress and without silences.
 
     Left out are utterances that were not aligned, and those with a word the aligner did not know: a lexicon could only
@@ -94,7 +96,7 @@ def _phones(folder: pathlib.Path, split: str) -> Entries:
     found = utterances(folder, _subsets(split))
     for subset in _subsets(split):
         if next((folder / subset).glob("*/*/*.TextGrid"), None) is None:
-            raise UserError(f"{folder / subset} holds no .TextGrid file; {_ALIGNMENTS}")
+            raise UserError(f"{folder / subset} holds no .TextGrid file; {_ALIGNMENTS_HINT}")
 
     def aligned() -> Iterator[tuple[Utterance, list[str]]]:
         for utterance in found:
@@ -103,7 +105,7 @@ def _phones(folder: pathlib.Path, split: str) -> Entries:
             if phones is not None:
                 yield utterance, phones
 
-    return entries(lambda row: _entry(row[0], "phone_recognition", " ".join(row[1])), aligned())
+    return parse_rows(lambda row: _entry(row[0], "phone_recognition", " ".join(row[1])), aligned())
 
 
 def read_phones(grid: str) -> list[str] | None:
@@ -121,7 +123,7 @@ CORPORA = (
         splits=("train", *_HELD_OUT),
         hours=960,
         samples=280_000,
-        where=WHERE,
+        download_hint=DOWNLOAD_HINT,
     ),
     PaperCorpus(
         name="librispeech_phones",
@@ -130,7 +132,7 @@ CORPORA = (
         splits=("train", *_HELD_OUT),
         hours=960,
         samples=280_000,
-        where=_ALIGNMENTS,
+        download_hint=_ALIGNMENTS_HINT,
     ),
     PaperCorpus(
         name="librispeech_gender",
@@ -139,6 +141,6 @@ CORPORA = (
         splits=("train", *_HELD_OUT),
         hours=100,
         samples=28_000,
-        where=WHERE,
+        download_hint=DOWNLOAD_HINT,
     ),
 )

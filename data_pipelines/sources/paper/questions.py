@@ -13,34 +13,40 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines.sources.manifest_entries import from_annotation
-from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
-from data_pipelines.sources.paper.files import array, entries, need
+from data_pipelines.sources.manifest_entries import entry_from_annotation
+from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
+from data_pipelines.sources.paper.files import parse_rows, read_json_array, require_path
 
 _FILE = "salmonn_stage2_data.json"
-WHERE = (
+DOWNLOAD_HINT = (
     "the annotations are linked from the README of github.com/bytedance/SALMONN, branch salmonn (no licence of "
     "their own is stated); name the folder that holds salmonn_stage2_data.json and, beside it, "
 )
 
 
-def _questions(corpus: str, folder: pathlib.Path, split: str) -> Entries:
+def _questions(corpus: str, folder: pathlib.Path, split: str) -> ManifestEntries:
     """The questions about one corpus. Paths begin at its name, whatever stands before it in the annotations."""
-    file = need(folder, _FILE, WHERE + corpus)
+    file = require_path(folder, _FILE, DOWNLOAD_HINT + corpus)
 
     def lines() -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, line in enumerate(array(file, "annotation", (), WHERE + corpus)):
+        for number, line in enumerate(read_json_array(file, "annotation", (), DOWNLOAD_HINT + corpus)):
             parts = str(line.get("path")).split("/")
             if corpus in parts and str(line.get("task")).endswith("QA"):
                 yield number, line | {"path": "/".join(parts[parts.index(corpus) :])}
 
-    return entries(lambda row: from_annotation(row[1], row[0]), lines())
+    return parse_rows(lambda row: entry_from_annotation(row[1], row[0]), lines())
 
 
 def _corpus(name: str, folder: str, hours: int, samples: int) -> PaperCorpus:
     read = functools.partial(_questions, folder)
     return PaperCorpus(
-        name=name, task="QA", read=read, splits=("train",), hours=hours, samples=samples, where=WHERE + folder
+        name=name,
+        task="QA",
+        read=read,
+        splits=("train",),
+        hours=hours,
+        samples=samples,
+        download_hint=DOWNLOAD_HINT + folder,
     )
 
 

@@ -14,12 +14,12 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from data_pipelines.sources.manifest_entries import Entry, Piece
-from data_pipelines.sources.paper.corpus import Entries, PaperCorpus
-from data_pipelines.sources.paper.files import entries, need
+from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
+from data_pipelines.sources.paper.files import parse_rows, require_path
 from salmonn_jax.errors import UserError
 
-WHERE = (
+DOWNLOAD_HINT = (
     "VoxCeleb1 is given out on request at robots.ox.ac.uk/~vgg/data/voxceleb (CC BY 4.0 for its annotations, the "
     "speech is from YouTube); name the folder that holds dev/wav/, test/wav/ and veri_test.txt"
 )
@@ -33,30 +33,32 @@ class _Pair(NamedTuple):
     second: str
 
 
-def _verification(folder: pathlib.Path, split: str) -> Entries:
+def _verification(folder: pathlib.Path, split: str) -> ManifestEntries:
     """Yes or No. Two utterances are played one after the other.
 
     The test split is the trials that VoxCeleb1 itself lists. For training, each utterance is followed once by another
     of the same speaker, from another video where there is one, and once by one of another speaker.
     """
     if split == "test":
-        return entries(_trial, need(folder, "veri_test.txt", WHERE).read_text("utf-8").splitlines())
-    speakers = [speaker for speaker in map(_videos, _folders(need(folder, "dev/wav", WHERE))) if speaker]
+        return parse_rows(_trial, require_path(folder, "veri_test.txt", DOWNLOAD_HINT).read_text("utf-8").splitlines())
+    speakers = [
+        speaker for speaker in map(_videos, _folders(require_path(folder, "dev/wav", DOWNLOAD_HINT))) if speaker
+    ]
     if len(speakers) < 2:
-        raise UserError(f"{folder / 'dev/wav'} holds {len(speakers)} speaker(s), and pairs take two; {WHERE}")
-    return entries(_judged, _pairs(speakers))
+        raise UserError(f"{folder / 'dev/wav'} holds {len(speakers)} speaker(s), and pairs take two; {DOWNLOAD_HINT}")
+    return parse_rows(_judged, _pairs(speakers))
 
 
-def _judged(pair: _Pair) -> Entry:
-    return Entry(
+def _judged(pair: _Pair) -> ManifestEntry:
+    return ManifestEntry(
         id=f"{pair.first}+{pair.second}",
-        audio=(Piece(pair.first), Piece(pair.second)),
+        audio=(AudioSpan(pair.first), AudioSpan(pair.second)),
         answer="Yes" if pair.same else "No",
         task="speaker_verification",
     )
 
 
-def _trial(line: str) -> Entry:
+def _trial(line: str) -> ManifestEntry:
     same, first, second = line.split()
     return _judged(_Pair(same == "1", f"test/wav/{first}", f"test/wav/{second}"))
 
@@ -105,6 +107,6 @@ CORPORA = (
         splits=("train", "test"),
         hours=1200,
         samples=520_000,
-        where=WHERE,
+        download_hint=DOWNLOAD_HINT,
     ),
 )
