@@ -15,7 +15,7 @@ class Example:
       id: unique within the source; predictions are reported under it.
       audio: int16[samples] PCM at 16 kHz, one channel; None for a text-only example.
       prompt: what the user says, with `<Speech><SpeechHere></Speech>` where the clip stands; "" for one of the
-        wordings of its task (see `data_pipelines.stream.prompt_templates`), drawn anew each time the example is.
+        wordings of its task (see `data_pipelines.transforms.prompt_templates`), drawn anew each time the example is.
       question: goes into the wording where it has `{}`.
       answer: the text to produce.
       task: names the metric that scores the answer (see `salmonn_jax.evaluation.tasks`).

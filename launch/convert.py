@@ -98,19 +98,19 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def to_torch(arguments: argparse.Namespace) -> None:
     """Writes what was trained in the form that was asked for."""
-    from salmonn_jax.conversion import to_torch as conversion
+    from salmonn_jax.conversion import to_torch
 
-    write = {"salmonn": conversion.write_salmonn_checkpoint, "peft": conversion.write_peft_adapter}[arguments.kind]
+    write = {"salmonn": to_torch.write_salmonn_checkpoint, "peft": to_torch.write_peft_adapter}[arguments.kind]
     write(arguments.model, arguments.output)
     print(f"wrote {arguments.output}")
 
 
 def to_torch_llama(arguments: argparse.Namespace) -> None:
     """Writes the language model, with a bar: it may be large."""
-    from salmonn_jax.conversion import to_torch as conversion
+    from salmonn_jax.conversion import to_torch
 
-    with _bar(conversion.llama_bytes(arguments.model), arguments.output) as bar:
-        conversion.write_hf_llama(arguments.model, arguments.output, bar.update)
+    with _bar(to_torch.llama_bytes(arguments.model), arguments.output) as bar:
+        to_torch.write_hf_llama(arguments.model, arguments.output, bar.update)
     print(f"wrote {arguments.output}")
 
 
@@ -126,15 +126,15 @@ def compare(arguments: argparse.Namespace) -> None:
     """Prints how far each stage lies from PyTorch's, and names the first that parts; exit code 1 if one does."""
     import warnings
 
-    from salmonn_jax.conversion import compare as comparing
+    from salmonn_jax.conversion import compare
 
     warnings.simplefilter("ignore")  # of the packages, among themselves
-    files = comparing.CheckpointPaths(
+    files = compare.CheckpointPaths(
         whisper=arguments.whisper, beats=arguments.beats, llm=arguments.llm, checkpoint=arguments.checkpoint
     )
     first = None
     print(f"{'stage':24} {'relative':>10} {'largest':>10}")
-    for found in comparing.compare(arguments.model, files, arguments.clip, arguments.prompt):
+    for found in compare.compare(arguments.model, files, arguments.clip, arguments.prompt):
         parts = not found.relative_error <= arguments.tolerance  # what is not a number parts too
         print(
             f"{found.layer:24} {found.relative_error:10.1e} {found.max_abs_error:10.1e}{' <- parts' if parts else ''}"

@@ -54,9 +54,9 @@ def evaluate(
 
     import salmonn_jax
     from data_pipelines import corpora
-    from data_pipelines.stream.prompt_templates import PromptTemplates
+    from data_pipelines.transforms.prompt_templates import PromptTemplates
     from salmonn_jax import distributed
-    from salmonn_jax.evaluation import predictions, report, run, tasks
+    from salmonn_jax.evaluation import predict, predictions, report, tasks
 
     opened, wordings = corpora.open_corpus(corpus, data_dir), PromptTemplates.load()
     loaded = salmonn_jax.load(model)
@@ -73,7 +73,7 @@ def evaluate(
             ]
             clips |= {example.id: example.audio for example in examples}
             for condition in ("audio", "silence"):
-                keys |= run.predict(
+                keys |= predict.predict(
                     loaded,
                     examples,
                     log,
@@ -98,7 +98,7 @@ def evaluate(
 
 def examples_with_prompts(source: Sequence, prompt_templates: Any) -> Iterator:
     """The examples that can be used, each with a prompt: the first wording of its task, where it brings none."""
-    from data_pipelines.sources.manifest_entries import BadExample
+    from data_pipelines.sources.manifest_entry import BadExample
 
     for index in range(len(source)):
         try:

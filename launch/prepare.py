@@ -116,7 +116,7 @@ def _prepare_manifest(options: argparse.Namespace) -> None:
 
 def _prepare_corpus(options: argparse.Namespace) -> None:
     from data_pipelines.sources import paper
-    from data_pipelines.sources.manifest_entries import BadExample
+    from data_pipelines.sources.manifest_entry import BadExample
 
     def resolve_paths(entry):
         if isinstance(entry, BadExample):  # a generator that raised would end
@@ -131,8 +131,7 @@ def _prepare_corpus(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from data_pipelines import corpora
-    from data_pipelines import inspect as inspection
+    from data_pipelines import corpora, inspect
     from data_pipelines.stream.from_config import audio_rules, find_tokenizer_dir, make_training_data, source_names
     from launch.train import resolve_config
     from salmonn_jax.tokenizer import load_tokenizer
@@ -142,16 +141,16 @@ def _inspect(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(find_tokenizer_dir(corpus, options.model))
     data = make_training_data(corpus, tokenizer, config.model, config.data, seed=config.seed)
     with contextlib.closing(data):
-        seen = inspection.inspect_batches(
+        seen = inspect.inspect_batches(
             data, options.batches, source_names(config.data), tokenizer, config.model.num_audio_tokens, options.samples
         )
-    print(inspection.format_table(seen, data.shares))
+    print(inspect.format_table(seen, data.shares))
     for source, counts in data.counts().items():
         bad = {reason: count for reason, count in counts.items() if reason != "drawn"}
         if bad:
             print(f"{source}: of {counts['drawn']} drawn, skipped {bad}")
     if options.output:
-        inspection.write_html(options.output, seen, data.shares, f"What {config.name} reads")
+        inspect.write_html(options.output, seen, data.shares, f"What {config.name} reads")
         print(f"page: {options.output}")
 
 

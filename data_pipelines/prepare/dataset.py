@@ -34,7 +34,7 @@ from data_pipelines.prepare.shard_writer import (
 )
 from data_pipelines.prepare.statistics import Statistics, format_table
 from data_pipelines.prepare.storage import Folder
-from data_pipelines.sources.manifest_entries import ManifestEntry
+from data_pipelines.sources.manifest_entry import ManifestEntry
 from salmonn_jax.errors import UserError, import_optional
 
 _REJECTED = "{}.rejected.jsonl"

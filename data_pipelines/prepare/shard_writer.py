@@ -27,7 +27,7 @@ from data_pipelines.prepare.statistics import Statistics
 from data_pipelines.prepare.storage import Folder
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest import to_example
-from data_pipelines.sources.manifest_entries import BadExample, ManifestEntry, entry_from_json, entry_to_json
+from data_pipelines.sources.manifest_entry import BadExample, ManifestEntry, entry_from_json, entry_to_json
 from data_pipelines.sources.records import AudioEncoding, to_record
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer, load_tokenizer

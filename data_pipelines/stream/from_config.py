@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from data_pipelines.corpora import Corpus, open_corpus
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.stream import mixture
-from data_pipelines.stream.augment import augmentations
-from data_pipelines.stream.encode import encode_config
-from data_pipelines.stream.prompt_templates import PromptTemplates
 from data_pipelines.stream.samples import Encoder, SampleReader
 from data_pipelines.stream.training_data import TrainingData
+from data_pipelines.transforms.augment import augmentations
+from data_pipelines.transforms.encode import encode_config
+from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.config import DataConfig, ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer

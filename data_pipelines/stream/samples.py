@@ -17,9 +17,9 @@ import numpy as np
 
 from data_pipelines.examples import Example
 from data_pipelines.sources.audio import AudioRules, fit_clip
-from data_pipelines.sources.manifest_entries import BadExample
-from data_pipelines.stream.encode import EncodeConfig, encode_example
-from data_pipelines.stream.prompt_templates import PromptTemplates
+from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.transforms.encode import EncodeConfig, encode_example
+from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.batch import Segment
 from salmonn_jax.tokenizer import Tokenizer
 

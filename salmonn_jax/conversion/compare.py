@@ -13,8 +13,8 @@ import numpy as np
 from salmonn_jax import api, audio, prompts
 from salmonn_jax.audio_files import AudioSource, load_audio
 from salmonn_jax.batch import Segment, collate
-from salmonn_jax.conversion import torch_side
-from salmonn_jax.conversion.torch_side import Activations
+from salmonn_jax.conversion import torch_reference
+from salmonn_jax.conversion.torch_reference import Activations
 from salmonn_jax.errors import UserError
 from salmonn_jax.models.common import record_hidden_states
 from salmonn_jax.models.llama import causal_mask
@@ -102,16 +102,16 @@ def _torch_activations(
     """One model of theirs in memory at a time."""
     stages: Activations = {}
     if paths.whisper:
-        stages |= torch_side.whisper_activations(paths.whisper, pcm)
+        stages |= torch_reference.whisper_activations(paths.whisper, pcm)
     if paths.beats:
-        stages |= torch_side.beats_activations(paths.beats, pcm)
+        stages |= torch_reference.beats_activations(paths.beats, pcm)
     if paths.checkpoint:
         heard = stages["whisper output"], stages.get("beats output")
-        stages |= torch_side.qformer_activations(paths.checkpoint, config, *heard)
+        stages |= torch_reference.qformer_activations(paths.checkpoint, config, *heard)
     if paths.llm:
         tokens, slots = (np.asarray(x) for x in encoded_prompt)
         audio_tokens = stages.get("audio tokens")
-        stages |= torch_side.llama_activations(paths.llm, tokens, slots, audio_tokens, paths.checkpoint, config)
+        stages |= torch_reference.llama_activations(paths.llm, tokens, slots, audio_tokens, paths.checkpoint, config)
     return stages
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Mapping
 
-from salmonn_jax.conversion import sources, tables, tensors
+from salmonn_jax.conversion import tables, tensors, torch_checkpoints
 from salmonn_jax.conversion.mapping import Table
 from salmonn_jax.conversion.tensors import LazyStateDict
 from salmonn_jax.errors import UserError
@@ -35,7 +35,7 @@ def _detect_checkpoint(path: pathlib.Path) -> tuple[Table, LazyStateDict, list[s
         beside = [f"config.json of a model of type {kind!r}"]
         if kind == "whisper":
             return tables.whisper_hf(""), found, beside
-        if kind in sources.LLAMA_FAMILY:
+        if kind in torch_checkpoints.LLAMA_FAMILY:
             return tables.llama(tie_word_embeddings=bool(config.get("tie_word_embeddings"))), found, beside
         return UNKNOWN_TABLE, found, beside
     if path.suffix == ".safetensors":

@@ -13,7 +13,7 @@ import jax
 
 from salmonn_jax import model_directory, weights
 from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, QFormerConfig, RunConfig
-from salmonn_jax.conversion import mapping, sources, tables, tensors, vicuna
+from salmonn_jax.conversion import mapping, tables, tensors, torch_checkpoints, vicuna
 from salmonn_jax.conversion.mapping import LazyParam
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_output
@@ -87,7 +87,7 @@ def plan_salmonn(
     """Opens the four parts of a SALMONN and checks that they fit together.
 
     Args:
-      whisper, beats, llm: see `salmonn_jax.conversion.sources`; `beats` None: it hears through Whisper alone.
+      whisper, beats, llm: see `salmonn_jax.conversion.torch_checkpoints`; `beats` None: it hears through Whisper alone.
       checkpoint: the original's `.pth`; None for a model that is yet to be trained.
       options: what the checkpoint may not tell.
       own_checkpoint: it was not released by SALMONN's authors, so that its language model may be any.
@@ -100,8 +100,8 @@ def plan_salmonn(
             f"the model of {checkpoint} reads all audio tokens; --audio-tokens {options.audio_tokens} is for one that "
             "is yet to be trained, without --checkpoint"
         )
-    hearing, text = sources.open_whisper(whisper), sources.open_llama(llm)
-    sound = None if beats is None else sources.open_beats(beats)
+    hearing, text = torch_checkpoints.open_whisper(whisper), torch_checkpoints.open_llama(llm)
+    sound = None if beats is None else torch_checkpoints.open_beats(beats)
     trained, told, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
     if checkpoint is not None:
         width = _tensor_shape(trained, "speech_llama_proj.weight", checkpoint)[0]
@@ -146,12 +146,16 @@ def plan_component(kind: str, path: pathlib.Path) -> ConversionPlan:
 
     Args:
       kind: "whisper", "beats" or "llama".
-      path: see `salmonn_jax.conversion.sources`.
+      path: see `salmonn_jax.conversion.torch_checkpoints`.
 
     Raises:
       UserError: it cannot be read, or is not what its configuration says.
     """
-    source = {"whisper": sources.open_whisper, "beats": sources.open_beats, "llama": sources.open_llama}[kind](path)
+    source = {
+        "whisper": torch_checkpoints.open_whisper,
+        "beats": torch_checkpoints.open_beats,
+        "llama": torch_checkpoints.open_llama,
+    }[kind](path)
     absent = dict.fromkeys({"whisper", "beats", "qformer", "llama"} - {kind})
     # A language model on its own is asked just what it is asked: no template, no adapters.
     config = ModelConfig(**absent, **{kind: source.config}, lora=LoraConfig(target_modules=()), prompt_template="{}")

@@ -198,7 +198,7 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
 
 
 def _llama_json(config: LlamaConfig) -> dict[str, Any]:
-    """What `salmonn_jax.conversion.sources.read_llama` reads."""
+    """What `salmonn_jax.conversion.torch_checkpoints.read_llama` reads."""
     scaling = config.rope_scaling
     return {
         "model_type": "llama",

@@ -12,8 +12,8 @@ from salmonn_jax.config import RunConfig
 from salmonn_jax.distributed import Watchdog
 from salmonn_jax.models.parameters import ModelStructure, Params
 from salmonn_jax.training.checkpoint import Checkpoints, DataIterator
+from salmonn_jax.training.metric_writer import MetricWriter
 from salmonn_jax.training.step import TrainState, make_train_step
-from salmonn_jax.training.telemetry import MetricWriter
 
 
 class DivergenceError(RuntimeError):

@@ -16,7 +16,7 @@ from salmonn_jax.batch import Batch
 from salmonn_jax.config import HOP_LENGTH, SAMPLE_RATE, ModelConfig, RunConfig
 from salmonn_jax.models.parameters import ModelStructure, Params, trainable_paths
 from salmonn_jax.models.salmonn import answer_losses
-from salmonn_jax.training.optim import learning_rate_schedule, make_optimizer
+from salmonn_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
 class TrainState(NamedTuple):

@@ -15,7 +15,7 @@ from salmonn_jax.conversion.tensors import LazyTensor
 from salmonn_jax.conversion.to_jax import ORIGINAL_TRAINABLE
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
-from tests import golden, originals
+from tests import golden, torch_checkpoints
 
 TABLE = Table(
     "toy",
@@ -167,7 +167,7 @@ def every_one_is_placed(table: Table, config: ModelConfig, tensors: dict[str, La
 @pytest.mark.parametrize(("size", "model"), [("7b", MODEL_7B), ("13b", MODEL_13B)])
 def test_every_key_of_a_vicuna(size, model):
     """Those of the manifest, which has one layer of the 7B; and those of transformers at full size."""
-    originals.require_packages()
+    torch_checkpoints.require_packages()
     import transformers
 
     c = model.llama
@@ -199,7 +199,7 @@ def test_every_key_of_a_vicuna(size, model):
     ids=["tiny", "base", "small", "medium", "large-v2", "large-v3"],
 )
 def test_every_key_of_every_whisper(width, layers, heads, mels):
-    originals.require_packages("whisper")
+    torch_checkpoints.require_packages("whisper")
     import transformers
     from whisper.model import AudioEncoder
 

@@ -16,7 +16,7 @@ from salmonn_jax import weights
 from salmonn_jax.conversion import compare, tensors
 from salmonn_jax.conversion.compare import CheckpointPaths
 from salmonn_jax.errors import UserError
-from tests import golden, originals
+from tests import golden, torch_checkpoints
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -62,9 +62,9 @@ def equal_tensors(ours: pathlib.Path, theirs: pathlib.Path) -> None:
     ids=["llama 1", "SmolLM2", "llama 3", "mistral"],
 )
 def test_a_language_model(changes, tmp_path):
-    originals.require_packages()
+    torch_checkpoints.require_packages()
     golden.require()
-    llm = originals.write_llama(tmp_path / "llm", **changes)
+    llm = torch_checkpoints.write_llama(tmp_path / "llm", **changes)
     run("to-jax", "llama", "--llm", llm, "--output", tmp_path / "model")
     agree(tmp_path / "model", CheckpointPaths(llm=llm), stages=5)
     run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
@@ -74,8 +74,8 @@ def test_a_language_model(changes, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_language_model_of_half_precision_comes_back_byte_for_byte(dtype, tmp_path):
-    originals.require_packages()
-    llm = originals.write_llama(tmp_path / "llm", dtype=dtype)
+    torch_checkpoints.require_packages()
+    llm = torch_checkpoints.write_llama(tmp_path / "llm", dtype=dtype)
     run("to-jax", "llama", "--llm", llm, "--output", tmp_path / "model")
     assert {str(x.dtype) for x in weights.open_params(tmp_path / "model" / "base").values()} == {dtype}
     run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
@@ -84,9 +84,9 @@ def test_a_language_model_of_half_precision_comes_back_byte_for_byte(dtype, tmp_
 
 @pytest.mark.parametrize("changes", [{}, {"num_mel_bins": 128, "encoder_layers": 3}])
 def test_whisper(changes, tmp_path):
-    originals.require_packages()
+    torch_checkpoints.require_packages()
     golden.require()
-    source = originals.write_whisper(tmp_path / "whisper", **changes)
+    source = torch_checkpoints.write_whisper(tmp_path / "whisper", **changes)
     run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
     agree(tmp_path / "model", CheckpointPaths(whisper=source), stages=5)
     with pytest.raises(UserError, match="has no part that came from --llm"):
@@ -96,25 +96,25 @@ def test_whisper(changes, tmp_path):
 
 
 def test_whisper_in_openai_s_files(tmp_path):
-    originals.require_packages("whisper")
+    torch_checkpoints.require_packages("whisper")
     golden.require()
-    source = originals.write_openai_whisper(tmp_path / "tiny.pt")
+    source = torch_checkpoints.write_openai_whisper(tmp_path / "tiny.pt")
     run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
     agree(tmp_path / "model", CheckpointPaths(whisper=source), stages=5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"conv_pos": 15, "max_distance": 100, "encoder_layers": 2}])
 def test_beats(changes, tmp_path):
-    originals.require_packages("openbeats")
+    torch_checkpoints.require_packages("openbeats")
     golden.require()
-    source = originals.write_beats(tmp_path / "beats.pt", **changes)
+    source = torch_checkpoints.write_beats(tmp_path / "beats.pt", **changes)
     run("to-jax", "beats", "--beats", source, "--output", tmp_path / "model")
     agree(tmp_path / "model", CheckpointPaths(beats=source), stages=4)
 
 
 def test_the_golden_salmonn(tmp_path):
     """Which agrees with the original's own numbers (`tests/conversion/test_golden.py`): so do the packages here."""
-    originals.require_packages("peft", "openbeats")
+    torch_checkpoints.require_packages("peft", "openbeats")
     golden.require()
     folder = golden.GOLDEN_DIR
     files = CheckpointPaths(
@@ -159,16 +159,16 @@ SALMONNS = {
 @pytest.fixture(scope="module", params=list(SALMONNS), ids=list(SALMONNS))
 def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, CheckpointPaths]:
     """A SALMONN of a shape of its own, converted."""
-    originals.require_packages("peft", "openbeats")
+    torch_checkpoints.require_packages("peft", "openbeats")
     golden.require()
     folder, shape = tmp_path_factory.mktemp("assembled"), SALMONNS[request.param]
-    sound = None if "no BEATs" in request.param else originals.write_beats(folder / "beats.pt")
-    llm = originals.write_llama(folder / "llm", num_key_value_heads=2)
-    checkpoint = originals.write_salmonn(
+    sound = None if "no BEATs" in request.param else torch_checkpoints.write_beats(folder / "beats.pt")
+    llm = torch_checkpoints.write_llama(folder / "llm", num_key_value_heads=2)
+    checkpoint = torch_checkpoints.write_salmonn(
         folder / "x.pth", encoder_hidden_size=32 + (32 if sound else 0), llm=llm, **shape
     )
     files = CheckpointPaths(
-        whisper=originals.write_whisper(folder / "whisper"), beats=sound, llm=llm, checkpoint=checkpoint
+        whisper=torch_checkpoints.write_whisper(folder / "whisper"), beats=sound, llm=llm, checkpoint=checkpoint
     )
     given = ["--beats", sound] if sound else []
     words = ["--whisper", files.whisper, *given, "--llm", llm, "--checkpoint", checkpoint]
@@ -222,9 +222,9 @@ def test_its_adapters_are_peft_s_and_merge_as_peft_merges(assembled, tmp_path):
 
 def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
     """A weight of the second layer of BEATs is changed: all before it agrees, and the command says where it begins."""
-    originals.require_packages("openbeats")
+    torch_checkpoints.require_packages("openbeats")
     golden.require()
-    source = originals.write_beats(tmp_path / "beats.pt")
+    source = torch_checkpoints.write_beats(tmp_path / "beats.pt")
     run("to-jax", "beats", "--beats", source, "--output", tmp_path / "model")
     params = dict(weights.load(tmp_path / "model" / "base"))
     params["beats/layers/fc1/kernel"] = params["beats/layers/fc1/kernel"].at[1].mul(1.1)
@@ -247,7 +247,7 @@ def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
 @pytest.fixture(scope="session")
 def real_weights() -> pathlib.Path:
     """Whisper base and SmolLM2-135M as Hugging Face directories, built once from packages."""
-    originals.require_packages("gguf", "accelerate")
+    torch_checkpoints.require_packages("gguf", "accelerate")
     script = golden.SHARED / "real_weights" / "build.py"
     golden.require(script)
     place = pathlib.Path(__file__).parents[2] / ".cache" / "real_weights"

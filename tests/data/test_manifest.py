@@ -13,7 +13,7 @@ from data_pipelines import corpora
 from data_pipelines.sources import audio
 from data_pipelines.sources.audio import AudioRules, fit_clip, read_clip
 from data_pipelines.sources.manifest import Manifest, ManifestSource
-from data_pipelines.sources.manifest_entries import (
+from data_pipelines.sources.manifest_entry import (
     GAP_SAMPLES,
     AudioSpan,
     BadExample,

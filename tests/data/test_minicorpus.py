@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from data_pipelines import minicorpus
-from data_pipelines.minicorpus import build, clips, heard, labels, packages, recordings, spoken, tunes
-from data_pipelines.minicorpus.builder import generate_examples
-from data_pipelines.minicorpus.reading import imitate_audio_tokens
+from data_pipelines.minicorpus import build, clips, labels, nonspeech, packages, recordings, speech, tunes
+from data_pipelines.minicorpus.text_only import imitate_audio_tokens
+from data_pipelines.minicorpus.tfds_builder import generate_examples
 from launch import prepare as command
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import load_tokenizer
@@ -147,15 +147,15 @@ def test_strings_of_digits_do_not_leak(small):
     train = [clip.example for source in ("numbers", "speech_over_sound") for clip in all_clips(source, "train")]
     test = [clip.example for source in ("numbers", "speech_over_sound") for clip in all_clips(source, "test")]
     assert not strings(train) & strings(test)
-    assert all(spoken.is_test_number(e.transcript) for e in test)
-    assert not any(spoken.is_test_number(e.transcript) for e in train)
+    assert all(speech.is_test_number(e.transcript) for e in test)
+    assert not any(speech.is_test_number(e.transcript) for e in train)
     numbers = [clip.example for clip in all_clips("numbers", "test")]
     assert len({e.transcript for e in numbers}) == len(numbers)
     # Nor does the text that imitates audio.
     for split, kept in (("train", False), ("test", True)):
         for clip in all_clips("reading", split):
             if clip.example.task == "numbers" and " " in clip.example.answer:
-                assert spoken.is_test_number(clip.example.answer) == kept
+                assert speech.is_test_number(clip.example.answer) == kept
 
 
 def test_prompts_are_split_by_id_and_titles_by_tune(small):
@@ -287,14 +287,14 @@ def test_the_corpus_end_to_end(cache, capsys):
 
 
 def test_an_interrupted_build_is_not_taken_for_finished(cache, monkeypatch):
-    real = heard.sounds
+    real = nonspeech.sounds
 
     def interrupted(recordings, split, sizes):
         if split == "test":
             raise KeyboardInterrupt
         return real(recordings, split, sizes)
 
-    monkeypatch.setattr(heard, "sounds", interrupted)
+    monkeypatch.setattr(nonspeech, "sounds", interrupted)
     with pytest.raises(KeyboardInterrupt):
         minicorpus.prepare(cache, workers=1)
     with pytest.raises(UserError, match="no mini-corpus in"):
@@ -304,7 +304,7 @@ def test_an_interrupted_build_is_not_taken_for_finished(cache, monkeypatch):
     left = build.source_folder(cache, "sounds").parent / "incomplete.abc_1.0.0"
     left.mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(heard, "sounds", real)
+    monkeypatch.setattr(nonspeech, "sounds", real)
     minicorpus.prepare(cache, workers=1)
     assert not left.exists()
     assert len(minicorpus.open_source(cache, "sounds", "train")) == 12

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.minicorpus import packages, recordings, signals, tunes
-from data_pipelines.minicorpus.rcc import read_rcc
+from data_pipelines.minicorpus.qt_resources import read_rcc
 from data_pipelines.sources import records
-from data_pipelines.sources.manifest_entries import BadExample
+from data_pipelines.sources.manifest_entry import BadExample
 from salmonn_jax.errors import UserError
 from tests.data.test_minicorpus import abc, tone
 
@@ -83,9 +83,9 @@ def test_prompt_texts_are_cleaned(tmp_path):
 
 def test_espeak_says_what_it_is_given():
     pytest.importorskip("espeakng_loader")
-    from data_pipelines.minicorpus import synthesised
+    from data_pipelines.minicorpus import synthetic_recordings
 
-    seven, eight = (synthesised.speak(word, "en-us", "m1") for word in ("seven", "eight"))
+    seven, eight = (synthetic_recordings.speak(word, "en-us", "m1") for word in ("seven", "eight"))
     for audio in (seven, eight):
         assert audio.dtype == np.int16
         assert 0.15 < len(audio) / 16_000 < 1.5

@@ -11,8 +11,8 @@ import soundfile
 from data_pipelines.sources import paper
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest import to_example
-from data_pipelines.sources.manifest_entries import GAP_SAMPLES, AudioSpan, BadExample, ManifestEntry
-from data_pipelines.sources.paper import files
+from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan, BadExample, ManifestEntry
+from data_pipelines.sources.paper import readers
 from salmonn_jax.errors import UserError
 
 # As the Montreal Forced Aligner writes it: a tier of words, a tier of phones.
@@ -340,15 +340,15 @@ def test_questions(tmp_path, name, path):
 
 
 def test_long_lists_are_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_CHUNK", 20)
+    monkeypatch.setattr(readers, "_CHUNK", 20)
     items = [{"id": number, "text": 'ein "Wort" ]} ' * number, "more": [[], {"a": []}]} for number in range(30)]
     for indent in (None, 2):
         (tmp_path / "a.json").write_text(json.dumps({"data": items}, indent=indent))
-        assert list(files.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere")) == items
+        assert list(readers.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere")) == items
     text = (tmp_path / "a.json").read_text()
     (tmp_path / "a.json").write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match=r"breaks off or is not JSON after .* items; somewhere"):
-        list(files.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere"))
+        list(readers.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere"))
 
 
 @pytest.mark.parametrize("name", paper.PAPER_CORPORA)

@@ -15,12 +15,11 @@ import pytest
 import soundfile
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from data_pipelines.prepare import dataset as build
-from data_pipelines.prepare import shard_writer as making
+from data_pipelines.prepare import dataset, shard_writer
 from data_pipelines.prepare.shard_writer import PrepareConfig, write_shard
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.sources.manifest import Manifest
-from data_pipelines.sources.manifest_entries import AudioSpan, BadExample, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, BadExample, ManifestEntry
 from data_pipelines.sources.prepared import PreparedSource, open_split
 from data_pipelines.sources.records import from_record
 from salmonn_jax.errors import UserError
@@ -54,7 +53,7 @@ def prepare(manifest, output, *, split: str = "train", audio: str = "flac", rule
         return map(opened.__getitem__, range(len(opened)))
 
     recipe = PrepareConfig(source=str(manifest), rules=rules or AudioRules(), audio=audio)
-    build.prepare_split(entries, recipe, str(output), split, **{"clips_per_shard": 2, **options})
+    dataset.prepare_split(entries, recipe, str(output), split, **{"clips_per_shard": 2, **options})
 
 
 def shards(output: pathlib.Path) -> dict[str, bytes]:
@@ -116,7 +115,7 @@ def test_what_is_made_is_not_made_again(folder, monkeypatch, capsys):
             raise KeyboardInterrupt
         return write_shard(job, index)
 
-    monkeypatch.setattr(build, "write_shard", interrupted)
+    monkeypatch.setattr(dataset, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder / "all.jsonl", folder / "data")
     with pytest.raises(UserError, match="no data set in"):
@@ -128,7 +127,7 @@ def test_what_is_made_is_not_made_again(folder, monkeypatch, capsys):
     half.write_bytes(first.read_bytes()[:100])
     first.with_name("clips-train.array_record-00002-of-00003").write_bytes(b"stale")
 
-    monkeypatch.setattr(build, "write_shard", write_shard)
+    monkeypatch.setattr(dataset, "write_shard", write_shard)
     prepare(folder / "all.jsonl", folder / "data")
     assert first.stat().st_mtime_ns == before
     assert not half.exists()
@@ -147,7 +146,7 @@ def test_what_is_made_is_not_made_again(folder, monkeypatch, capsys):
 
 
 def test_a_shard_whose_entries_are_others_by_now_is_made_again(folder, monkeypatch):
-    monkeypatch.setattr(build, "_finish", lambda *rest: 1 / 0)  # stopped when all shards are there
+    monkeypatch.setattr(dataset, "_finish", lambda *rest: 1 / 0)  # stopped when all shards are there
     with pytest.raises(ZeroDivisionError):
         prepare(folder / "all.jsonl", folder / "data")
     monkeypatch.undo()
@@ -308,10 +307,10 @@ def test_manifest_audio_and_output_may_be_urls(folder):
 
 
 def test_answers_are_counted_in_tokens(folder, capsys, monkeypatch):
-    monkeypatch.setattr(making, "load_tokenizer", lambda path: types.SimpleNamespace(encode=str.split))
+    monkeypatch.setattr(shard_writer, "load_tokenizer", lambda path: types.SimpleNamespace(encode=str.split))
     recipe = PrepareConfig(source="two", tokenizer="words of a folder")
     entries = [ManifestEntry(id="1", answer="one two three"), ManifestEntry(id="2", answer="one")]
-    build.prepare_split(lambda: iter(entries), recipe, str(folder / "data"), "train")
+    dataset.prepare_split(lambda: iter(entries), recipe, str(folder / "data"), "train")
     assert "1/2.0/3" in capsys.readouterr().out
     made = json.loads((folder / "data" / "train.statistics.json").read_text())
     assert made["tasks"]["asr"]["tokens"] == {"min": 1, "mean": 2, "max": 3}
@@ -339,11 +338,11 @@ def test_entries_behind_a_wrong_one_are_read(folder):
                 raise BadExample("wrong line", "it is torn")
             return entry
 
-    build.prepare_split(Entries, PrepareConfig(source="three"), str(folder / "data"), "train", max_rejected_share=0.5)
+    dataset.prepare_split(Entries, PrepareConfig(source="three"), str(folder / "data"), "train", max_rejected_share=0.5)
     assert [example.id for example in PreparedSource(folder / "data", "mine", "train")] == ["1", "2"]
     assert rejected(folder / "data") == [{"id": "entry 2", "reason": "wrong line", "detail": "it is torn"}]
     with pytest.raises(UserError, match="nothing has no entries"):
-        build.prepare_split(lambda: iter(()), PrepareConfig(source="nothing"), str(folder / "data"), "test")
+        dataset.prepare_split(lambda: iter(()), PrepareConfig(source="nothing"), str(folder / "data"), "test")
 
 
 def test_records_of_a_builder_of_its_own_are_read():

@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 
-from data_pipelines.sources.manifest_entries import BadExample
-from data_pipelines.stream.prompt_templates import SPEECH_TAG, PromptTemplates
+from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.transforms.prompt_templates import SPEECH_TAG, PromptTemplates
 from salmonn_jax.errors import UserError
 
 OURS = PromptTemplates.load()

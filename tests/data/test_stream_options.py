@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.sources.manifest_entries import BadExample
-from data_pipelines.stream.augment import AddNoise, augmentations
+from data_pipelines.sources.manifest_entry import BadExample
 from data_pipelines.stream.packing import check_sizes
+from data_pipelines.transforms.augment import AddNoise, augmentations
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT_SLOT
 from tests.data.streams import DATA, MODEL, SIZES, WINDOW, Source, equal, examples, joined, parts_of, stream

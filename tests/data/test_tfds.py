@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import corpora
 from data_pipelines.sources.audio import AudioRules
-from data_pipelines.sources.manifest_entries import BadExample
+from data_pipelines.sources.manifest_entry import BadExample
 from data_pipelines.sources.tfds import TfdsSource
 from salmonn_jax.errors import UserError
 

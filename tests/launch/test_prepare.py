@@ -75,10 +75,10 @@ def test_what_is_wrong_is_told_in_one_line(manifest, tmp_path, capsys):
 
 
 def test_what_follows_beam_is_for_beam(manifest, tmp_path, monkeypatch):
-    from data_pipelines.prepare import dataset as build
+    from data_pipelines.prepare import dataset
 
     given = {}
-    monkeypatch.setattr(build, "prepare_split", lambda *rest, **options: given.update(options))
+    monkeypatch.setattr(dataset, "prepare_split", lambda *rest, **options: given.update(options))
     arguments = ["manifest", str(manifest), "--output", str(tmp_path / "data")]
     prepare.main([*arguments, "--beam", "--runner=FlinkRunner", "--parallelism", "8"])
     assert given["beam_options"] == ["--runner=FlinkRunner", "--parallelism", "8"]

@@ -17,7 +17,7 @@ from salmonn_jax.configs import get_config
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
 from salmonn_jax.models import parameters
 from salmonn_jax.tokenizer import load_tokenizer
-from salmonn_jax.training import optim
+from salmonn_jax.training import optimizer
 from salmonn_jax.training.step import init_train_state, make_train_step
 
 CONFIG = get_config("debug")
@@ -108,13 +108,13 @@ def test_weight_decay_of_the_released_13b():
     shapes = parameters.model_structure(MODEL_13B).shapes
     chosen = parameters.trainable_paths(shapes, RunConfig(name="x").trainable)
     counts = {True: 0, False: 0}
-    for path, applies in optim.weight_decay_mask(dict.fromkeys(chosen)).items():
+    for path, applies in optimizer.weight_decay_mask(dict.fromkeys(chosen)).items():
         counts[applies] += shapes[path].shape[0] if "/layers/" in path else 1
     assert counts == {True: 182, False: 39}
 
 
 def test_learning_rate():
-    schedule = optim.learning_rate_schedule(OptimizerConfig(), 90_000)
+    schedule = optimizer.learning_rate_schedule(OptimizerConfig(), 90_000)
     assert schedule(0) == pytest.approx(1e-6)
     assert schedule(1500) == pytest.approx((1e-6 + 3e-5) / 2)
     assert schedule(3000) == pytest.approx(1e-5 + 2e-5 * 0.5 * (1 + math.cos(math.pi * 3000 / 90_000)))

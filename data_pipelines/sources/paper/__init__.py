@@ -16,7 +16,7 @@ from data_pipelines.sources.paper import (
     iemocap,
     librimix,
     librispeech,
-    questions,
+    salmonn_qa,
     voxceleb,
 )
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
@@ -24,7 +24,7 @@ from salmonn_jax.errors import UserError, unknown_name
 
 __all__ = ["PAPER_CORPORA", "PaperCorpus", "read"]
 
-_MODULES = (librispeech, gigaspeech, captions, covost, iemocap, librimix, voxceleb, questions)
+_MODULES = (librispeech, gigaspeech, captions, covost, iemocap, librimix, voxceleb, salmonn_qa)
 PAPER_CORPORA = {corpus.name: corpus for module in _MODULES for corpus in module.CORPORA}
 
 

@@ -15,9 +15,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.files import (
+from data_pipelines.sources.paper.readers import (
     audio_files_by_stem,
     parse_rows,
     read_csv_rows,

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import pathlib
 
-from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.files import TSV, parse_rows, read_csv_rows, require_path
+from data_pipelines.sources.paper.readers import TSV, parse_rows, read_csv_rows, require_path
 
 DOWNLOAD_HINT = (
     "CoVoST 2 is at github.com/facebookresearch/covost (CC0), its audio is the English part of Common Voice 4 at "

@@ -12,9 +12,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.files import parse_rows, read_json_array, require_path, sentence_case
+from data_pipelines.sources.paper.readers import parse_rows, read_json_array, require_path, sentence_case
 
 DOWNLOAD_HINT = (
     "GigaSpeech is given out on request at github.com/SpeechColab/GigaSpeech (for non-commercial research); name the "

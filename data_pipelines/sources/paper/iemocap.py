@@ -12,9 +12,9 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.files import parse_rows, require_path
+from data_pipelines.sources.paper.readers import parse_rows, require_path
 
 DOWNLOAD_HINT = (
     "IEMOCAP is given out on request at sail.usc.edu/iemocap (for research); name the folder IEMOCAP_full_release, "

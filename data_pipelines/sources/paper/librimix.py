@@ -12,10 +12,10 @@ from __future__ import annotations
 import itertools
 import pathlib
 
-from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.paper import librispeech
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.files import parse_rows, read_csv_rows, require_path, sentence_case
+from data_pipelines.sources.paper.readers import parse_rows, read_csv_rows, require_path, sentence_case
 
 DOWNLOAD_HINT = (
     "Libri2Mix is made of LibriSpeech (CC BY 4.0) with generate_librimix.sh of github.com/JorisCos/LibriMix (MIT); "

@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.files import parse_rows, require_path, sentence_case
+from data_pipelines.sources.paper.readers import parse_rows, require_path, sentence_case
 from salmonn_jax.errors import UserError
 
 DOWNLOAD_HINT = "LibriSpeech is at openslr.org/12 (CC BY 4.0); name the folder that holds SPEAKERS.TXT and its subsets"

@@ -14,9 +14,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from data_pipelines.sources.manifest_entries import AudioSpan, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.files import parse_rows, require_path
+from data_pipelines.sources.paper.readers import parse_rows, require_path
 from salmonn_jax.errors import UserError
 
 DOWNLOAD_HINT = (

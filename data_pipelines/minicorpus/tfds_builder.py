@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.examples import Example
-from data_pipelines.minicorpus import clips, heard, reading, spoken
+from data_pipelines.minicorpus import clips, nonspeech, speech, text_only
 from data_pipelines.minicorpus.clips import VERSION, GeneratedExample
 from data_pipelines.minicorpus.recordings import Recordings, load
 from data_pipelines.sources.records import encode_flac
@@ -89,13 +89,13 @@ def generate_examples(
     """Makes the clips of one split of a source, in order. A function of its arguments and `clips.SEED` alone."""
     sizes = clips.SIZES[source][split]
     if source == "music":
-        return heard.music(recordings, split, sizes, modules)
+        return nonspeech.music(recordings, split, sizes, modules)
     maker = {
-        "numbers": spoken.numbers,
-        "prompts": spoken.prompts,
-        "sounds": heard.sounds,
-        "speech_over_sound": spoken.speech_over_sound,
-        "reading": reading.reading,
+        "numbers": speech.numbers,
+        "prompts": speech.prompts,
+        "sounds": nonspeech.sounds,
+        "speech_over_sound": speech.speech_over_sound,
+        "reading": text_only.reading,
     }[source]
     return maker(recordings, split, sizes)
 

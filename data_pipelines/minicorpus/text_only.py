@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from data_pipelines.minicorpus import labels, spoken
+from data_pipelines.minicorpus import labels, speech
 from data_pipelines.minicorpus.clips import FILLER, ExampleKey, GeneratedExample, choose_template
 from data_pipelines.minicorpus.recordings import Recordings
 
@@ -26,7 +26,7 @@ def reading(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Ite
         {
             p.text
             for p in recordings.phrases
-            if p.in_training and len(p.text) <= _LONGEST_PHRASE and spoken.is_test_phrase(p.id) == (split == "test")
+            if p.in_training and len(p.text) <= _LONGEST_PHRASE and speech.is_test_phrase(p.id) == (split == "test")
         }
     )
     for task, count in sizes.items():
@@ -65,13 +65,13 @@ def _text(
         name = names[rng.integers(len(names))]
         return [name], name
     language = labels.LANGUAGES[rng.integers(len(labels.LANGUAGES))]
-    lengths = spoken.LENGTHS_OVER_SOUND if task == "speech_over_sound" else _LENGTHS
-    digits = spoken.draw_digits(rng, split, language, lengths, range(10))
-    said = spoken.digits_to_words(language, digits)
+    lengths = speech.LENGTHS_OVER_SOUND if task == "speech_over_sound" else _LENGTHS
+    digits = speech.draw_digits(rng, split, language, lengths, range(10))
+    said = speech.digits_to_words(language, digits)
     if task == "numbers":
         return said.split(), said
     if task == "numbers_to_english":
-        return said.split(), spoken.digits_to_words("en", digits)
+        return said.split(), speech.digits_to_words("en", digits)
     names = sorted(recordings.sounds)
     name = names[rng.integers(len(names))]
     # The name of the sound may be heard anywhere among the words: it is there all the time.

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines.minicorpus import labels, signals
 from data_pipelines.minicorpus.recordings import Phrase, Recording, Recordings, Voice, clean_text, soundfont
-from data_pipelines.minicorpus.spoken import is_test_phrase
+from data_pipelines.minicorpus.speech import is_test_phrase
 from data_pipelines.minicorpus.tunes import read_tunes
 from salmonn_jax.audio_files import float_to_pcm, load_audio, pcm_to_float
 from salmonn_jax.config import SAMPLE_RATE

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entries import BadExample
-from data_pipelines.stream.prompt_templates import PromptTemplates
+from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.batch import Segment
 from salmonn_jax.config import DataConfig, ModelConfig
 from salmonn_jax.errors import UserError

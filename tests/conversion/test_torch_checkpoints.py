@@ -12,7 +12,7 @@ import pytest
 from launch import convert
 from salmonn_jax.config import LlamaConfig, RopeScaling
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
-from salmonn_jax.conversion import sources, tensors, vicuna
+from salmonn_jax.conversion import tensors, torch_checkpoints, vicuna
 from salmonn_jax.errors import UserError
 from salmonn_jax.models.llama import rotary_inv_freq
 from tests import golden
@@ -42,7 +42,7 @@ SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, ori
 def read(monkeypatch, **changes) -> LlamaConfig:
     """What is made of a configuration, whatever the tensors."""
     monkeypatch.setattr(tensors, "open_hf_directory", lambda path: (LLAMA | changes, {}))
-    return sources.open_llama(pathlib.Path("llm")).config
+    return torch_checkpoints.open_llama(pathlib.Path("llm")).config
 
 
 def test_a_llama(monkeypatch):
@@ -96,7 +96,7 @@ def test_what_cannot_be_converted_is_told(monkeypatch, changes, says):
 def test_a_field_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(tensors, "open_hf_directory", lambda path: ({"model_type": "llama"}, {}))
     with pytest.raises(UserError, match="has no num_attention_heads"):
-        sources.open_llama(pathlib.Path("llm"))
+        torch_checkpoints.open_llama(pathlib.Path("llm"))
 
 
 def test_llama3_rope_scaling(monkeypatch):
@@ -146,13 +146,13 @@ def test_beats_of_another_kind(tmp_path):
     for cfg in ({"deep_norm": False}, {}):
         torch.save({"cfg": cfg, "model": {}}, path)
         with pytest.raises(UserError, match="has deep_norm=False; only BEATs with deep_norm=True"):
-            sources.open_beats(path)
+            torch_checkpoints.open_beats(path)
     torch.save({"cfg": None, "model": {}}, path)
     with pytest.raises(UserError, match="its `cfg` is no dictionary"):
-        sources.open_beats(path)
+        torch_checkpoints.open_beats(path)
     torch.save({"model": {}}, path)
     with pytest.raises(UserError, match="is not a BEATs checkpoint"):
-        sources.open_beats(path)
+        torch_checkpoints.open_beats(path)
 
 
 def test_configuration_of_a_converted_llama_survives_json(monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.minicorpus import labels, signals
 from data_pipelines.minicorpus.clips import ExampleKey, GeneratedExample, augment_clip, make_prompt, perturb_speed
-from data_pipelines.minicorpus.heard import recordings_of_split
+from data_pipelines.minicorpus.nonspeech import recordings_of_split
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS, Phrase, Recordings, Voice
 from salmonn_jax.audio_files import pcm_to_float
 

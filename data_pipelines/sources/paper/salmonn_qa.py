@@ -13,9 +13,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines.sources.manifest_entries import entry_from_annotation
+from data_pipelines.sources.manifest_entry import entry_from_annotation
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.files import parse_rows, read_json_array, require_path
+from data_pipelines.sources.paper.readers import parse_rows, read_json_array, require_path
 
 _FILE = "salmonn_stage2_data.json"
 DOWNLOAD_HINT = (

@@ -1,6 +1,6 @@
 """Models of all shapes in the original's file formats, with random weights, made by the packages that define them.
 
-They stand for what users bring, and `salmonn_jax.conversion.torch_side` computes what they should give. Where a
+They stand for what users bring, and `salmonn_jax.conversion.torch_reference` computes what they should give. Where a
 package cannot be had, the tests that need it skip with the reason.
 """
 
@@ -98,9 +98,9 @@ def write_beats(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     """A fine-tuned BEATs as Microsoft distributes it: `cfg`, and `model` with its classifier and tied copies."""
     import torch
 
-    from salmonn_jax.conversion import torch_side
+    from salmonn_jax.conversion import torch_reference
 
-    with torch_side.stub_torchaudio():
+    with torch_reference.stub_torchaudio():
         from openbeats import beats_encoder
 
     torch.manual_seed(2)
