@@ -65,6 +65,7 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
     from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
+    from salmonn_jax.training.loop import train as train_loop
     from salmonn_jax.training.metric_writer import open_metric_writer
     from salmonn_jax.training.step import init_train_state
 

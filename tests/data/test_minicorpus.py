@@ -336,7 +336,9 @@ def test_where_debian_lacks_a_package_speech_is_synthesised(tmp_path, small, mon
     called = []
     monkeypatch.setattr(packages, "has_apt", lambda: False)
     monkeypatch.setattr(packages, "unpack_wheels", lambda folder: folder.mkdir(parents=True))
-    monkeypatch.setattr(build.synthesised, "from_wheels", lambda folder: called.append(folder) or fake_recordings())
+    monkeypatch.setattr(
+        build.synthetic_recordings, "from_wheels", lambda folder: called.append(folder) or fake_recordings()
+    )
     minicorpus.prepare(tmp_path / "cache", workers=1)
     assert called
     assert "there is no apt here" in capsys.readouterr().err
