@@ -26,7 +26,7 @@ import soundfile
 
 from benchmarks.packing import librispeech_seconds
 from data_pipelines import corpora
-from data_pipelines.stream.from_config import audio_rules, make_training_data
+from data_pipelines.from_config import audio_rules, make_training_data
 from data_pipelines.stream.sample_dataset import available_cores
 from salmonn_jax.audio_files import load_audio
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig

@@ -20,7 +20,7 @@ import numpy as np
 from data_pipelines.stream.mixture import normalise
 from data_pipelines.stream.packing import PACKINGS, ExampleSize, StepCapacity, step_capacities
 from data_pipelines.stream.sample_dataset import PendingSample, SampleIterDataset, mixed_names
-from data_pipelines.stream.samples import SampleRef
+from data_pipelines.transforms.samples import SampleRef
 from salmonn_jax import config as configuration
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, RunConfig
 from salmonn_jax.configs import get_config

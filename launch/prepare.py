@@ -132,7 +132,7 @@ def _prepare_corpus(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from data_pipelines import corpora, inspect
-    from data_pipelines.stream.from_config import audio_rules, find_tokenizer_dir, make_training_data, source_names
+    from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data, source_names
     from launch.train import resolve_config
     from salmonn_jax.tokenizer import load_tokenizer
 

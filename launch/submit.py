@@ -121,13 +121,13 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
 
 def check_mesh(config: Any, topology: Any) -> None:
     """Raises UserError if the configuration's mesh or batch does not go with these slices, or is wrong in itself."""
-    from data_pipelines.stream.packing import check_sizes
     from salmonn_jax import sharding
+    from salmonn_jax.config import check_data_sizes
 
     each = topology.chips // topology.slices
     chips = [_StubDevice(index, index // each) for index in range(topology.chips)]
     sharding.check_batch(config.data, sharding.make_mesh(config.mesh, chips))
-    check_sizes(config.data)
+    check_data_sizes(config.data)
 
 
 @dataclasses.dataclass(frozen=True)

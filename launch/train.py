@@ -59,8 +59,8 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     import jax
 
     from data_pipelines import corpora
-    from data_pipelines.stream.from_config import audio_rules, find_tokenizer_dir, make_training_data
-    from data_pipelines.stream.rejections import RejectionLog
+    from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data
+    from data_pipelines.rejection_log import RejectionLog
     from salmonn_jax import distributed, sharding
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory

@@ -220,6 +220,37 @@ class DataConfig:
     read_ahead_mb: float = 512.0  # memory of a host for samples that are read before they are needed
     num_workers: int = 0  # processes that read and decode; 0 reads in threads
 
+    @property
+    def samples_per_step(self) -> int:
+        """About the largest number of samples that a stream places in a step; rows without clips may hold more."""
+        return max(self.rows, self.clips) // self.streams
+
+
+def check_data_sizes(data: DataConfig) -> None:
+    """Raises UserError if rows, their lengths, clips and the window of samples do not go together."""
+    if data.buckets:
+        if data.packing != "pad":
+            raise UserError("data.buckets are lengths of padded rows; set data.packing=pad, or leave them out")
+        whole = all(length.isdecimal() and length == str(int(length)) != "0" for length in data.buckets)
+        if not whole or max(map(int, data.buckets)) != data.seq_len:
+            raise UserError(
+                f"data.buckets has lengths {', '.join(data.buckets)}; they must be whole numbers above 0, and "
+                f"the longest data.seq_len={data.seq_len}"
+            )
+        if not min(data.buckets.values()) > 0:
+            raise UserError("a share in data.buckets is not above 0; leave that length out")
+    for name, size in (("rows", data.rows), ("clips", data.clips)):
+        if size % data.streams:
+            raise UserError(f"data.{name}={size} does not divide over data.streams={data.streams}")
+    if data.packing == "pad" and data.clips > data.rows:
+        raise UserError(f"data.clips={data.clips} is more than data.rows={data.rows}; a row holds one clip at most")
+    if data.lookahead < data.samples_per_step:
+        raise UserError(
+            f"data.lookahead={data.lookahead} is less than a stream places in a step; set it to {data.samples_per_step}"
+        )
+    if not data.read_ahead_mb > 0:
+        raise UserError(f"data.read_ahead_mb={data.read_ahead_mb:g} must be above 0")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
-
-from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entry import BadExample
-from salmonn_jax.config import SAMPLE_RATE, DataConfig
+from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
-from salmonn_jax.tokenizer import Tokenizer
-
-MEASURED_EXAMPLES = 64  # examples of a source from which its mean length is taken
 
 
 def source_shares(data: DataConfig, mean_sizes: Mapping[str, float]) -> dict[str, float]:
@@ -51,24 +44,6 @@ def source_shares(data: DataConfig, mean_sizes: Mapping[str, float]) -> dict[str
             )
         whole = {name: w / mean_sizes[name] for name, w in whole.items()}
     return normalise(whole)
-
-
-def mean_example_size(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, max_answer_tokens: int) -> float:
-    """The mean of an example of a source: its hours of audio, or its tokens that are to be predicted.
-
-    Taken from at most `MEASURED` examples spread evenly over the source; those that cannot be used are left out.
-    """
-    found = []
-    for index in np.linspace(0, len(examples) - 1, min(MEASURED_EXAMPLES, len(examples))).astype(int):
-        try:
-            example = examples[int(index)]
-        except BadExample:
-            continue
-        if unit == "hours":
-            found.append(0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE / 3600)
-        else:
-            found.append(min(len(tokenizer.encode(example.answer)) + 1, max_answer_tokens))
-    return float(np.mean(found)) if found else 0.0
 
 
 def normalise(weights: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from salmonn_jax.config import DataConfig
-from salmonn_jax.errors import UserError
 
 
 class ExampleSize(NamedTuple):
@@ -36,37 +35,6 @@ def step_capacities(data: DataConfig) -> dict[str, StepCapacity]:
     lengths = sorted(map(int, data.buckets or (data.seq_len,)))
     rows, clips = data.rows // data.streams, data.clips // data.streams
     return {str(long): StepCapacity(rows, long, clips, short) for short, long in itertools.pairwise([0, *lengths])}
-
-
-def placed_per_step(data: DataConfig) -> int:
-    """Returns about the most samples that a stream places in a step; rows without clips may hold more."""
-    return max(data.rows, data.clips) // data.streams
-
-
-def check_sizes(data: DataConfig) -> None:
-    """Raises UserError if rows, their lengths, clips and the window of samples do not go together."""
-    if data.buckets:
-        if data.packing != "pad":
-            raise UserError("data.buckets are lengths of padded rows; set data.packing=pad, or leave them out")
-        whole = all(length.isdecimal() and length == str(int(length)) != "0" for length in data.buckets)
-        if not whole or max(map(int, data.buckets)) != data.seq_len:
-            raise UserError(
-                f"data.buckets has lengths {', '.join(data.buckets)}; they must be whole numbers above 0, and "
-                f"the longest data.seq_len={data.seq_len}"
-            )
-        if not min(data.buckets.values()) > 0:
-            raise UserError("a share in data.buckets is not above 0; leave that length out")
-    for name, size in (("rows", data.rows), ("clips", data.clips)):
-        if size % data.streams:
-            raise UserError(f"data.{name}={size} does not divide over data.streams={data.streams}")
-    if data.packing == "pad" and data.clips > data.rows:
-        raise UserError(f"data.clips={data.clips} is more than data.rows={data.rows}; a row holds one clip at most")
-    if data.lookahead < placed_per_step(data):
-        raise UserError(
-            f"data.lookahead={data.lookahead} is less than a stream places in a step; set it to {placed_per_step(data)}"
-        )
-    if not data.read_ahead_mb > 0:
-        raise UserError(f"data.read_ahead_mb={data.read_ahead_mb:g} must be above 0")
 
 
 def pack(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int]]:

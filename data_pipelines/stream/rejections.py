@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import pathlib
 from collections.abc import Callable
 
-from data_pipelines.stream.samples import Rejection
+from data_pipelines.transforms.samples import Rejection
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
@@ -50,20 +48,3 @@ class RejectionMonitor:
                 f"data.max_bad_share={self._data.max_bad_share:g}; the last is example {rejection.index} of "
                 f"{rejection.source}, {rejection.reason}: {rejection.detail}"
             )
-
-
-class RejectionLog:
-    """Appends rejections to a JSON-lines file, each once, also over several starts of a run."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._known = {(line["source"], line["index"], line["reason"]) for line in map(json.loads, lines)}
-
-    def add(self, rejection: Rejection) -> None:
-        """Appends a rejection, unless it is in the file. The first one creates the file."""
-        key = rejection.source, rejection.index, rejection.reason
-        if key not in self._known:
-            self._known.add(key)
-            with self._path.open("a") as file:
-                file.write(json.dumps(rejection._asdict()) + "\n")

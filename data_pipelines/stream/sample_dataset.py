@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import grain
 
-from data_pipelines.stream.samples import Rejection, SampleReader, SampleRef
+from data_pipelines.transforms.samples import Rejection, SampleReader, SampleRef
 from salmonn_jax.batch import Segment
 
 MAX_THREADS = 32

@@ -16,12 +16,11 @@ from typing import Any
 import grain
 
 from data_pipelines.stream.pack_dataset import PackIterDataset
-from data_pipelines.stream.packing import check_sizes, placed_per_step
 from data_pipelines.stream.rejections import RejectionMonitor
 from data_pipelines.stream.sample_dataset import ReaderPool, SampleIterDataset
-from data_pipelines.stream.samples import Rejection, SampleReader
+from data_pipelines.transforms.samples import Rejection, SampleReader
 from salmonn_jax.batch import Batch, batch_slice, empty_batch, fill_batch
-from salmonn_jax.config import DataConfig
+from salmonn_jax.config import DataConfig, check_data_sizes
 
 BATCHES_AHEAD = 2
 
@@ -95,7 +94,7 @@ class TrainingData:
         streams: Sequence[int] | None = None,
         on_reject: Callable[[Rejection], object] = lambda rejection: None,
     ):
-        check_sizes(data)
+        check_data_sizes(data)
         numbers = tuple(range(data.streams)) if streams is None else tuple(streams)
         self.shares = shares
         self._monitor = RejectionMonitor(data)
@@ -103,7 +102,7 @@ class TrainingData:
         self._pool = ReaderPool(reader, data.num_workers)
         # The longest that samples may be, so that a host never reads ahead more than the budget.
         budget = int(data.read_ahead_mb * 2**20) // (len(numbers) * max(2 * reader.encoder.sizes.window_samples, 1))
-        read_ahead = max(1, min(placed_per_step(data) + self._pool.chunk, budget))
+        read_ahead = max(1, min(data.samples_per_step + self._pool.chunk, budget))
         samples = {
             number: SampleIterDataset(shares, number, data.streams, self._pool, read_ahead=read_ahead)
             for number in numbers

@@ -13,11 +13,11 @@ from data_pipelines.sources.audio import AudioRules
 from data_pipelines.sources.manifest_entry import BadExample
 from data_pipelines.stream.mixture import normalise
 from data_pipelines.stream.sample_dataset import SampleIterDataset
-from data_pipelines.stream.samples import Encoder, SampleReader
 from data_pipelines.stream.training_data import TrainingData
 from data_pipelines.transforms.augment import augmentations
 from data_pipelines.transforms.encode import encode_config
 from data_pipelines.transforms.prompt_templates import PromptTemplates
+from data_pipelines.transforms.samples import Encoder, SampleReader
 from salmonn_jax.config import DataConfig
 from salmonn_jax.configs import get_config
 

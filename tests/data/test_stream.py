@@ -13,9 +13,9 @@ import time
 import numpy as np
 import pytest
 
+from data_pipelines.rejection_log import RejectionLog
 from data_pipelines.stream.mixture import normalise
-from data_pipelines.stream.rejections import RejectionLog
-from data_pipelines.stream.samples import Rejection, SampleRef
+from data_pipelines.transforms.samples import Rejection, SampleRef
 from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT_SLOT

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.sources.manifest_entry import BadExample
-from data_pipelines.stream.packing import check_sizes
 from data_pipelines.transforms.augment import AddNoise, augmentations
+from salmonn_jax.config import check_data_sizes
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT_SLOT
 from tests.data.streams import DATA, MODEL, SIZES, WINDOW, Source, equal, examples, joined, parts_of, stream
@@ -169,4 +169,4 @@ PADDED = {"packing": "pad", "rows": 48}
 )
 def test_sizes_that_do_not_go_together(change, says):
     with pytest.raises(UserError, match=says):
-        check_sizes(dataclasses.replace(DATA, **change))
+        check_data_sizes(dataclasses.replace(DATA, **change))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import corpora
-from data_pipelines.stream.from_config import make_training_data
+from data_pipelines.from_config import make_training_data
 from salmonn_jax import sharding
 from salmonn_jax.config import OptimizerConfig, RunConfig
 from salmonn_jax.configs import get_config

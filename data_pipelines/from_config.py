@@ -6,17 +6,23 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from data_pipelines.corpora import Corpus, open_corpus
+from data_pipelines.examples import Example
 from data_pipelines.sources.audio import AudioRules
-from data_pipelines.stream import mixture
-from data_pipelines.stream.samples import Encoder, SampleReader
+from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.stream.mixture import source_shares
 from data_pipelines.stream.training_data import TrainingData
 from data_pipelines.transforms.augment import augmentations
 from data_pipelines.transforms.encode import encode_config
 from data_pipelines.transforms.prompt_templates import PromptTemplates
-from salmonn_jax.config import DataConfig, ModelConfig
+from data_pipelines.transforms.samples import Encoder, SampleReader
+from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
+
+MEASURED_EXAMPLES = 64  # examples of a source from which its mean length is taken
 
 
 def audio_rules(model: ModelConfig, data: DataConfig) -> AudioRules:
@@ -64,10 +70,10 @@ def make_training_data(
     means = {}
     if data.weight_unit != "examples":
         means = {
-            name: mixture.mean_example_size(source, data.weight_unit, tokenizer, data.max_answer_tokens)
+            name: mean_example_size(source, data.weight_unit, tokenizer, data.max_answer_tokens)
             for name, source in sources.items()
         }
-    shares = mixture.source_shares(data, means)
+    shares = source_shares(data, means)
     recordings = None
     if data.noise_source:
         # Noise is cut from anywhere in a recording, so none is too long.
@@ -81,3 +87,21 @@ def make_training_data(
     )
     reader = SampleReader(sources, encoder, augmentations(data, recordings), seed=seed)
     return TrainingData(reader, data, shares, streams=streams)
+
+
+def mean_example_size(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, max_answer_tokens: int) -> float:
+    """The mean of an example of a source: its hours of audio, or its tokens that are to be predicted.
+
+    Taken from at most `MEASURED` examples spread evenly over the source; those that cannot be used are left out.
+    """
+    found = []
+    for index in np.linspace(0, len(examples) - 1, min(MEASURED_EXAMPLES, len(examples))).astype(int):
+        try:
+            example = examples[int(index)]
+        except BadExample:
+            continue
+        if unit == "hours":
+            found.append(0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE / 3600)
+        else:
+            found.append(min(len(tokenizer.encode(example.answer)) + 1, max_answer_tokens))
+    return float(np.mean(found)) if found else 0.0

@@ -1,0 +1,25 @@
+"""The list of the examples that a run could not use."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from data_pipelines.transforms.samples import Rejection
+
+
+class RejectionLog:
+    """Appends rejections to a JSON-lines file, each once, also over several starts of a run."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._known = {(line["source"], line["index"], line["reason"]) for line in map(json.loads, lines)}
+
+    def add(self, rejection: Rejection) -> None:
+        """Appends a rejection, unless it is in the file. The first one creates the file."""
+        key = rejection.source, rejection.index, rejection.reason
+        if key not in self._known:
+            self._known.add(key)
+            with self._path.open("a") as file:
+                file.write(json.dumps(rejection._asdict()) + "\n")
