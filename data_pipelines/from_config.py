@@ -81,8 +81,8 @@ def make_training_data(
         recordings = open_corpus(data.corpus, data.data_dir, rules).open_source(data.noise_source, "train")
     encoder = Encoder(
         tokenizer=tokenizer,
-        wordings=PromptTemplates.load(data.prompt_templates or None),
-        sizes=encode_config(model, data),
+        prompt_templates=PromptTemplates.load(data.prompt_templates or None),
+        config=encode_config(model, data),
         rules=audio_rules(model, data),
     )
     reader = SampleReader(sources, encoder, augmentations(data, recordings), seed=seed)

@@ -1,4 +1,4 @@
-"""The list of the examples that a run could not use."""
+"""List of the examples that a run could not use, as JSON lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from data_pipelines.transforms.samples import Rejection
 
 
 class RejectionLog:
-    """Appends rejections to a JSON-lines file, each once, also over several starts of a run."""
+    """JSON-lines file of rejections. Each is listed once, also if the run is restarted."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -17,7 +17,7 @@ class RejectionLog:
         self._known = {(line["source"], line["index"], line["reason"]) for line in map(json.loads, lines)}
 
     def add(self, rejection: Rejection) -> None:
-        """Appends a rejection, unless it is in the file. The first one creates the file."""
+        """Appends a rejection if the file does not hold it. The first rejection creates the file."""
         key = rejection.source, rejection.index, rejection.reason
         if key not in self._known:
             self._known.add(key)

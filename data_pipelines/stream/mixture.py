@@ -1,4 +1,4 @@
-"""Which share of the examples each source has: weights in any unit, and older sources on top."""
+"""Shares of the sources in the training mixture, from weights in any unit and replayed sources."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from salmonn_jax.errors import UserError
 
 
 def source_shares(data: DataConfig, mean_sizes: Mapping[str, float]) -> dict[str, float]:
-    """The share of examples of each source of a configuration; they sum to one.
+    """Returns the share of the examples that each source has. The shares sum to 1.
 
     Args:
-      data: its weights count what `data.weight_unit` says.
-      means: of an example of each source, in that unit (see `measure`); not used where weights count examples.
+      data: the weights of the sources, counted in `data.weight_unit`.
+      mean_sizes: mean size of an example of each source, in that unit. Not used if weights count examples.
 
     Raises:
-      UserError: a weight is not above 0, or the older sources leave nothing to the others.
+      UserError: a weight is not above 0, or the replayed sources leave nothing to the others.
     """
     for name, weight in {**data.mixture, **data.replay}.items():
         if not weight > 0:
             raise UserError(
-                f"the weight of source {name!r} is {weight}; it must be above 0 (leave the source out instead)"
+                f"the weight of source {name!r} is {weight}; it must be above 0 (to drop a source, leave it out)"
             )
     both = sorted(data.mixture.keys() & data.replay.keys())
     if both:
@@ -34,7 +34,9 @@ def source_shares(data: DataConfig, mean_sizes: Mapping[str, float]) -> dict[str
     else:
         rest = 1.0 - sum(data.replay.values())
         if rest <= 0:
-            raise UserError(f"data.replay takes {1 - rest:g} of everything; shares must leave some to data.mixture")
+            raise UserError(
+                f"data.replay takes {1 - rest:g} of all examples; lower its shares so that data.mixture keeps some"
+            )
         whole = {name: rest * w for name, w in mixture.items()} | data.replay
     if data.weight_unit != "examples":
         unknown = [name for name in sorted(whole) if not mean_sizes[name] > 0]
@@ -47,6 +49,6 @@ def source_shares(data: DataConfig, mean_sizes: Mapping[str, float]) -> dict[str
 
 
 def normalise(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weights over their sum."""
+    """Returns the weights divided by their sum."""
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}

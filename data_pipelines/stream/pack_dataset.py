@@ -1,4 +1,4 @@
-"""The rows of one stream: samples that can be used wait in a window, from which each step packs its rows."""
+"""grain dataset of the rows of one stream: usable samples wait in a window, from which each step packs its rows."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from salmonn_jax.config import DataConfig
 
 
 class PackedRows(NamedTuple):
-    """What a stream contributes to a step."""
+    """Rows that a stream contributes to a step."""
 
-    room: StepCapacity
+    capacity: StepCapacity
     rows: list[list[Segment]]
 
 
 class PackIterDataset(grain.IterDataset[PackedRows]):
-    """The rows of each step of one stream. Rejections are dropped and counted.
+    """Rows of one stream, step by step. Rejections are dropped and counted.
 
-    grain's own packers fill 0.90 of the tokens and 0.91 of the clip slots of stage 2, and these 0.96 and 0.97
-    (`python -m benchmarks.packing`).
+    On the simulated stage 2, grain's packers fill 0.90 of the tokens and 0.91 of the clip slots, and `packing.pack`
+    0.96 and 0.97 (`python -m benchmarks.packing`); hence a packer of our own.
 
     Args:
-      samples: of the stream.
-      data: says how many rows, tokens and clips a step has, and how many samples wait.
-      monitor: is told of every sample.
+      samples: samples of the stream.
+      data: rows, tokens and clips of a step, and the number of samples that wait.
+      monitor: counts the samples of all streams of the host.
     """
 
     def __init__(self, samples: SampleIterDataset, data: DataConfig, monitor: RejectionMonitor):
         super().__init__(samples)
         self.samples, self.data, self.monitor = samples, data, monitor
-        self.rooms = step_capacities(data)
+        self.capacities = step_capacities(data)
         self.seq_lens = mixed_names(normalise(data.buckets or {str(data.seq_len): 1.0}))  # by step
 
     def __iter__(self) -> PackIterator:
@@ -47,26 +47,26 @@ class PackIterDataset(grain.IterDataset[PackedRows]):
 
 
 class PackIterator(grain.DatasetIterator[PackedRows]):
-    """See `PackIterDataset`. The state holds references of the samples that wait, which are read again."""
+    """Iterator of `PackIterDataset`. Its state holds references of the waiting samples, which a restore reads again."""
 
     def __init__(self, dataset: PackIterDataset):
         samples = iter(dataset.samples)
         super().__init__(samples)
         self._dataset, self._samples = dataset, samples
         self._step = 0
-        self._waiting: list[tuple[SampleRef, Segment]] = []  # the one that has waited longest first
-        self._restored: collections.deque[PendingSample] = collections.deque()  # waited when the state was saved
+        self._waiting: list[tuple[SampleRef, Segment]] = []  # ordered by waiting time, longest first
+        self._restored: collections.deque[PendingSample] = collections.deque()  # waiting samples of a restored state
         self._rejected: collections.Counter[tuple[str, str]] = collections.Counter()  # by source and reason
 
     def __next__(self) -> PackedRows:
         self._fill_window()
         dataset = self._dataset
-        room = dataset.rooms[dataset.seq_lens[self._step]]
+        capacity = dataset.capacities[dataset.seq_lens[self._step]]
         sizes = [ExampleSize(len(segment.tokens), len(segment.clips)) for _, segment in self._waiting]
-        rows = PACKINGS[dataset.data.packing](sizes, room)
-        packed = PackedRows(room, [[self._waiting[place][1] for place in row] for row in rows])
-        placed = {place for row in rows for place in row}
-        self._waiting = [waiting for place, waiting in enumerate(self._waiting) if place not in placed]
+        rows = PACKINGS[dataset.data.packing](sizes, capacity)
+        packed = PackedRows(capacity, [[self._waiting[index][1] for index in row] for row in rows])
+        placed = {index for row in rows for index in row}
+        self._waiting = [waiting for index, waiting in enumerate(self._waiting) if index not in placed]
         self._step += 1
         return packed
 
@@ -95,7 +95,7 @@ class PackIterator(grain.DatasetIterator[PackedRows]):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores a state, and starts to read what waited. Of a source that is no longer mixed in, nothing waits."""
+        """Restores a state and starts to read its waiting samples, except those of sources that left the mixture."""
         samples = self._dataset.samples
         self._samples.set_state(state["samples"])
         self._step = state["step"]

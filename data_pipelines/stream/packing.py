@@ -1,8 +1,8 @@
-"""Which of the examples that wait go into the rows of the next step, so that little of the rows and clips is wasted.
+"""Packing algorithms: they choose which of the waiting examples go into the rows of the next step.
 
-A stream has a few rows and clip slots of every step, and a window of examples that wait, the longest waiting first.
-Shapes are static: what is left of a row is padding, and what is left of the clip slots is silence that was encoded for
-nothing.
+A stream contributes a fixed number of rows and clip slots to every step, and chooses from a window of waiting examples,
+ordered by waiting time. Shapes are static, so unused tokens are padding and unused clip slots are encoded silence.
+`pack_dataset` uses this module.
 """
 
 from __future__ import annotations
@@ -15,34 +15,37 @@ from salmonn_jax.config import DataConfig
 
 
 class ExampleSize(NamedTuple):
-    """What an example takes of a step."""
+    """Tokens and clip slots that an example needs."""
 
     tokens: int
     clips: int
 
 
 class StepCapacity(NamedTuple):
-    """What a stream has of a step."""
+    """Rows and clip slots that a stream contributes to a step."""
 
     rows: int
     seq_len: int  # tokens of a row
-    clips: int  # slots of all its rows together
-    shorter_seq_len: int = 0  # tokens of the next shorter rows that other steps have
+    clips: int  # clip slots, shared by all rows
+    shorter_seq_len: int = 0  # tokens of a row in steps of the next shorter bucket
 
 
 def step_capacities(data: DataConfig) -> dict[str, StepCapacity]:
-    """What a stream has of a step, by the length of its rows."""
+    """Returns the capacity of a stream in a step, by the length of its rows."""
     lengths = sorted(map(int, data.buckets or (data.seq_len,)))
     rows, clips = data.rows // data.streams, data.clips // data.streams
     return {str(long): StepCapacity(rows, long, clips, short) for short, long in itertools.pairwise([0, *lengths])}
 
 
 def pack(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int]]:
-    """Several examples a row. Returns the places in the window of those in each row.
+    """Packs several examples into a row. Returns the indices in `pending` of the examples of each row.
 
-    Each row begins with the example that has waited longest, so that none waits for ever, and takes with it those that
-    fill its tokens best, with about its share of the clips: of all that could, found by counting which numbers of
-    tokens can be reached with how many clips.
+    Each row starts with the example that has waited longest, so that every example is placed in the end. A subset-sum
+    search adds the examples that fill the tokens of the row best and use about its share of the clip slots.
+
+    Args:
+      pending: sizes of the waiting examples, the one that has waited longest first.
+      capacity: of the step.
     """
     left, clips, rows = list(range(len(pending))), capacity.clips, []
     for row in range(capacity.rows):
@@ -57,15 +60,23 @@ def pack(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[in
 
 
 def pad(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int]]:
-    """One example a row, those that have waited longest; with clips as far as there are slots.
+    """Places one example in a row, in the order of waiting, as long as clip slots are left.
 
-    Where steps differ in the length of their rows, first come those for which shorter rows have no room: so none waits
-    for ever. If they come more often than their steps, they fill the window and the shorter rows stay empty.
+    If steps have rows of different lengths, examples that do not fit into shorter rows are placed first, so that every
+    example is placed in the end. If there are more such examples than their steps can take, they fill the window, and
+    rows of shorter steps stay empty.
+
+    Args:
+      pending: sizes of the waiting examples, the one that has waited longest first.
+      capacity: of the step.
+
+    Returns:
+      For each row a list with the index in `pending` of its example, or an empty list.
     """
     rows, clips = [], capacity.clips
     fitting = [i for i, size in enumerate(pending) if size.tokens <= capacity.seq_len]
     fitting.sort(key=lambda i: pending[i].tokens <= capacity.shorter_seq_len)
-    # Of those without a clip no more than rows that cannot have one, as long as others wait.
+    # Rows beyond the clip slots take examples without a clip. More of those are placed only if rows are left over.
     text = capacity.rows - capacity.clips
     late = []
     for i in fitting:
@@ -90,7 +101,10 @@ PACKINGS: dict[str, Callable[[Sequence[ExampleSize], StepCapacity], list[list[in
 def _fill_row(
     window: Sequence[ExampleSize], left: Sequence[int], first: int, seq_len: int, share: int, most: int
 ) -> list[int]:
-    """The row that begins with `first`. Bit t of `reached[c]` says that t tokens can be reached with c clips."""
+    """Returns the fullest row that starts with `first`.
+
+    Bit t of `reached[c]` is set if some of the examples have t tokens and c clips together.
+    """
     begin = window[first]
     within = (1 << (seq_len + 1)) - 1
     reached = [0] * (most + 1)
@@ -107,7 +121,7 @@ def _fill_row(
     chosen = [first]
     for i, bits in zip(reversed(others), reversed(before), strict=True):
         if bits[clips] >> tokens & 1:
-            continue  # reached without it
+            continue  # the sum is reached without this example
         chosen.append(i)
         tokens -= window[i].tokens
         clips -= window[i].clips

@@ -1,4 +1,4 @@
-"""Examples that cannot be used: their list, and the share of them that ends a run."""
+"""Count of the examples that cannot be used, and the limit at which they end a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIN_JUDGED = 200  # samples from which on the share of rejections is judged
 
 
 class RejectionMonitor:
-    """Ends a run when too many of the samples that a host receives cannot be used.
+    """Counter of rejections that ends a run if too many of the samples of a host cannot be used.
 
     Attributes:
       received: samples received by all streams of the host.
@@ -41,7 +41,7 @@ class RejectionMonitor:
                 "and data.too_long is error"
             )
         expected = self._data.max_bad_share * max(self.received, MIN_JUDGED)
-        # Among few samples more may be bad by chance: three standard deviations are allowed.
+        # A small number of samples may exceed the share by chance, so three standard deviations are allowed.
         if self.rejected > expected + 3 * math.sqrt(expected):
             raise UserError(
                 f"{self.rejected} of {self.received} examples cannot be used, more than "

@@ -1,4 +1,4 @@
-"""The samples of one stream: drawn from the sources by weight, and read ahead in the reader pool of the host."""
+"""grain dataset of the samples of one stream, drawn from the sources by weight and read ahead by the host's pool."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ GOLDEN_RATIO, NUM_OFFSETS = 0.6180339887498949, 1 << 20
 
 
 class PendingSample(NamedTuple):
-    """A sample that is being read, in a chunk with others."""
+    """A sample that is being read, together with the others of its chunk."""
 
     ref: SampleRef
     chunk: concurrent.futures.Future[list[Segment | Rejection]]
     index: int  # in the chunk
 
     def result(self) -> Segment | Rejection:
-        """Waits for the sample."""
+        """Waits for the sample and returns it."""
         return self.chunk.result()[self.index]
 
 
 class ReaderPool:
-    """Threads or processes that read samples: one pool for all streams of a host.
+    """Threads or processes that read samples. All streams of a host share one pool.
 
     Args:
       reader: reads samples.
-      num_workers: processes; 0 reads in threads, one a core.
+      num_workers: number of processes; 0 reads in threads, one per core.
     """
 
     def __init__(self, reader: SampleReader, num_workers: int):
@@ -52,7 +52,7 @@ class ReaderPool:
             self._read_all, self.chunk = reader.read_all, 1
 
     def read(self, refs: Sequence[SampleRef]) -> list[PendingSample]:
-        """Starts reading samples. They are pending in the order of `refs`."""
+        """Starts reading samples. Returns them as pending samples, in the order of `refs`."""
         pending = []
         for start in range(0, len(refs), self.chunk):
             chunk = list(refs[start : start + self.chunk])
@@ -61,22 +61,22 @@ class ReaderPool:
         return pending
 
     def close(self) -> None:
-        """Drops what is not being read yet."""
+        """Cancels the reads that have not started."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class SampleIterDataset(grain.IterDataset[tuple[SampleRef, Segment | Rejection]]):
-    """The endless samples of one stream, rejections included, each with its reference.
+    """Endless samples of one stream, each with its reference. Rejections are included.
 
-    Stream `stream` of `num_streams` takes every `num_streams`-th position of a source, so that the streams together see
-    each example once an epoch. Which source comes next is decided by grain's mix of the shares.
+    A stream takes every `num_streams`-th position of a source, so that all streams together visit each example once an
+    epoch. `grain.MapDataset.mix` decides which source comes next.
 
     Args:
-      shares: of the samples, by source; they sum to 1.
-      stream: the number of the stream.
-      num_streams: how many streams there are on all hosts.
+      shares: share of the samples by source; they sum to 1.
+      stream: index of the stream among the streams of all hosts.
+      num_streams: number of streams on all hosts.
       pool: reads the samples.
-      read_ahead: how many samples are read before they are needed.
+      read_ahead: number of samples that are read before they are needed.
     """
 
     def __init__(
@@ -93,19 +93,19 @@ class SampleIterDataset(grain.IterDataset[tuple[SampleRef, Segment | Rejection]]
 
 
 class SampleIterator(grain.DatasetIterator[tuple[SampleRef, Segment | Rejection]]):
-    """See `SampleIterDataset`.
+    """Iterator of `SampleIterDataset`.
 
-    The state counts the samples that were yielded of each source, and those since the shares were last changed. It does
-    not hold what is being read ahead, which is drawn again.
+    Its state counts the samples yielded from each source, and those yielded since the shares last changed. It holds no
+    sample that is read ahead: a restored iterator draws those again.
     """
 
     def __init__(self, dataset: SampleIterDataset):
         super().__init__()
         self._dataset = dataset
         self._pending: collections.deque[PendingSample] = collections.deque()
-        self._counts: collections.Counter[str] = collections.Counter()  # yielded, by source
-        self._step = 0  # yielded since the shares were changed
-        self._draw_counts, self._draw_step = self._counts.copy(), 0  # the same of what was drawn
+        self._counts: collections.Counter[str] = collections.Counter()  # samples yielded, by source
+        self._step = 0  # samples yielded since the shares last changed
+        self._draw_counts, self._draw_step = self._counts.copy(), 0  # the same, of the samples drawn
 
     def __next__(self) -> tuple[SampleRef, Segment | Rejection]:
         dataset = self._dataset
@@ -130,7 +130,7 @@ class SampleIterator(grain.DatasetIterator[tuple[SampleRef, Segment | Rejection]
         return {"shares": self._dataset.shares, "step": self._step, "counts": dict(self._counts)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores a state. If it was saved with other shares, these hold from here on; counts go on."""
+        """Restores a state. Shares that changed since start anew; each source continues at its count."""
         for pending in self._pending:
             pending.chunk.cancel()
         self._pending.clear()
@@ -140,7 +140,10 @@ class SampleIterator(grain.DatasetIterator[tuple[SampleRef, Segment | Rejection]
 
 
 def mixed_names(shares: Mapping[str, float]) -> grain.MapDataset[str]:
-    """Returns an endless dataset of names, each in its share: `grain.MapDataset.mix`, whose ratios are within 1 %."""
+    """Returns an endless dataset of names in the given shares.
+
+    `grain.MapDataset.mix` rounds shares to integer ratios, which changes a share by at most 1 % of itself.
+    """
     names = sorted(shares)
     return grain.MapDataset.mix(
         [grain.MapDataset.source([name]).repeat() for name in names], [shares[name] for name in names]

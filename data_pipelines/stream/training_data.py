@@ -1,9 +1,9 @@
-"""The training stream: what each step of a run reads, a function of the seed and the step alone.
+"""Batches of a training run. The batch of a step depends on the seed and the step alone.
 
-`data.streams` streams make a batch, each its own part of it. A stream draws samples from the sources by weight, reads
-them ahead, drops those that cannot be used, and packs its rows from a window of samples that wait. The processes of a
-job share the streams, so neither their number nor that of the workers changes what a step reads, and any other number
-of processes can restore a checkpoint.
+A batch consists of equal parts, one from each of `data.streams` streams. A stream draws samples from the sources by
+weight, reads them ahead, drops rejections, and packs rows from a window of waiting samples. The processes of a job
+divide the streams among them. So the number of processes and of workers does not change the batches, and any number of
+processes that divides the streams can restore a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,63 +26,67 @@ BATCHES_AHEAD = 2
 
 
 class BatchIterDataset(grain.IterDataset[Batch]):
-    """The batches of a host: the rows of its streams, laid out.
+    """Batches of one host, made of the rows of its streams.
 
     Args:
-      streams: of this host, by number.
-      reader: whose encoder says how segments are laid out.
+      streams: streams of this host by index.
+      reader: its encoder has the sizes of a clip.
     """
 
     def __init__(self, streams: Mapping[int, PackIterDataset], reader: SampleReader):
         super().__init__(list(streams.values()))
-        self.streams, self.sizes = dict(streams), reader.encoder.sizes
+        self.streams, self.config = dict(streams), reader.encoder.config
 
     def __iter__(self) -> BatchIterator:
         return BatchIterator(self)
 
 
 class BatchIterator(grain.DatasetIterator[Batch]):
-    """See `BatchIterDataset`. The state has one entry a stream, by its number."""
+    """Iterator of `BatchIterDataset`. Its state has one entry per stream, keyed by the index of the stream."""
 
     def __init__(self, dataset: BatchIterDataset):
-        self._streams = {number: iter(stream) for number, stream in dataset.streams.items()}
+        self._streams = {index: iter(stream) for index, stream in dataset.streams.items()}
         super().__init__(list(self._streams.values()))
-        self._sizes = dataset.sizes
+        self._config = dataset.config
 
     def __next__(self) -> Batch:
-        packed = {number: next(stream) for number, stream in self._streams.items()}
-        (room,) = {one.room for one in packed.values()}  # the same for all streams of a step
-        count, sizes = len(packed), self._sizes
+        packed = {index: next(stream) for index, stream in self._streams.items()}
+        (capacity,) = {one.capacity for one in packed.values()}  # all streams have the same in a step
+        count, config = len(packed), self._config
         batch = empty_batch(
-            count * room.rows, room.seq_len, count * room.clips, sizes.window_samples, sizes.max_transcript_tokens
+            num_rows=count * capacity.rows,
+            seq_len=capacity.seq_len,
+            num_clips=count * capacity.clips,
+            window_samples=config.window_samples,
+            transcript_len=config.max_transcript_tokens,
         )
-        for i, (number, one) in enumerate(packed.items()):
-            part, first = batch_slice(batch, i, count), number * room.clips
-            fill_batch(part, one.rows, num_audio_tokens=sizes.audio_tokens, clip_offset=first)
+        for part, (index, one) in enumerate(packed.items()):
+            local, offset = batch_slice(batch, part, count), index * capacity.clips
+            fill_batch(local, one.rows, num_audio_tokens=config.audio_tokens, clip_offset=offset)
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        return {str(number): stream.get_state() for number, stream in self._streams.items()}
+        return {str(index): stream.get_state() for index, stream in self._streams.items()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores the streams of this host; `state` may hold others too."""
-        for number, stream in self._streams.items():
-            stream.set_state(state[str(number)])
+        """Restores the streams of this host. `state` may hold more streams."""
+        for index, stream in self._streams.items():
+            stream.set_state(state[str(index)])
 
 
 class TrainingData:
-    """An endless iterator over a process' parts of the batches, with `get_state` and `set_state`.
+    """Endless iterator over the part of each batch that this process reads, with `get_state` and `set_state`.
 
     Args:
       reader: reads samples.
       data: the configuration.
-      shares: of the samples, by source; they sum to 1 (see `mixture.shares`).
-      streams: the numbers of those that this process reads, of `data.streams`; by default all.
-      on_reject: called with each example that cannot be used, when it is met.
+      shares: share of the samples by source; they sum to 1 (see `mixture.source_shares`).
+      streams: indices of the streams that this process reads; all `data.streams` by default.
+      on_reject: called with each example that cannot be used, when it is read.
 
     Raises:
-      UserError: the sizes of the configuration do not go together. And from `next`: more of the examples than
-        `data.max_bad_share` cannot be used; then only `set_state` and `close` may follow.
+      UserError: the sizes of the configuration do not go together. `next` raises it if more than
+        `data.max_bad_share` of the examples cannot be used; after that only `set_state` and `close` may be called.
     """
 
     def __init__(
@@ -95,19 +99,19 @@ class TrainingData:
         on_reject: Callable[[Rejection], object] = lambda rejection: None,
     ):
         check_data_sizes(data)
-        numbers = tuple(range(data.streams)) if streams is None else tuple(streams)
+        indices = tuple(range(data.streams)) if streams is None else tuple(streams)
         self.shares = shares
         self._monitor = RejectionMonitor(data)
         self.on_reject(on_reject)
         self._pool = ReaderPool(reader, data.num_workers)
-        # The longest that samples may be, so that a host never reads ahead more than the budget.
-        budget = int(data.read_ahead_mb * 2**20) // (len(numbers) * max(2 * reader.encoder.sizes.window_samples, 1))
+        # Assumes the longest clip for every sample, so that a host never reads ahead more than its budget.
+        budget = int(data.read_ahead_mb * 2**20) // (len(indices) * max(2 * reader.encoder.config.window_samples, 1))
         read_ahead = max(1, min(data.samples_per_step + self._pool.chunk, budget))
         samples = {
-            number: SampleIterDataset(shares, number, data.streams, self._pool, read_ahead=read_ahead)
-            for number in numbers
+            index: SampleIterDataset(shares, index, data.streams, self._pool, read_ahead=read_ahead)
+            for index in indices
         }
-        packed = {number: PackIterDataset(samples[number], data, self._monitor) for number in numbers}
+        packed = {index: PackIterDataset(samples[index], data, self._monitor) for index in indices}
         batches = BatchIterDataset(packed, reader)
         self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=BATCHES_AHEAD))
         self._close = weakref.finalize(self, _close, self._pool, self._iterator)
@@ -119,23 +123,25 @@ class TrainingData:
         return next(self._iterator)
 
     def on_reject(self, callback: Callable[[Rejection], object]) -> None:
-        """Has `callback` called with each example that cannot be used, from here on."""
+        """Sets the function that is called with each example that cannot be used."""
         self._monitor.on_reject = callback
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the state after the last batch, by stream number; JSON values."""
+        """Returns the state after the last batch, keyed by the index of the stream. All values are JSON values."""
         return self._iterator.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores a state, which may hold more streams than this process reads."""
+        """Restores a state. It may hold more streams than this process reads."""
         self._iterator.set_state(state)
         counts = self.counts().values()
         self._monitor.received = sum(count["received"] for count in counts)
         self._monitor.rejected = sum(sum(count.values()) - count["received"] for count in counts)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Returns by source, for the streams of this process up to the last batch: `received`, and by reason how many
-        of them were rejected."""
+        """Returns sample counts by source, for the streams of this process up to the last batch.
+
+        The count `received` includes rejected samples; the other counts are rejections by reason.
+        """
         counts = {name: Counter({"received": 0}) for name in self.shares}
         for state in self.get_state().values():
             for source, received in state["samples"]["counts"].items():
@@ -145,10 +151,10 @@ class TrainingData:
         return {source: dict(counter) for source, counter in counts.items()}
 
     def close(self) -> None:
-        """Ends reading ahead. Also happens when nothing refers to the iterator any more, and at exit."""
+        """Stops reading ahead. Called automatically on garbage collection and at exit."""
         self._close()
 
 
 def _close(pool: ReaderPool, iterator: grain.DatasetIterator) -> None:
-    pool.close()  # first, so that the iterator does not wait for what is not being read yet
+    pool.close()  # first, so that the iterator does not wait for reads that have not started
     iterator.close()

@@ -2,7 +2,7 @@
 
 A sample is read by its position, in any thread or process, with the same result: the shuffled order and the random
 numbers of a sample depend on the seed, the name of the source and the position alone. An example that cannot be used
-becomes a `Rejection` in its place instead of being filtered, so that no other sample moves; `stream.packed` drops it.
+becomes a `Rejection` instead of being filtered, so that no other sample moves; `stream.pack_dataset` drops it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rejection(NamedTuple):
 
 
 class _Element(NamedTuple):
-    """What a source's dataset passes from one transformation to the next."""
+    """Element that the dataset of a source passes from one transformation to the next."""
 
     index: int  # of the example in the source
     value: Example | Segment
@@ -49,7 +49,7 @@ class _Element(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _CheckedSource:
-    """A source for grain. An example that cannot be read is a `Rejection`."""
+    """Source as grain reads it. An example that cannot be read becomes a `Rejection`."""
 
     name: str
     examples: Sequence[Example]
@@ -98,8 +98,8 @@ class Encoder(grain.transforms.RandomMap):
     """Fits the clip to the audio rules and encodes the example as a segment, with a random prompt of its task."""
 
     tokenizer: Tokenizer
-    wordings: PromptTemplates
-    sizes: EncodeConfig
+    prompt_templates: PromptTemplates
+    config: EncodeConfig
     rules: AudioRules
     source_index: int = 0  # stands for the source in a batch
 
@@ -111,8 +111,8 @@ class Encoder(grain.transforms.RandomMap):
             int(rng.integers(2**31)),
             source_index=self.source_index,
             tokenizer=self.tokenizer,
-            prompt_templates=self.wordings,
-            config=self.sizes,
+            prompt_templates=self.prompt_templates,
+            config=self.config,
         )
 
 

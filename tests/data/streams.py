@@ -58,14 +58,14 @@ class Source:
         )
 
 
-WORDINGS = PromptTemplates("here", {"asr": ("What?", "Who speaks?")})
+PROMPT_TEMPLATES = PromptTemplates("here", {"asr": ("What?", "Who speaks?")})
 
 
 def sample_reader(data=DATA, bad=0, seed=0, model=MODEL, on_read=bool):
     encoder = Encoder(
         tokenizer=Tokenizer(),
-        wordings=WORDINGS,
-        sizes=encode_config(model, data),
+        prompt_templates=PROMPT_TEMPLATES,
+        config=encode_config(model, data),
         rules=AudioRules(minimum_seconds=0.5, maximum_seconds=1.0, too_long=data.too_long),
     )
     recordings = Source(data.noise_source) if data.noise_source else None

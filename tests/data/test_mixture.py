@@ -53,7 +53,7 @@ def test_five_percent_of_the_tokens_is_a_twentieth_of_the_examples_where_answers
         ({"mixture": {}}, "data.mixture names no source"),
         ({"mixture": {"tones": 0.0}}, "weight of source 'tones' is 0.0"),
         ({"replay": {"asr": 0.1}}, "is in data.mixture and in data.replay"),
-        ({"replay": {"old": 1.0}, "replay_as": "share"}, "takes 1 of everything"),
+        ({"replay": {"old": 1.0}, "replay_as": "share"}, "takes 1 of all examples"),
         ({"weight_unit": "hours"}, "source 'events' has no hours"),
     ],
 )
