@@ -29,7 +29,7 @@ MEDIA_BUDGET = 3_600_000
 WIDTH, HEIGHT = 320, 96  # size of a spectrogram in pixels
 N_FFT = 1024  # samples
 RANGE_DB = 70.0  # level difference between the brightest colour and the darkest one
-# Mel power that at least corresponds to the brightest colour. Without this limit the noise of a silent clip looks loud.
+# Lower limit of the mel power that is drawn in the brightest colour. It keeps the spectrogram of a silent clip dark.
 MIN_REFERENCE_POWER = 1e-4
 # RGB colours from dark to bright in even steps of lightness, similar to matplotlib's "magma".
 COLOURS = ((4, 4, 18), (74, 18, 110), (172, 50, 116), (246, 122, 92), (252, 240, 190))
