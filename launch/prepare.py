@@ -112,12 +112,14 @@ def _add_options(subparser: argparse.ArgumentParser) -> None:
 
 
 def _prepare_minicorpus(options: argparse.Namespace) -> None:
+    """Runs `prepare minicorpus`."""
     from data_pipelines import minicorpus
 
     minicorpus.prepare(options.data_dir, workers=options.workers)
 
 
 def _prepare_manifest(options: argparse.Namespace) -> None:
+    """Runs `prepare manifest`."""
     from data_pipelines.sources.manifest import Manifest
 
     def read_entries() -> Iterator:
@@ -128,6 +130,7 @@ def _prepare_manifest(options: argparse.Namespace) -> None:
 
 
 def _prepare_corpus(options: argparse.Namespace) -> None:
+    """Runs `prepare corpus`. Paths of the entries are relative to `options.folder`."""
     from data_pipelines.sources import paper
     from data_pipelines.sources.manifest_entry import BadExample
 
@@ -144,6 +147,7 @@ def _prepare_corpus(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    """Runs `prepare inspect`: prints a summary of training batches and optionally writes it as a page."""
     from data_pipelines import corpora, inspect
     from data_pipelines.stream.from_config import audio_rules, find_tokenizer_dir, make_training_data, source_names
     from launch.train import resolve_config

@@ -103,6 +103,7 @@ def accuracy(references: Sequence[str], predictions: Sequence[str]) -> Score:
 
 
 def _normalise_character(character: str) -> str:
+    """Returns "", " " or the character itself, as steps 2 and 3 of `normalise` say."""
     category = unicodedata.category(character)
     if character in APOSTROPHES or category == "Cf":
         return ""
@@ -110,13 +111,14 @@ def _normalise_character(character: str) -> str:
 
 
 def _require_clips(pairs: Sequence[tuple[str, str]]) -> None:
+    """Raises UserError if there is no clip."""
     if not pairs:
         raise UserError("no clip to score; check the split and the task")
 
 
 def _word_edit_distance(reference: str, prediction: str) -> int:
     """Returns the word edit distance between two normalised texts."""
-    # The versions of jiwer treat empty texts differently, so empty texts never reach it.
+    # Versions of jiwer differ in their treatment of empty texts, so empty texts are not passed to it.
     if not reference or not prediction:
         return len(reference.split()) + len(prediction.split())
     alignment = jiwer.process_words(reference, prediction)

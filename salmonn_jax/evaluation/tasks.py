@@ -68,12 +68,12 @@ class ScoreRow:
     silence: Score | None
 
 
-def _whole(text: str) -> str:
+def _full_text(text: str) -> str:
     return text
 
 
 def _words_before_over(text: str) -> str:
-    """Returns the transcript of a speech_over_sound answer, or the whole text if it has no separator."""
+    """Returns the transcript of a speech_over_sound answer, or the full text if it has no separator."""
     text = normalise(text)
     return text.rpartition(SPEECH_OVER_SOUND_SEPARATOR)[0] if SPEECH_OVER_SOUND_SEPARATOR in text else text
 
@@ -84,8 +84,8 @@ def _name_after_over(text: str) -> str:
     return text.rpartition(SPEECH_OVER_SOUND_SEPARATOR)[2] if SPEECH_OVER_SOUND_SEPARATOR in text else ""
 
 
-_WER = TaskMetric("wer", "word error rate, lower is better", word_error_rate, _whole)
-_ACCURACY = TaskMetric("accuracy", "correct answers, higher is better", accuracy, _whole)
+_WER = TaskMetric("wer", "word error rate, lower is better", word_error_rate, _full_text)
+_ACCURACY = TaskMetric("accuracy", "correct answers, higher is better", accuracy, _full_text)
 
 TASKS = {
     "numbers": Task("Transcription of spoken numbers", (_WER,)),

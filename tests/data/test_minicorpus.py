@@ -235,7 +235,7 @@ def test_an_example_does_not_depend_on_the_number_of_examples(small, monkeypatch
 
 
 def test_imitated_audio_tokens_determine_the_words(small):
-    """Each run of equal tokens stands for one word; fillers separate a word from its repetition."""
+    """Checks that a run of equal tokens stands for one word, and that fillers separate a word from its repetition."""
     rng = np.random.default_rng(0)
     for words in (["two"], ["two", "two"], ["one", "two", "two", "two", "one"]):
         for _ in range(50):

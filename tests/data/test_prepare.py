@@ -133,8 +133,8 @@ def test_an_interrupted_run_resumes_and_keeps_finished_shards(folder, monkeypatc
     prepare(folder / "all.jsonl", folder / "data")
     assert first.stat().st_mtime_ns == before
     assert not unfinished.exists()
-    prepare(folder / "all.jsonl", folder / "whole")
-    assert shards(folder / "data") == shards(folder / "whole")
+    prepare(folder / "all.jsonl", folder / "uninterrupted")
+    assert shards(folder / "data") == shards(folder / "uninterrupted")
 
     times = {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*")}
     capsys.readouterr()
@@ -162,9 +162,9 @@ def test_a_shard_with_changed_entries_is_written_again(folder, monkeypatch):
 
 
 def test_rejected_entries_are_counted_and_listed(folder, capsys):
-    whole = (folder / "0.flac").read_bytes()
-    (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
-    (folder / "head.flac").write_bytes(whole[:50])
+    flac = (folder / "0.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(flac[: len(flac) // 2])
+    (folder / "head.flac").write_bytes(flac[:50])
     (folder / "empty.wav").write_bytes(b"")
     soundfile.write(folder / "nan.wav", np.array([0.1, np.nan] * 9000, np.float32), 16_000, subtype="FLOAT")
     soundfile.write(folder / "zeros.wav", np.zeros(16_000, np.int16), 16_000)

@@ -105,15 +105,15 @@ def test_a_last_line_cut_at_any_byte_loses_only_that_prediction(tmp_path):
         log.append(make("1"))
         first_line_size = path.stat().st_size
         log.append(make("2", prediction="день"))
-    whole = path.read_bytes()
-    for cut in range(first_line_size, len(whole)):
-        path.write_bytes(whole[:cut])
+    complete = path.read_bytes()
+    for cut in range(first_line_size, len(complete)):
+        path.write_bytes(complete[:cut])
         assert [prediction.key for prediction in read_predictions(path)] == ["1"]
         assert path.stat().st_size == cut  # reading changes nothing
         with PredictionLog(path) as log:
             assert log.completed_keys() == {"1"}
             log.append(make("2", prediction="день"))
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == complete
 
 
 @pytest.mark.parametrize(
