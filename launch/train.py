@@ -1,7 +1,7 @@
 """Train one stage: python -m launch.train CONFIG --output RUN [--model MODEL] [field=value ...]
 
-The same command starts a run and goes on with it: where RUN holds a run of this very configuration, training resumes
-from its latest checkpoint and yields the losses an uninterrupted run would have.
+The same command starts a run and resumes it. If RUN holds a run with the same configuration, training resumes from its
+latest checkpoint and produces the same losses as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ import argparse
 import contextlib
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from launch import cli
 
+if TYPE_CHECKING:
+    from salmonn_jax.config import RunConfig
+
 
 def main() -> None:
+    """Parses the command line and trains."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as mini_stage1")
-    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="RUN", help="directory of the run")
+    parser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. mini_stage1")
+    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="RUN", help="run directory")
     parser.add_argument(
-        "--model", type=pathlib.Path, help="model or run directory to start from; default: random weights"
+        "--model", type=pathlib.Path, help="model or run directory to start from (default: random weights)"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="field=value", help="changes to the configuration, such as num_train_steps=100"
+        "overrides", nargs="*", metavar="field=value", help="configuration overrides, e.g. num_train_steps=100"
     )
     parser.add_argument(
         "--watchdog-minutes",
         type=float,
         default=30.0,
-        help="end with every thread's stack if no step ends for so long (default: %(default)g)",
+        help="print all stacks and exit if no step ends within this time (default: %(default)g)",
     )
     arguments = parser.parse_intermixed_args()
     cli.start_jax()
@@ -39,8 +43,12 @@ def main() -> None:
     train(config, arguments.output, arguments.model, watchdog_minutes=arguments.watchdog_minutes)
 
 
-def resolve_config(name: str, overrides: list[str]):
-    """The named configuration with the command line's changes."""
+def resolve_config(name: str, overrides: list[str]) -> RunConfig:
+    """Returns the named configuration with the overrides applied.
+
+    Raises:
+      UserError: the configuration or a field is unknown, or an override is not of the form `field=value`.
+    """
     from salmonn_jax import config as configuration
     from salmonn_jax.configs import get_config
     from salmonn_jax.errors import UserError
@@ -49,13 +57,25 @@ def resolve_config(name: str, overrides: list[str]):
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"{override!r} is not a change to the configuration; write field=value")
+            raise UserError(f"{override!r} is not a configuration override; write field=value")
         config = configuration.apply_override(config, path, text)
     return config
 
 
-def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watchdog_minutes: float = 30.0) -> None:
-    """Prepares a run directory, or takes up the one that is there, and trains to the end."""
+def train(
+    config: RunConfig, output: pathlib.Path, model: pathlib.Path | None, *, watchdog_minutes: float = 30.0
+) -> None:
+    """Trains until `config.num_train_steps`; resumes if `output` already holds this run.
+
+    Args:
+      config: the training configuration.
+      output: run directory.
+      model: model or run directory with the initial weights; None for random weights.
+      watchdog_minutes: the program prints the stacks of all threads and exits if no step ends within this time.
+
+    Raises:
+      UserError: the configuration, the data or the model do not fit together, or `output` holds another run.
+    """
     import jax
 
     from data_pipelines import corpora
@@ -72,32 +92,35 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.data, mesh)
     corpus = corpora.open_corpus(config.data.corpus, config.data.data_dir, audio_rules(config.model, config.data))
-    tokenizer = find_tokenizer_dir(corpus, model)
+    tokenizer_dir = find_tokenizer_dir(corpus, model)
     data = make_training_data(
         corpus,
-        load_tokenizer(tokenizer),
+        load_tokenizer(tokenizer_dir),
         config.model,
         config.data,
         seed=config.seed,
         streams=sharding.local_streams(mesh, config.data.streams),
     )
     with contextlib.closing(data):
-        start = data.get_state()
-        next(data)  # what does not fit is told before anything is written
-        data.set_state(start)
+        # Reading one batch validates the sizes before anything is written.
+        initial_data_state = data.get_state()
+        next(data)
+        data.set_state(initial_data_state)
         if jax.process_count() > 1:
             distributed.preflight(output)
-        run = run_directory.open_run(config, output, model, tokenizer_dir=tokenizer, mesh=mesh)
+        run = run_directory.open_run(config, output, model, tokenizer_dir=tokenizer_dir, mesh=mesh)
         data.on_reject(RejectionLog(output / f"rejected-{jax.process_index()}.jsonl").add)
-        everywhere = sharding.replicated(mesh)
-        state = jax.jit(lambda t: init_train_state(config, t), out_shardings=everywhere)(run.trainable)
+        init_state = jax.jit(
+            lambda trainable: init_train_state(config, trainable), out_shardings=sharding.replicated(mesh)
+        )
+        state = init_state(run.trainable)
         checkpoints = Checkpoints(output, max_to_keep=config.max_to_keep)
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(abstract_like(state), data)
             print(
-                f"{output}: going on from step {checkpoints.latest_step()} of {config.num_train_steps}", file=sys.stderr
+                f"{output}: resuming from step {checkpoints.latest_step()} of {config.num_train_steps}", file=sys.stderr
             )
-        telemetry = open_metric_writer(
+        metric_writer = open_metric_writer(
             output,
             name=config.name,
             start_step=int(state.step),
@@ -107,10 +130,10 @@ def train(config: Any, output: pathlib.Path, model: pathlib.Path | None, *, watc
         watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
         try:
             with distributed.exit_on_peer_failure():
-                train_loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, telemetry, watchdog)
+                train_loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, metric_writer, watchdog)
         finally:
             watchdog.stop()
-            telemetry.close()
+            metric_writer.close()
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def test_one_process_goes_on_where_two_stopped(folder, whole):
         shutil.rmtree(folder / "moved" / "checkpoints" / later)
     assert sorted(path.name for path in (whole / "checkpoints" / "2" / "data").glob("*.json")) == ["0.json", "1.json"]
     finish(folder, start(folder, "launch.train", "debug", "--output", "moved", processes=1))
-    assert "going on from step 2" in (folder / "process-0.log").read_text()
+    assert "resuming from step 2" in (folder / "process-0.log").read_text()
     np.testing.assert_allclose(losses(folder / "moved"), losses(whole), rtol=1e-5)
 
 

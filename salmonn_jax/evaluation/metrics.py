@@ -1,4 +1,7 @@
-"""Word error rate and accuracy, each with a 95 % interval, on texts that are normalised the same way."""
+"""Text normalisation, word error rate and accuracy, used by `tasks` and `report`.
+
+Each metric normalises the references and the predictions and returns a score with a 95 % interval.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,20 @@ from salmonn_jax.errors import UserError
 
 RESAMPLES = 1000
 SEED = 0
-Z_SCORE_95 = 1.959964  # standard deviations that hold 95 % of a normal distribution
+Z_SCORE_95 = 1.959964  # a standard normal variable lies within +-Z_SCORE_95 with a probability of 95 %
 APOSTROPHES = "'\N{RIGHT SINGLE QUOTATION MARK}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A measured number.
+    """Value of a metric with its 95 % interval.
 
     Attributes:
       name: "wer" or "accuracy".
-      value: a fraction; a word error rate may exceed 1.
+      value: the metric as a fraction; a word error rate may exceed 1.
       count: number of clips.
-      low, high: ends of the 95 % interval.
+      low: lower end of the 95 % interval.
+      high: upper end of the 95 % interval.
     """
 
     name: str
@@ -37,48 +41,56 @@ class Score:
 
 
 def normalise(text: str) -> str:
-    """The form in which texts are compared.
+    """Normalises a text for comparison.
 
-    In this order: Unicode NFKC; lower case; apostrophes and invisible format characters removed ("don't" is one word);
-    every other punctuation mark, symbol or control character made a space ("twenty-one" is two words); runs of white
-    space made one space, none at the ends. Letters, marks and digits of every script stay as they are: numbers are not
-    spelt out, and a sentence in a script without spaces counts as one word.
+    The steps, in this order:
+
+    1. Apply Unicode NFKC and convert to lower case.
+    2. Remove apostrophes and invisible format characters: "don't" is one word.
+    3. Replace every other punctuation mark, symbol and control character by a space: "twenty-one" is two words.
+    4. Collapse runs of white space into one space and strip the ends.
+
+    Letters, marks and digits of every script are kept. Numbers are not spelt out. A sentence in a script without spaces
+    counts as one word.
     """
     return " ".join("".join(map(_normalise_character, unicodedata.normalize("NFKC", text).lower())).split())
 
 
 def is_exact_match(reference: str, prediction: str) -> bool:
-    """Whether two texts are equal after normalisation."""
+    """Returns whether two texts are equal after normalisation."""
     return normalise(reference) == normalise(prediction)
 
 
 def word_error_rate(references: Sequence[str], predictions: Sequence[str]) -> Score:
-    """Substituted, deleted and inserted words of all clips over the reference words of all clips.
+    """Returns the word error rate over all clips.
 
-    An empty prediction deletes every word of its reference. Against an empty reference every predicted word is an
-    insertion: it adds errors and no reference words. The interval is the percentile bootstrap over clips with a fixed
-    seed; a resample without a reference word is left out, and a single clip gives an interval of no width.
+    The rate is the number of substituted, deleted and inserted words of all clips divided by the number of reference
+    words of all clips. An empty prediction counts as the deletion of every reference word. With an empty reference,
+    every predicted word counts as an insertion.
+
+    The interval is the percentile bootstrap over clips with a fixed seed. Resamples without a reference word are
+    skipped. A single clip gives an interval of zero width.
 
     Raises:
       UserError: there is no clip, or no reference has a word.
-      ValueError: the two lists differ in length.
+      ValueError: the two sequences differ in length.
     """
     pairs = [(normalise(r), normalise(p)) for r, p in zip(references, predictions, strict=True)]
     _require_clips(pairs)
-    words = np.array([len(reference.split()) for reference, _ in pairs])
-    if not words.any():
+    word_counts = np.array([len(reference.split()) for reference, _ in pairs])
+    if not word_counts.any():
         raise UserError("no reference has a word, so there is no word error rate; check the answers of these clips")
-    edits = np.array([_word_edit_distance(reference, prediction) for reference, prediction in pairs])
-    low, high = _bootstrap(edits, words)
-    return Score("wer", float(edits.sum() / words.sum()), len(pairs), low, high)
+    edit_counts = np.array([_word_edit_distance(reference, prediction) for reference, prediction in pairs])
+    low, high = _bootstrap(edit_counts, word_counts)
+    return Score("wer", float(edit_counts.sum() / word_counts.sum()), len(pairs), low, high)
 
 
 def accuracy(references: Sequence[str], predictions: Sequence[str]) -> Score:
-    """The share of predictions equal to their reference after normalisation, with Wilson's interval.
+    """Returns the fraction of predictions that equal their reference after normalisation, with Wilson's interval.
 
     Raises:
-      UserError: there is no clip, or a reference has no word, which an empty prediction would match.
-      ValueError: the two lists differ in length.
+      UserError: there is no clip, or a reference has no word. An empty prediction would match such a reference.
+      ValueError: the two sequences differ in length.
     """
     pairs = list(zip(references, predictions, strict=True))
     _require_clips(pairs)
@@ -91,6 +103,7 @@ def accuracy(references: Sequence[str], predictions: Sequence[str]) -> Score:
 
 
 def _normalise_character(character: str) -> str:
+    """Returns "", " " or the character itself, as steps 2 and 3 of `normalise` say."""
     category = unicodedata.category(character)
     if character in APOSTROPHES or category == "Cf":
         return ""
@@ -98,34 +111,35 @@ def _normalise_character(character: str) -> str:
 
 
 def _require_clips(pairs: Sequence[tuple[str, str]]) -> None:
+    """Raises UserError if there is no clip."""
     if not pairs:
-        raise UserError("there is no clip to score; check the split and the task")
+        raise UserError("no clip to score; check the split and the task")
 
 
 def _word_edit_distance(reference: str, prediction: str) -> int:
-    """Word edits between two normalised texts."""
-    # jiwer's own treatment of empty texts has changed between its versions.
+    """Returns the word edit distance between two normalised texts."""
+    # Versions of jiwer differ in their treatment of empty texts, so empty texts are not passed to it.
     if not reference or not prediction:
         return len(reference.split()) + len(prediction.split())
-    words = jiwer.process_words(reference, prediction)
-    return words.substitutions + words.deletions + words.insertions
+    alignment = jiwer.process_words(reference, prediction)
+    return alignment.substitutions + alignment.deletions + alignment.insertions
 
 
-def _bootstrap(edits: np.ndarray, words: np.ndarray) -> tuple[float, float]:
-    """95 % interval of sum(edits) / sum(words), both int64[clips], over resampled clips."""
+def _bootstrap(edit_counts: np.ndarray, word_counts: np.ndarray) -> tuple[float, float]:
+    """Returns the 95 % interval of sum(edit_counts) / sum(word_counts), both int64[clips], over resampled clips."""
     rng = np.random.default_rng(SEED)
-    # One resample at a time: all at once would take RESAMPLES x clips numbers of memory.
-    draws = (rng.integers(len(edits), size=len(edits)) for _ in range(RESAMPLES))
-    sums = np.array([(edits[draw].sum(), words[draw].sum()) for draw in draws])
+    # Resamples are drawn one at a time, because an index array of shape [RESAMPLES, clips] would need too much memory.
+    resamples = (rng.integers(len(edit_counts), size=len(edit_counts)) for _ in range(RESAMPLES))
+    sums = np.array([(edit_counts[indices].sum(), word_counts[indices].sum()) for indices in resamples])
     sums = sums[sums[:, 1] > 0]
     low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
     return float(low), float(high)
 
 
-def _wilson(value: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share `value` of `count` clips."""
+def _wilson(proportion: float, count: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % interval of a proportion of `count` clips."""
     spread = Z_SCORE_95**2 / count
-    centre = (value + spread / 2) / (1 + spread)
-    half = Z_SCORE_95 * math.sqrt(value * (1 - value) / count + spread / (4 * count)) / (1 + spread)
-    # At 0 and at 1 one end is the value itself, but for rounding.
-    return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
+    centre = (proportion + spread / 2) / (1 + spread)
+    half_width = Z_SCORE_95 * math.sqrt(proportion * (1 - proportion) / count + spread / (4 * count)) / (1 + spread)
+    # If the proportion is 0 or 1, it equals one end of the interval. Rounding must not move that end past it.
+    return max(0.0, min(proportion, centre - half_width)), min(1.0, max(proportion, centre + half_width))

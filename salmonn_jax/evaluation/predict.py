@@ -1,4 +1,4 @@
-"""Making predictions: a model answers examples, once each, into a prediction log."""
+"""Generates the answers of a model to examples and appends them to a prediction log. Used by `launch.evaluate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, predic
 
 
 class ExampleLike(Protocol):
-    """What is asked: the fields of `data_pipelines.examples.Example` that evaluation reads."""
+    """Protocol with the fields of `data_pipelines.examples.Example` that evaluation reads."""
 
     id: str
     audio: np.ndarray | None
@@ -35,19 +35,27 @@ def predict(
     max_new_tokens: int,
     shard: tuple[int, int] = (0, 1),
 ) -> set[str]:
-    """Answers the examples the log does not hold yet, and returns the keys of all of them.
+    """Answers the examples that have no prediction in the log yet, with greedy decoding.
 
     Args:
-      share: (which, of how many) processes this is; each answers its own examples.
-      condition: "audio", or "silence" to answer each question with a silent clip of the same length: what can be
-        scored without hearing.
-      batch_size: questions at a time; the last batch is filled up, so that one shape is compiled.
+      model: the model that answers.
+      examples: the examples of one split. Every process passes all of them.
+      log: log to which the predictions are appended. Its completed keys are skipped.
+      split: name of the split, stored with each prediction.
+      condition: "audio" to pass each clip to the model, or "silence" to replace each clip by zeros of the same length.
+        The scores with silence show what the model answers correctly from the prompt alone.
+      batch_size: examples per call of the model. The last batch is padded, so that only one shape is compiled.
+      max_new_tokens: maximum number of tokens of an answer.
+      shard: (process index, number of processes). Process `i` of `n` answers the examples `i`, `i + n`, `i + 2n`, ...
+
+    Returns:
+      The keys of all examples, including those that were answered before or that other processes answer.
     """
-    decode = {"method": "greedy", "max_new_tokens": max_new_tokens}
-    done, keys, open_questions = log.completed_keys(), set(), []
-    which, of = shard
+    generation_config = {"method": "greedy", "max_new_tokens": max_new_tokens}
+    completed, keys, pending = log.completed_keys(), set(), []
+    shard_index, num_shards = shard
     for number, example in enumerate(examples):
-        question = {
+        prediction_fields = {
             "id": example.id,
             "task": example.task,
             "source": example.source,
@@ -57,37 +65,43 @@ def predict(
             "reference": example.answer,
         }
         key = prediction_key(
-            **question, audio=example.audio, generation_config=decode, weights_fingerprint=model.fingerprint
+            **prediction_fields,
+            audio=example.audio,
+            generation_config=generation_config,
+            weights_fingerprint=model.fingerprint,
         )
         keys.add(key)
-        if number % of == which and key not in done:
-            open_questions.append((example, {"key": key, **question}))
-    progress = tqdm(total=len(open_questions), desc=f"{split}, {condition}", unit="clip", disable=not open_questions)
-    for part in _batches(open_questions, batch_size):
-        filled = [part[i % len(part)][0] for i in range(batch_size)]
-        clips = [_audio_input(example, condition) for example in filled]
-        answers = model.generate(clips, [e.prompt for e in filled], max_new_tokens=max_new_tokens)
-        for (example, question), answer in zip(part, answers, strict=False):
+        if number % num_shards == shard_index and key not in completed:
+            pending.append((example, {"key": key, **prediction_fields}))
+    progress = tqdm(total=len(pending), desc=f"{split}, {condition}", unit="clip", disable=not pending)
+    for batch in _batches(pending, batch_size):
+        padded_batch = [batch[i % len(batch)][0] for i in range(batch_size)]
+        clips = [_audio_input(example, condition) for example in padded_batch]
+        answers = model.generate(clips, [example.prompt for example in padded_batch], max_new_tokens=max_new_tokens)
+        # `answers` also holds the answers to the padding, which come last and are dropped.
+        for (example, prediction_fields), answer in zip(batch, answers, strict=False):
             seconds = 0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE
             log.append(
                 Prediction(
-                    **question,
+                    **prediction_fields,
                     prediction=answer.text,
                     finish_reason=answer.finish_reason,
                     audio_seconds=seconds,
                 )
             )
-        progress.update(len(part))
+        progress.update(len(batch))
     progress.close()
     return keys
 
 
 def _audio_input(example: ExampleLike, condition: str) -> tuple[np.ndarray, int] | None:
+    """Returns the clip for this condition and its sampling rate, or None for a text-only example."""
     if example.audio is None:
         return None
     return example.audio if condition == "audio" else np.zeros_like(example.audio), SAMPLE_RATE
 
 
 def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
+    """Yields consecutive slices of up to `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -1,7 +1,8 @@
-"""What the model answered, one line per clip: made once, scored any number of times.
+"""Prediction records and the append-only JSON-lines files that store them.
 
-A prediction file only grows. Each line has a key made of everything the answer depends on, so an evaluation that was
-killed asks only for the clips still missing, and an answer of other weights or settings is never taken for this one.
+`predict` writes these files; `tasks` and `report` read the records, any number of times. Each line has a key, which is
+a hash of everything the answer depends on. A restarted evaluation therefore generates only the missing answers, and
+never reuses an answer of other weights or other decoding settings.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ Condition = Literal["audio", "silence"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answer of the model.
+    """Answer of the model to one example under one condition.
 
     Attributes:
-      key: what `prediction_key` gives for this question.
-      id: the example's id, unique within its source.
-      task: a name from `salmonn_jax.evaluation.tasks.TASKS`.
-      source: the data set the example comes from.
-      split: the part of the data set, such as "test" or "unheard".
-      condition: "audio" for an answer to the clip; "silence" for an answer to the same prompt with silence as its clip.
-      prompt: what the user said.
-      reference: the right answer.
-      prediction: the model's answer.
-      finish_reason: why the model stopped, as the decoder names it.
-      audio_seconds: length of the example's clip; 0 without one.
+      key: hash from `prediction_key`.
+      id: id of the example, unique within its source.
+      task: a name in `salmonn_jax.evaluation.tasks.TASKS`.
+      source: name of the data set.
+      split: name of the split, such as "test" or "unheard".
+      condition: "audio" if the model got the clip, "silence" if it got zeros instead of the clip.
+      prompt: prompt of the example.
+      reference: reference answer.
+      prediction: answer of the model.
+      finish_reason: why decoding stopped, as reported by the decoder.
+      audio_seconds: length of the clip in seconds; 0 for a text-only example.
 
     Raises:
-      ValueError: a field of a wrong type, or a `condition` that is neither of the two.
+      ValueError: a field has the wrong type, or `condition` is unknown.
     """
 
     key: str
@@ -59,9 +60,9 @@ class Prediction:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, (int, float) if field.name == "audio_seconds" else str):
-                raise ValueError(f"{field.name} must not be {value!r}")
+                raise ValueError(f"{field.name}={value!r}: must be of type {field.type}")
         if self.condition not in get_args(Condition):
-            raise ValueError(f"condition must be one of {get_args(Condition)}, not {self.condition!r}")
+            raise ValueError(f"condition={self.condition!r}: must be one of {get_args(Condition)}")
 
 
 def prediction_key(
@@ -77,42 +78,42 @@ def prediction_key(
     generation_config: Mapping[str, object],
     weights_fingerprint: str,
 ) -> str:
-    """Names one question to one model: the hex SHA-256 of everything its answer and its score depend on.
+    """Returns the hex SHA-256 of everything that an answer and its score depend on.
 
     Args:
-      id, task, source, split, condition, prompt, reference: as in `Prediction`.
-      audio: the example's clip, int16[samples]; None for a text-only example.
-      decode: the decoding settings, plain JSON values; their order does not matter.
-      weights: fingerprint of the weights.
+      id: as in `Prediction`; so are `task`, `source`, `split`, `condition`, `prompt` and `reference`.
+      audio: clip of the example, int16[samples]; None for a text-only example.
+      generation_config: decoding settings as plain JSON values. Their order does not matter.
+      weights_fingerprint: fingerprint of the model's weights.
 
     Raises:
       ValueError: `audio` is not int16.
     """
     if audio is not None and audio.dtype != np.int16:
-        raise ValueError(f"audio must be int16, not {audio.dtype}")
-    question = {
+        raise ValueError(f"audio.dtype={audio.dtype}: must be int16")
+    key_fields = {
         "row": [source, split, task, id, prompt, reference],
         "condition": condition,
         "audio": None if audio is None else hashlib.sha256(audio.astype("<i2").tobytes()).hexdigest(),
         "generation_config": dict(generation_config),
         "weights_fingerprint": weights_fingerprint,
     }
-    canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    canonical = json.dumps(key_fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class PredictionLog:
-    """An append-only file of predictions, to be closed or used in a `with` statement.
+    """Append-only prediction file of one process, used as a context manager or closed with `close`.
 
-    Opening it creates a missing file. A last line that a kill cut short is dropped from the file; its clip is then not
-    among `done()` and gets answered again.
+    Opening creates a missing file. If a kill cut the last line short, opening removes that line from the file. Its key
+    is then missing from `completed_keys()`, so the example is answered again.
 
     Args:
-      path: the file.
-      others: files of other processes, whose predictions are done too.
+      path: the file to append to.
+      other_paths: prediction files of other processes. Their predictions count as completed.
 
     Raises:
-      UserError: a finished line that is not a prediction, or a prediction that is there twice.
+      UserError: a complete line is not a prediction, or a file holds a prediction twice.
     """
 
     def __init__(self, path: str | os.PathLike[str], other_paths: Iterable[pathlib.Path] = ()) -> None:
@@ -121,77 +122,85 @@ class PredictionLog:
         self._file = self.path.open("a+b")
         try:
             self._file.seek(0)
-            finished = _complete_lines(self._file.read())
-            self._completed_keys = {prediction.key for prediction in _parse(self.path, finished)}
-            self._file.truncate(len(finished))
-            self._completed_keys |= {prediction.key for other in other_paths for prediction in read_predictions(other)}
+            complete_lines = _complete_lines(self._file.read())
+            self._completed_keys = {prediction.key for prediction in _parse(self.path, complete_lines)}
+            self._file.truncate(len(complete_lines))
+            for other_path in other_paths:
+                self._completed_keys |= {prediction.key for prediction in read_predictions(other_path)}
         except BaseException:
             self._file.close()
             raise
 
     def completed_keys(self) -> set[str]:
-        """The keys of the predictions in the file and the others."""
+        """Returns a copy of the keys of all predictions in this file and in the other files."""
         return set(self._completed_keys)
 
     def append(self, prediction: Prediction) -> None:
-        """Writes one line and hands it to the operating system.
+        """Writes one line and flushes it to the operating system.
 
         Raises:
-          ValueError: a prediction with this key is in the file already.
+          ValueError: this file or another one already holds a prediction with this key.
         """
         if prediction.key in self._completed_keys:
-            raise ValueError(f"the prediction {prediction.key} of {prediction.id!r} is in {self.path} already")
+            raise ValueError(f"the prediction of {prediction.id!r} with key {prediction.key} is already completed")
         line = json.dumps(dataclasses.asdict(prediction), ensure_ascii=False, allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         self._completed_keys.add(prediction.key)
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, exc_type: type | None, exc_value: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
 
 def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
-    """The predictions in a file, in its order; an unfinished last line is left out and the file left as it is.
+    """Returns the predictions of a file in the order of its lines.
+
+    An incomplete last line is ignored. The file is not changed.
 
     Raises:
-      UserError: no such file, a finished line that is not a prediction, or a prediction that is there twice.
+      UserError: the file does not exist, a complete line is not a prediction, or the file holds a prediction twice.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"there is no prediction file {path}; run the evaluation first")
+        raise UserError(f"no prediction file {path}; run the evaluation first")
     return list(_parse(path, _complete_lines(path.read_bytes())))
 
 
 def find_prediction_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The prediction files in a directory, one for each process that made some."""
+    """Returns the prediction files in a directory, one per process."""
     return sorted(directory.glob("predictions*.jsonl"))
 
 
 def prediction_path(directory: pathlib.Path, process_index: int) -> pathlib.Path:
-    """The file into which a process writes."""
+    """Returns the path of the prediction file of one process."""
     return directory / (f"predictions-{process_index}.jsonl" if process_index else "predictions.jsonl")
 
 
 def _complete_lines(content: bytes) -> bytes:
-    """The part of a file up to its last line end: a line is written with its end, so the rest was cut by a kill."""
+    """Returns the content up to its last newline.
+
+    Every line is written together with its newline, so the rest comes from a write that a kill interrupted.
+    """
     return content[: content.rfind(b"\n") + 1]
 
 
 def _parse(path: pathlib.Path, content: bytes) -> Iterator[Prediction]:
-    seen: dict[str, int] = {}
-    # As bytes, which break at line ends only: a text may hold characters such as U+2028, where a str breaks too.
+    """Yields the predictions in `content`; raises UserError with `path` and the line number for a wrong line."""
+    line_of_key: dict[str, int] = {}
+    # Bytes are split at newlines only; a str would also be split at characters such as U+2028, which a text may hold.
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             prediction = Prediction(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}:{number} is not a prediction ({error}); delete that line") from None
-        first = seen.setdefault(prediction.key, number)
-        if first != number:
-            raise UserError(f"{path}:{number} repeats the prediction of line {first}; delete one of the two")
+        first_line = line_of_key.setdefault(prediction.key, number)
+        if first_line != number:
+            raise UserError(f"{path}:{number} repeats the prediction of line {first_line}; delete one of the two")
         yield prediction

@@ -1,4 +1,7 @@
-"""The scores and some sample answers as one HTML page that needs nothing else: no network, no script, no files."""
+"""HTML report of an evaluation: the score table and sample clips with their answers. Used by `launch.evaluate`.
+
+The page is one self-contained file. It loads nothing from the network or from other files and runs no script.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,14 @@ from salmonn_jax.evaluation.metrics import is_exact_match
 from salmonn_jax.evaluation.predictions import Prediction
 
 SAMPLE_RATE = 16_000
-# What all players and pictures of a page may take, in characters; the page then stays under 4 MB.
+# Maximum number of characters of all embedded audio and images; it keeps the page under 4 MB.
 MEDIA_BUDGET = 3_600_000
-WIDTH, HEIGHT = 320, 96  # pixels of a spectrogram
+WIDTH, HEIGHT = 320, 96  # size of a spectrogram in pixels
 N_FFT = 1024  # samples
-RANGE_DB = 70.0  # from the brightest point down to black
-MIN_REFERENCE_POWER = (
-    1e-4  # mel power below which even the loudest point of a clip is not drawn bright: silence stays dark
-)
-# Dark to bright in even steps of lightness, after matplotlib's "magma".
+RANGE_DB = 70.0  # level difference between the brightest colour and the darkest one
+# Lower limit of the mel power that is drawn in the brightest colour. It keeps the spectrogram of a silent clip dark.
+MIN_REFERENCE_POWER = 1e-4
+# RGB colours from dark to bright in even steps of lightness, similar to matplotlib's "magma".
 COLOURS = ((4, 4, 18), (74, 18, 110), (172, 50, 116), (246, 122, 92), (252, 240, 190))
 
 AudioLookup = Callable[[str], np.ndarray | None]
@@ -37,7 +39,7 @@ AudioLookup = Callable[[str], np.ndarray | None]
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """An answer to a clip, and the answer to the same prompt with silence, if there is one."""
+    """Answer with condition "audio", paired with the answer to the same example with condition "silence", if any."""
 
     audio_prediction: Prediction
     silence_prediction: Prediction | None
@@ -45,12 +47,14 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """What the page shows of a clip.
+    """Embedded spectrogram and audio of a clip.
 
     Attributes:
-      spectrogram, player: data URIs of a PNG picture and of the FLAC clip.
+      spectrogram_uri: data URI of a PNG image.
+      audio_uri: data URI of the clip as FLAC.
       seconds: length of the clip.
-      played: length of its start that the player holds: less than `seconds` where the page would grow too large.
+      embedded_seconds: length of the embedded audio. It is less than `seconds` if the clip was cut to keep the page
+        small.
     """
 
     spectrogram_uri: str
@@ -68,18 +72,18 @@ def write_report(
     title: str,
     notes: Sequence[str],
 ) -> None:
-    """Writes the page; a reader of `path` sees the old page or the new one, never a part.
+    """Writes the report page. The file is replaced atomically.
 
     Args:
-      path: the HTML file.
-      rows: the scores, from `tasks.score`.
-      predictions: the answers to choose samples from.
-      audio: gives the clip of an id, int16[samples] at 16 kHz, or None for an example without a clip.
-      title: the heading.
-      notes: paragraphs under it, such as what was held out of training.
+      path: path of the HTML file.
+      rows: scores from `tasks.score`.
+      predictions: predictions from which the samples are chosen.
+      get_audio: returns the clip of an example id as int16[samples] at 16 kHz, or None for a text-only example.
+      title: heading of the page.
+      notes: paragraphs below the heading, such as a description of the held-out data.
 
     Raises:
-      UserError: a prediction of an unknown task.
+      UserError: a prediction has an unknown task.
     """
     samples = choose_samples(predictions)
     media = _media({sample.audio_prediction.id: get_audio(sample.audio_prediction.id) for sample in samples})
@@ -93,9 +97,10 @@ def write_report(
     page = environment.get_template("report.html").render(
         title=title,
         notes=notes,
-        splits=[(split, list(part)) for split, part in itertools.groupby(rows, key=lambda row: row.split)],
+        splits=[(split, list(group)) for split, group in itertools.groupby(rows, key=lambda row: row.split)],
         samples=[
-            (task, list(part)) for task, part in itertools.groupby(samples, key=lambda one: one.audio_prediction.task)
+            (task, list(group))
+            for task, group in itertools.groupby(samples, key=lambda sample: sample.audio_prediction.task)
         ],
         media=media,
         is_exact_match=is_exact_match,
@@ -105,34 +110,43 @@ def write_report(
 
 
 def choose_samples(predictions: Sequence[Prediction], per_task: int = 3) -> list[Sample]:
-    """Picks up to `per_task` answers to clips of each task, right and wrong ones in turn while both last.
+    """Chooses up to `per_task` predictions with condition "audio" of each task.
 
-    The choice depends on the ids and on which answers are right, not on the order of `predictions`: pages of two
-    checkpoints show much the same clips. Tasks come in the order of `tasks.TASKS`.
+    Correct and wrong answers alternate as long as there are both. The choice depends on the ids and on which answers
+    are correct, but not on the order of `predictions`, so the pages of two checkpoints show mostly the same clips. The
+    tasks are in the order of `tasks.TASKS`.
 
     Raises:
-      UserError: a prediction of an unknown task.
+      UserError: a prediction has an unknown task.
     """
     for prediction in predictions:
         tasks.get_task(prediction.task)
-    silence = {_example_key(one): one for one in predictions if one.condition == "silence"}
-    heard = sorted((one for one in predictions if one.condition == "audio"), key=_shuffled)
+    with_silence = {_example_key(p): p for p in predictions if p.condition == "silence"}
+    with_audio = sorted((p for p in predictions if p.condition == "audio"), key=_shuffle_key)
     samples = []
     for task in tasks.TASKS:
-        right = [one for one in heard if one.task == task and is_exact_match(one.reference, one.prediction)]
-        wrong = [one for one in heard if one.task == task and not is_exact_match(one.reference, one.prediction)]
-        in_turn = [one for pair in itertools.zip_longest(right, wrong) for one in pair if one]
-        samples += [Sample(one, silence.get(_example_key(one))) for one in in_turn[:per_task]]
+        of_task = [p for p in with_audio if p.task == task]
+        correct = [p for p in of_task if is_exact_match(p.reference, p.prediction)]
+        wrong = [p for p in of_task if not is_exact_match(p.reference, p.prediction)]
+        interleaved = [p for pair in itertools.zip_longest(correct, wrong) for p in pair if p]
+        samples += [Sample(p, with_silence.get(_example_key(p))) for p in interleaved[:per_task]]
     return samples
 
 
 def draw_spectrogram(audio: np.ndarray) -> Image.Image:
-    """Draws the log-mel spectrogram of int16[samples] at 16 kHz: time runs right, frequency (0 to 8 kHz) up."""
-    import librosa  # here, because it takes seconds to load and most users of this package draw nothing
+    """Draws the log-mel spectrogram of a clip.
 
-    at_least_one_frame = np.pad(audio, (0, max(0, N_FFT - len(audio))))
+    Args:
+      audio: int16[samples] at 16 kHz.
+
+    Returns:
+      A palette image of `WIDTH` x `HEIGHT` pixels. Time runs to the right, frequency (0 to 8 kHz) upwards.
+    """
+    import librosa  # imported here because it takes seconds to load and only this function needs it
+
+    padded = np.pad(audio, (0, max(0, N_FFT - len(audio))))
     power = librosa.feature.melspectrogram(
-        y=at_least_one_frame.astype(np.float32) / 32768.0,
+        y=padded.astype(np.float32) / 32768.0,
         sr=SAMPLE_RATE,
         n_fft=N_FFT,
         win_length=400,
@@ -143,49 +157,55 @@ def draw_spectrogram(audio: np.ndarray) -> Image.Image:
     level = librosa.power_to_db(power, ref=max(float(power.max()), MIN_REFERENCE_POWER), top_db=None)
     level = np.clip(1.0 + level[::-1] / RANGE_DB, 0.0, 1.0)
     indices = np.round(255 * level).astype(np.uint8)
-    picture = Image.fromarray(indices).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
-    # A palette keeps the file at a third of its size in full colour.
-    picture = Image.frombytes("P", picture.size, picture.tobytes())
-    picture.putpalette(_palette().tobytes())
-    return picture
+    image = Image.fromarray(indices).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+    # A palette image is a third of the size of an RGB image.
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette(_palette().tobytes())
+    return image
 
 
 def _example_key(prediction: Prediction) -> tuple[str, str, str, str]:
+    """Returns a key that is the same for both conditions of an example."""
     return (prediction.source, prediction.split, prediction.task, prediction.id)
 
 
-def _shuffled(prediction: Prediction) -> str:
-    """Orders predictions as good as by chance, the same way every time."""
+def _shuffle_key(prediction: Prediction) -> str:
+    """Returns a sort key that puts predictions into a pseudo-random order, which is the same in every run."""
     return hashlib.sha256("\n".join(_example_key(prediction)).encode()).hexdigest()
 
 
 def _palette() -> np.ndarray:
-    """uint8[256, 3] from dark to bright."""
+    """Returns the RGB palette from dark to bright, uint8[256, 3]."""
     stops = np.linspace(0, 255, len(COLOURS))
     channels = [np.interp(np.arange(256), stops, channel) for channel in zip(*COLOURS, strict=True)]
     return np.round(np.stack(channels, axis=1)).astype(np.uint8)
 
 
 def _media(clips: dict[str, np.ndarray | None]) -> dict[str, Media]:
-    """Pictures and players of the clips that there are, within `MEDIA_BUDGET`."""
-    clips = {name: clip for name, clip in clips.items() if clip is not None and len(clip)}
-    pictures = {}
-    for name, clip in clips.items():
+    """Returns the spectrograms and audio of the non-empty clips, by id, within `MEDIA_BUDGET` characters."""
+    clips = {id: clip for id, clip in clips.items() if clip is not None and len(clip)}
+    spectrograms = {}
+    for id, clip in clips.items():
         buffer = io.BytesIO()
         draw_spectrogram(clip).save(buffer, "PNG", optimize=True)
-        pictures[name] = _data_uri("image/png", buffer.getvalue())
-    budget = MEDIA_BUDGET - sum(map(len, pictures.values()))
+        spectrograms[id] = _data_uri("image/png", buffer.getvalue())
+    budget = MEDIA_BUDGET - sum(map(len, spectrograms.values()))
     media = {}
-    # Short clips first: what they leave of their share goes to the long ones.
-    for left, name in zip(range(len(clips), 0, -1), sorted(clips, key=lambda name: len(clips[name])), strict=True):
-        player, played = _audio_data_uri(clips[name], budget // left)
-        budget -= len(player)
-        media[name] = Media(pictures[name], player, len(clips[name]) / SAMPLE_RATE, played / SAMPLE_RATE)
+    # Short clips come first, so that long clips can use the part of the budget that short clips do not need.
+    by_length = sorted(clips, key=lambda id: len(clips[id]))
+    for num_remaining, id in zip(range(len(clips), 0, -1), by_length, strict=True):
+        audio_uri, num_samples = _audio_data_uri(clips[id], budget // num_remaining)
+        budget -= len(audio_uri)
+        media[id] = Media(spectrograms[id], audio_uri, len(clips[id]) / SAMPLE_RATE, num_samples / SAMPLE_RATE)
     return media
 
 
 def _audio_data_uri(clip: np.ndarray, max_chars: int) -> tuple[str, int]:
-    """The clip's start as FLAC in a data URI of at most about `limit` characters, and how many samples it holds."""
+    """Encodes the start of a clip as FLAC in a data URI of about `max_chars` characters at most.
+
+    Returns:
+      The data URI and the number of samples in it.
+    """
     player = _flac(clip)
     while len(player) > max_chars and len(clip) > SAMPLE_RATE // 2:
         clip = clip[: int(len(clip) * 0.95 * max_chars / len(player))]

@@ -1,4 +1,8 @@
-"""Which metric scores which task, and the table of scores: hearing the clip beside hearing silence."""
+"""Metrics of each task, and the score table that `launch.evaluate` prints and `report` shows.
+
+Each row of the table compares the condition "audio" (the model gets the clip) with the condition "silence" (the model
+gets zeros instead of the clip).
+"""
 
 from __future__ import annotations
 
@@ -11,24 +15,24 @@ from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.evaluation.metrics import Score, accuracy, normalise, word_error_rate
 from salmonn_jax.evaluation.predictions import Prediction
 
-# Known splits in the order of the table, each with what it holds; others follow by name.
+# Descriptions of the known splits, in the order of the table. Other splits follow in alphabetical order.
 SPLITS = {
-    "test": "new clips of voices and files heard in training",
-    "unheard": "voices and files never heard in training",
+    "test": "new clips from voices and files used in training",
+    "unheard": "clips from voices and files not used in training",
 }
-# Stands between the words and the name of the sound in an answer to the task speech_over_sound.
+# Separates the transcript from the name of the sound in the answers of the task speech_over_sound.
 SPEECH_OVER_SOUND_SEPARATOR = " over "
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskMetric:
-    """One metric over one part of the answer.
+    """Metric that compares one part of the answers of a task.
 
     Attributes:
-      metric: "wer" or "accuracy"; a task has each at most once.
-      title: says for people what is counted and which way is better.
-      compute: from references and predictions to their score.
-      part: picks what is compared, from the reference and from the prediction alike.
+      name: "wer" or "accuracy"; a task has each at most once.
+      title: human-readable name, which also says whether higher or lower is better.
+      compute: returns the score of references and predictions.
+      extract: returns the part of a text that is compared. It is applied to references and predictions.
     """
 
     name: str
@@ -39,7 +43,7 @@ class TaskMetric:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A kind of question: its title for people, and what is scored in its answers."""
+    """Evaluation task: its human-readable title and its metrics."""
 
     title: str
     metrics: tuple[TaskMetric, ...]
@@ -47,12 +51,14 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRow:
-    """One line of the score table.
+    """Row of the score table.
 
     Attributes:
-      split, task, metric: what was scored.
-      audio: the score of the answers to the clip; None if there are none.
-      silence: the score of the answers to silence instead of the clip; None if there are none.
+      split: name of the split.
+      task: name of the task.
+      metric: name of the metric.
+      audio: score of the predictions with condition "audio"; None if there are none.
+      silence: score of the predictions with condition "silence"; None if there are none.
     """
 
     split: str
@@ -62,48 +68,49 @@ class ScoreRow:
     silence: Score | None
 
 
-def _whole(text: str) -> str:
+def _full_text(text: str) -> str:
     return text
 
 
 def _words_before_over(text: str) -> str:
+    """Returns the transcript of a speech_over_sound answer, or the full text if it has no separator."""
     text = normalise(text)
     return text.rpartition(SPEECH_OVER_SOUND_SEPARATOR)[0] if SPEECH_OVER_SOUND_SEPARATOR in text else text
 
 
 def _name_after_over(text: str) -> str:
-    """The name of the sound, or "", which matches no reference."""
+    """Returns the name of the sound of a speech_over_sound answer, or "", which matches no reference."""
     text = normalise(text)
     return text.rpartition(SPEECH_OVER_SOUND_SEPARATOR)[2] if SPEECH_OVER_SOUND_SEPARATOR in text else ""
 
 
-_WER = TaskMetric("wer", "word error rate, lower is better", word_error_rate, _whole)
-_ACCURACY = TaskMetric("accuracy", "right answers, higher is better", accuracy, _whole)
+_WER = TaskMetric("wer", "word error rate, lower is better", word_error_rate, _full_text)
+_ACCURACY = TaskMetric("accuracy", "correct answers, higher is better", accuracy, _full_text)
 
 TASKS = {
-    "numbers": Task("Spoken numbers, written down", (_WER,)),
-    "numbers_to_english": Task("Spoken numbers, put into English", (_WER,)),
-    "transcribe": Task("Speech, written down", (_WER,)),
-    "translate": Task("Speech, translated", (_WER,)),
-    "sound": Task("Which sound it is", (_ACCURACY,)),
-    "instrument": Task("Which instrument plays", (_ACCURACY,)),
-    "metre": Task("The metre of a tune", (_ACCURACY,)),
-    "tune_type": Task("The type of a tune", (_ACCURACY,)),
+    "numbers": Task("Transcription of spoken numbers", (_WER,)),
+    "numbers_to_english": Task("Translation of spoken numbers into English", (_WER,)),
+    "transcribe": Task("Speech transcription", (_WER,)),
+    "translate": Task("Speech translation", (_WER,)),
+    "sound": Task("Sound recognition", (_ACCURACY,)),
+    "instrument": Task("Instrument recognition", (_ACCURACY,)),
+    "metre": Task("Metre of a tune", (_ACCURACY,)),
+    "tune_type": Task("Type of a tune", (_ACCURACY,)),
     "speech_over_sound": Task(
         "Speech over a sound",
         (
             TaskMetric("wer", "word error rate of the speech, lower is better", word_error_rate, _words_before_over),
-            TaskMetric("accuracy", "right names of the sound, higher is better", accuracy, _name_after_over),
+            TaskMetric("accuracy", "correct names of the sound, higher is better", accuracy, _name_after_over),
         ),
     ),
 }
 
 
 def get_task(name: str) -> Task:
-    """Looks a task up.
+    """Returns the task with this name.
 
     Raises:
-      UserError: there is no such task.
+      UserError: the task is unknown.
     """
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
@@ -111,43 +118,45 @@ def get_task(name: str) -> Task:
 
 
 def score(predictions: Sequence[Prediction]) -> list[ScoreRow]:
-    """Scores every split, task and metric found, in the order of `SPLITS`, `TASKS` and the task's measures.
+    """Scores every combination of split, task and metric that has predictions.
+
+    The rows are ordered by `SPLITS`, then by `TASKS`, then by the metrics of the task.
 
     Raises:
-      UserError: no prediction; an unknown task; a clip answered twice with the same condition, as in a file that holds
-        the answers of two checkpoints; or answers that cannot be scored.
+      UserError: there is no prediction, a task is unknown, a metric cannot be computed, or an example has two
+        predictions with the same condition, as in a file that holds the predictions of two checkpoints.
     """
     if not predictions:
-        raise UserError("there is no prediction to score; run the evaluation first")
+        raise UserError("no prediction to score; run the evaluation first")
     groups: dict[tuple[str, str, str], list[Prediction]] = collections.defaultdict(list)
     seen = set()
     for prediction in predictions:
         get_task(prediction.task)
-        clip = (prediction.source, prediction.split, prediction.task, prediction.id, prediction.condition)
-        if clip in seen:
+        example = (prediction.source, prediction.split, prediction.task, prediction.id, prediction.condition)
+        if example in seen:
             raise UserError(
                 f"clip {prediction.id!r} of {prediction.source!r} has two answers for condition "
                 f"{prediction.condition}; score one checkpoint with one set of decoding settings at a time"
             )
-        seen.add(clip)
+        seen.add(example)
         groups[prediction.split, prediction.task, prediction.condition].append(prediction)
     return [
         ScoreRow(
             split,
             name,
-            measure.name,
-            _compute_score(measure, groups.get((split, name, "audio"))),
-            _compute_score(measure, groups.get((split, name, "silence"))),
+            metric.name,
+            _compute_score(metric, groups.get((split, name, "audio"))),
+            _compute_score(metric, groups.get((split, name, "silence"))),
         )
         for split in sorted({split for split, _, _ in groups}, key=_split_order)
         for name, task in TASKS.items()
         if (split, name, "audio") in groups or (split, name, "silence") in groups
-        for measure in task.metrics
+        for metric in task.metrics
     ]
 
 
 def format_table(rows: Sequence[ScoreRow]) -> str:
-    """The rows as a plain-text table, values in per cent with their 95 % intervals in brackets."""
+    """Formats the rows as a plain-text table with values in per cent and 95 % intervals in brackets."""
     cells = [("task", "metric", "split", "clips", "audio", "silence")]
     cells += [
         (row.task, row.metric, row.split, format_clip_count(row), _format_score(row.audio), _format_score(row.silence))
@@ -159,32 +168,33 @@ def format_table(rows: Sequence[ScoreRow]) -> str:
 
 
 def to_json(rows: Sequence[ScoreRow]) -> str:
-    """The rows as JSON text: a list of objects with the fields of `Row`, values as fractions."""
+    """Serialises the rows as a JSON list of objects with the fields of `ScoreRow`. Values are fractions."""
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=2, allow_nan=False)
 
 
 def metric_title(row: ScoreRow) -> str:
-    """What a row counts, for people."""
-    return next(measure.title for measure in TASKS[row.task].metrics if measure.name == row.metric)
+    """Returns the human-readable title of the metric of a row."""
+    return next(metric.title for metric in TASKS[row.task].metrics if metric.name == row.metric)
 
 
 def format_clip_count(row: ScoreRow) -> str:
-    """How many clips a row counts; both numbers where an unfinished evaluation has them differ."""
-    counts = dict.fromkeys(str(one.count) for one in (row.audio, row.silence) if one)
+    """Formats the number of clips of a row, as "12", or as "12 / 8" if the two conditions have different numbers."""
+    counts = dict.fromkeys(str(score.count) for score in (row.audio, row.silence) if score)
     return " / ".join(counts)
 
 
 def format_percent(value: float) -> str:
-    """A fraction in per cent with one decimal, as in "12.3 %"."""
+    """Formats a fraction in per cent with one decimal, as "12.3 %"."""
     return f"{100 * value:.1f} %"
 
 
 def format_interval(score: Score) -> str:
-    """The 95 % interval in per cent, as in "10.1 to 14.5"."""
+    """Formats the 95 % interval in per cent, as "10.1 to 14.5"."""
     return f"{100 * score.low:.1f} to {100 * score.high:.1f}"
 
 
 def _compute_score(metric: TaskMetric, group: Sequence[Prediction] | None) -> Score | None:
+    """Returns the score of the predictions of one split, task and condition, or None if there are none."""
     if group is None:
         return None
     references = [metric.extract(prediction.reference) for prediction in group]
@@ -196,6 +206,7 @@ def _compute_score(metric: TaskMetric, group: Sequence[Prediction] | None) -> Sc
 
 
 def _split_order(split: str) -> tuple[int, str]:
+    """Returns a sort key: known splits in the order of `SPLITS`, then the other splits in alphabetical order."""
     known = list(SPLITS)
     return (known.index(split) if split in known else len(known), split)
 

@@ -1,4 +1,4 @@
-"""Manifests: our lines and the original's annotations, with their audio; and what is wrong with a line."""
+"""Tests of manifests and original SALMONN annotations: parsing, reading of audio, and rejection of wrong entries."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ CLIP = np.random.default_rng(0).integers(-9000, 9000, 32_000).astype(np.int16)
 
 @pytest.fixture
 def folder(tmp_path):
+    """Returns a folder with a mono FLAC file and a stereo WAV file."""
     soundfile.write(tmp_path / "a.flac", CLIP, 16_000)
     soundfile.write(tmp_path / "b.wav", np.stack([CLIP, -CLIP], axis=1)[:20_000], 16_000)
     return tmp_path
 
 
-def lines(folder, *entries, name="some.jsonl"):
+def write_manifest(folder, *entries, name="some.jsonl"):
+    """Writes a manifest and returns its path."""
     (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return str(folder / name)
 
@@ -50,25 +52,25 @@ def lines(folder, *entries, name="some.jsonl"):
         ManifestEntry(id="4", audio=(AudioSpan("a.flac", 2.0, None),), answer="x", question="Which?", transcript="y"),
     ],
 )
-def test_entries_and_lines_are_the_same(entry):
+def test_entry_survives_a_json_round_trip(entry):
     assert entry_from_json(json.loads(json.dumps(entry_to_json(entry))), 9) == entry
 
 
-def test_audio_is_read_beside_the_manifest(folder):
-    source = ManifestSource(lines(folder, {"audio": "a.flac", "answer": "hello"}), "mine", AudioRules())
+def test_audio_paths_are_relative_to_the_manifest(folder):
+    source = ManifestSource(write_manifest(folder, {"audio": "a.flac", "answer": "hello"}), "mine", AudioRules())
     assert len(source) == 1
     assert (source[0].id, source[0].answer, source[0].source, source[0].prompt) == ("0", "hello", "mine", "")
     np.testing.assert_array_equal(source[0].audio, CLIP)
 
 
-def test_parts_of_files_are_joined_with_silence(folder):
-    pieces = [{"path": "a.flac", "start": 0.5, "end": 1.0}, "b.wav"]
-    source = ManifestSource(lines(folder, {"audio": pieces, "answer": "Yes"}), "mine", AudioRules())
+def test_audio_spans_are_joined_with_silence(folder):
+    spans = [{"path": "a.flac", "start": 0.5, "end": 1.0}, "b.wav"]
+    source = ManifestSource(write_manifest(folder, {"audio": spans, "answer": "Yes"}), "mine", AudioRules())
     expected = np.concatenate([CLIP[8000:16_000], np.zeros(GAP_SAMPLES, np.int16), CLIP[:20_000]])
     np.testing.assert_array_equal(source[0].audio, expected)
 
 
-def test_the_originals_annotations(folder):
+def test_original_annotations(folder):
     annotations = [
         {"path": "a.flac", "text": "Hello."},
         {"path": "a.flac", "text": "a dog", "task": "audiocaption"},
@@ -77,15 +79,15 @@ def test_the_originals_annotations(folder):
     ]
     (folder / "stage1.json").write_text(json.dumps({"annotation": annotations}))
     source = ManifestSource(str(folder / "stage1.json"), "all", AudioRules())
-    found = [source[i] for i in range(4)]
-    assert [e.task for e in found] == ["asr", "audiocaption", "speaker_verification", "QA"]
-    assert [e.question for e in found] == ["", "", "", "Which?"]
-    assert len({e.id for e in found}) == 4
-    assert found[0].transcript == "Hello." and not found[1].transcript
-    assert len(found[2].audio) == 32_000 + GAP_SAMPLES + 20_000
+    examples = [source[i] for i in range(4)]
+    assert [e.task for e in examples] == ["asr", "audiocaption", "speaker_verification", "QA"]
+    assert [e.question for e in examples] == ["", "", "", "Which?"]
+    assert len({e.id for e in examples}) == 4
+    assert examples[0].transcript == "Hello." and not examples[1].transcript
+    assert len(examples[2].audio) == 32_000 + GAP_SAMPLES + 20_000
 
 
-def test_a_manifest_at_a_url(folder):
+def test_manifest_at_a_url(folder):
     with fsspec.open("memory://bucket/m/train.jsonl", "w") as file:
         file.write(json.dumps({"audio": "a.flac", "answer": "x"}) + "\n\n")
     with fsspec.open("memory://bucket/m/a.flac", "wb") as file:
@@ -95,19 +97,18 @@ def test_a_manifest_at_a_url(folder):
     np.testing.assert_array_equal(corpus.open_source("train", "train")[0].audio, CLIP)
 
 
-def test_a_network_that_fails_is_tried_again(monkeypatch):
-    tried = []
+def test_failed_network_reads_are_retried(monkeypatch):
+    attempts = []
 
-    def fetched(url):
-        tried.append(url)
-        if len(tried) < 3:
+    def fetch_third_time(url):
+        attempts.append(url)
+        if len(attempts) < 3:
             raise OSError("reset")
         return b"data"
 
-    monkeypatch.setattr(audio, "_fetched", fetched)
+    monkeypatch.setattr(audio, "_fetched", fetch_third_time)
     monkeypatch.setattr(audio, "RETRY_DELAYS", (0.0, 0.0))
     assert audio._path_or_bytes("gs://bucket/a.flac") == b"data"
-    tried.clear()
     monkeypatch.setattr(audio, "_fetched", lambda url: (_ for _ in ()).throw(OSError("reset")))
     with pytest.raises(BadExample) as caught:
         audio._path_or_bytes("gs://bucket/a.flac")
@@ -115,7 +116,7 @@ def test_a_network_that_fails_is_tried_again(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ({"audio": "a.flac"}, "it has no answer"),
         ({"audio": "a.flac", "answer": 3}, "answer must be a string"),
@@ -125,8 +126,8 @@ def test_a_network_that_fails_is_tried_again(monkeypatch):
         ([1], "it is not a JSON object"),
     ],
 )
-def test_a_wrong_line(line, says):
-    with pytest.raises(BadExample, match=says) as caught:
+def test_wrong_manifest_lines_are_rejected(line, message):
+    with pytest.raises(BadExample, match=message) as caught:
         entry_from_json(line, 0)
     assert caught.value.reason == "wrong line"
 
@@ -134,12 +135,12 @@ def test_a_wrong_line(line, says):
 @pytest.mark.parametrize(
     "line", [{"path": "a"}, {"text": "a"}, {"path": "a", "text": " "}, "a", {"path": 1, "text": "a"}]
 )
-def test_a_wrong_annotation(line):
+def test_wrong_annotations_are_rejected(line):
     with pytest.raises(BadExample):
         entry_from_annotation(line, 0)
 
 
-def test_a_line_that_breaks_off_is_that_line_only(folder):
+def test_an_incomplete_line_does_not_affect_other_lines(folder):
     (folder / "some.jsonl").write_text('{"answer": "a"}\n{"answer": \n\n{"answer": "c"}')
     manifest = Manifest(str(folder / "some.jsonl"))
     assert [manifest[0].answer, manifest[2].answer, len(manifest)] == ["a", "c", 3]
@@ -148,14 +149,14 @@ def test_a_line_that_breaks_off_is_that_line_only(folder):
 
 
 @pytest.mark.parametrize(("content", "name"), [("[1]", "a.json"), ("{", "a.json"), (None, "gone.jsonl")])
-def test_what_is_no_manifest(tmp_path, content, name):
+def test_unreadable_manifests_raise_user_error(tmp_path, content, name):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=name):
         Manifest(str(tmp_path / name))
 
 
-def test_reasons_of_bad_audio(folder):
+def test_rejection_reasons_of_bad_audio(folder):
     (folder / "empty.wav").write_bytes(b"")
     (folder / "noise.wav").write_bytes(b"RIFF but no more")
     soundfile.write(folder / "zeros.wav", np.zeros(16_000, np.int16), 16_000)
@@ -170,10 +171,10 @@ def test_reasons_of_bad_audio(folder):
     }  # fmt: skip
 
 
-def test_rules(folder):
+def test_audio_rules(folder):
     stereo = [AudioSpan(str(folder / "b.wav"))]
     np.testing.assert_array_equal(read_clip(stereo, AudioRules()), CLIP[:20_000])
-    with pytest.raises(BadExample, match="silent"):  # the second channel is the first one's negative
+    with pytest.raises(BadExample, match="silent"):  # the channels cancel each other
         read_clip(stereo, AudioRules(channels="mean"))
     assert len(fit_clip(CLIP[:100], AudioRules())) == 16_000
     assert len(fit_clip(CLIP, AudioRules(maximum_seconds=1))) == 16_000

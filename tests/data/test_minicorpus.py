@@ -1,4 +1,4 @@
-"""The mini-corpus, made of tones instead of recordings: no network and no cache needed."""
+"""Tests of the mini-corpus, built from tones instead of recordings. They need neither the network nor a cache."""
 
 from __future__ import annotations
 
@@ -45,21 +45,24 @@ SMALL = {
 }
 
 
-def tone(pitch: float, seconds: float) -> np.ndarray:
-    wave = 0.1 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * 16_000)) / 16_000)
+def tone(hertz: float, seconds: float) -> np.ndarray:
+    """Returns a sine tone, int16[samples] at 16 kHz."""
+    wave = 0.1 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * 16_000)) / 16_000)
     return (32768 * wave).astype(np.int16)
 
 
 def abc(number: int) -> str:
-    metre, kind = [("6/8", "jig"), ("4/4", "reel"), ("9/8", "slip jig"), ("3/4", "Ballade")][number % 4]
+    """Returns a tune in ABC notation; `number` determines its title, metre, type and notes."""
+    metre, tune_type = [("6/8", "jig"), ("4/4", "reel"), ("9/8", "slip jig"), ("3/4", "Ballade")][number % 4]
     notes = " ".join("CDEFGABcdefg"[(number + i) % 12] for i in range(24))
-    return f"X:{number}\nT:The Tune of {number}\nM:{metre}\nR:{kind}\nL:1/8\nK:C\n{notes} |]\n"
+    return f"X:{number}\nT:The Tune of {number}\nM:{metre}\nR:{tune_type}\nL:1/8\nK:C\n{notes} |]\n"
 
 
 def fake_recordings() -> recordings.Recordings:
+    """Returns recordings that are tones, with one held-out voice and 64 tunes."""
     voices = {}
-    for place, language in enumerate(labels.LANGUAGES):
-        digits = {digit: tone(200 + 50 * digit + place, 0.4) for digit in range(10)}
+    for index, language in enumerate(labels.LANGUAGES):
+        digits = {digit: tone(200 + 50 * digit + index, 0.4) for digit in range(10)}
         voices[f"known-{language}"] = recordings.Voice(language, True, digits)
     voices["new-en"] = recordings.Voice("en", False, {digit: tone(900 + digit, 0.4) for digit in range(9)})
     phrases = [
@@ -88,7 +91,7 @@ def fake_recordings() -> recordings.Recordings:
 
 
 class FakeSynth:
-    """Stands for tinysoundfont's: a tone for each note held, higher programs louder."""
+    """Replacement of `tinysoundfont.Synth`: plays a sine tone per held note; higher programs are louder."""
 
     def __init__(self, samplerate: int):
         self.rate, self.held, self.level = samplerate, set(), 0.1
@@ -117,7 +120,7 @@ class FakeSynth:
 
 @pytest.fixture
 def small(monkeypatch):
-    """Small sizes, and a player that needs no soundfont."""
+    """Reduces the number of examples and replaces the synthesiser, so that no soundfont is needed."""
     for source, sizes in SMALL.items():
         monkeypatch.setitem(clips.SIZES, source, sizes)
     monkeypatch.setitem(sys.modules, "tinysoundfont", types.SimpleNamespace(Synth=FakeSynth))
@@ -125,7 +128,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, small, monkeypatch) -> pathlib.Path:
-    """A cache whose recordings are there, so that nothing is fetched."""
+    """Returns a cache folder that already holds the recordings, so that nothing is downloaded."""
     pytest.importorskip("symusic")
     folder = tmp_path / "cache"
     folder.mkdir()
@@ -136,42 +139,46 @@ def cache(tmp_path, small, monkeypatch) -> pathlib.Path:
 
 
 def all_clips(source: str, split: str) -> list[clips.GeneratedExample]:
+    """Returns all generated examples of a split."""
     return list(generate_examples(fake_recordings(), source, split, pathlib.Path("none")))
 
 
-def test_strings_of_digits_do_not_leak(small):
-    def strings(examples):
-        said = [example.transcript or example.prompt for example in examples]
-        return {text for text in said if " " in text}
+def test_test_digit_strings_do_not_occur_in_training(small):
+    def digit_strings(examples):
+        texts = [example.transcript or example.prompt for example in examples]
+        return {text for text in texts if " " in text}
 
     train = [clip.example for source in ("numbers", "speech_over_sound") for clip in all_clips(source, "train")]
     test = [clip.example for source in ("numbers", "speech_over_sound") for clip in all_clips(source, "test")]
-    assert not strings(train) & strings(test)
+    assert not digit_strings(train) & digit_strings(test)
     assert all(speech.is_test_number(e.transcript) for e in test)
     assert not any(speech.is_test_number(e.transcript) for e in train)
     numbers = [clip.example for clip in all_clips("numbers", "test")]
     assert len({e.transcript for e in numbers}) == len(numbers)
-    # Nor does the text that imitates audio.
-    for split, kept in (("train", False), ("test", True)):
+    # The text-only examples that imitate audio follow the same split.
+    for split, is_test in (("train", False), ("test", True)):
         for clip in all_clips("reading", split):
             if clip.example.task == "numbers" and " " in clip.example.answer:
-                assert speech.is_test_number(clip.example.answer) == kept
+                assert speech.is_test_number(clip.example.answer) == is_test
 
 
-def test_prompts_are_split_by_id_and_titles_by_tune(small):
+def test_splits_share_no_phrase_and_no_tune(small):
     pytest.importorskip("symusic")
     for source in ("prompts", "music"):
-        made = {split: all_clips(source, split) for split in ("train", "test", "unheard")}
-        used = {split: {name.split(" ", 1)[-1] for clip in made[split] for name in clip.recordings} for split in made}
-        assert all(made.values())
-        for one, other in itertools.combinations(used.values(), 2):
-            assert not one & other
-    asked = collections.Counter(clip.example.answer for clip in all_clips("music", "train"))
-    assert len({asked[name] for name in labels.INSTRUMENTS}) == 1, "answers come equally often"
+        examples = {split: all_clips(source, split) for split in ("train", "test", "unheard")}
+        used = {
+            split: {name.split(" ", 1)[-1] for clip in of_split for name in clip.recordings}
+            for split, of_split in examples.items()
+        }
+        assert all(examples.values())
+        for first, second in itertools.combinations(used.values(), 2):
+            assert not first & second
+    counts = collections.Counter(clip.example.answer for clip in all_clips("music", "train"))
+    assert len({counts[name] for name in labels.INSTRUMENTS}) == 1, "all instruments must be equally frequent"
 
 
-def test_files_held_out_are_heard_in_no_other_split(small):
-    known = {
+def test_held_out_recordings_occur_in_no_other_split(small):
+    train_and_test = {
         name
         for source in ("sounds", "speech_over_sound")
         for split in ("train", "test")
@@ -180,19 +187,19 @@ def test_files_held_out_are_heard_in_no_other_split(small):
     }
     unheard = {name for clip in all_clips("sounds", "unheard") for name in clip.recordings}
     assert unheard == {"beep2", "buzz1"}
-    assert not unheard & known
-    assert {"beep0", "beep1", "hum0", "buzz0"} <= known
+    assert not unheard & train_and_test
+    assert {"beep0", "beep1", "hum0", "buzz0"} <= train_and_test
 
 
-def test_voices_held_out_say_nothing_in_other_splits(small):
+def test_held_out_voices_occur_in_no_other_split(small):
     voices = {split: {clip.voice for clip in all_clips("numbers", split)} for split in ("train", "test", "unheard")}
     assert voices["unheard"] == {"new-en"}
     assert "new-en" not in voices["train"] | voices["test"]
     for clip in all_clips("numbers", "unheard"):
-        assert "nine" not in clip.example.transcript, "a voice is not asked for a digit it lacks"
+        assert "nine" not in clip.example.transcript, "this voice has no recording of the digit nine"
 
 
-def test_clips_keep_to_their_length_and_answers_to_their_clips(small):
+def test_clips_have_valid_lengths_prompts_and_answers(small):
     pytest.importorskip("symusic")
     for source, split in (("numbers", "train"), ("sounds", "test"), ("speech_over_sound", "train"), ("music", "test")):
         for example in (clip.example for clip in all_clips(source, split)):
@@ -212,14 +219,14 @@ def test_clips_keep_to_their_length_and_answers_to_their_clips(small):
 
 
 @pytest.mark.parametrize("source", ["numbers", "sounds", "speech_over_sound", "reading"])
-def test_making_is_a_function_of_the_seed(small, source):
+def test_generation_is_deterministic(small, source):
     first, second = all_clips(source, "train"), all_clips(source, "train")
-    for one, other in zip(first, second, strict=True):
-        assert pickle.dumps(one) == pickle.dumps(other)
+    for clip, same_clip in zip(first, second, strict=True):
+        assert pickle.dumps(clip) == pickle.dumps(same_clip)
     assert len({clip.example.id for clip in first}) == len(first)
 
 
-def test_an_example_does_not_depend_on_how_many_there_are(small, monkeypatch):
+def test_an_example_does_not_depend_on_the_number_of_examples(small, monkeypatch):
     few = all_clips("numbers", "train")
     monkeypatch.setitem(clips.SIZES, "numbers", {"train": {"numbers": 31, "numbers_to_english": 10}})
     many = {clip.example.id: clip.example for clip in all_clips("numbers", "train")}
@@ -227,22 +234,22 @@ def test_an_example_does_not_depend_on_how_many_there_are(small, monkeypatch):
         np.testing.assert_array_equal(clip.example.audio, many[clip.example.id].audio)
 
 
-def test_imitated_audio_tokens_can_be_read(small):
-    """One word per run of copies; a word that is said twice has a filler between."""
+def test_imitated_audio_tokens_determine_the_words(small):
+    """Checks that a run of equal tokens stands for one word, and that fillers separate a word from its repetition."""
     rng = np.random.default_rng(0)
     for words in (["two"], ["two", "two"], ["one", "two", "two", "two", "one"]):
         for _ in range(50):
-            read: list[str] = []
-            for part in re.split(f"{clips.FILLER}+", imitate_audio_tokens(words, rng)):
-                read += [word for word, _ in itertools.groupby(part.split())]
-            assert read == words
+            decoded: list[str] = []
+            for run in re.split(f"{clips.FILLER}+", imitate_audio_tokens(words, rng)):
+                decoded += [word for word, _ in itertools.groupby(run.split())]
+            assert decoded == words
     for clip in all_clips("reading", "train"):
         assert clip.example.audio is None
         assert "<SpeechHere>" not in clip.example.prompt
         assert clip.example.transcript == ""
 
 
-def test_the_corpus_end_to_end(cache, capsys):
+def test_prepared_corpus_matches_the_generated_examples(cache, capsys):
     minicorpus.prepare(cache, workers=1)
     assert "numbers_to_english" in capsys.readouterr().out
     statistics = json.loads((cache / "statistics.json").read_text())
@@ -260,20 +267,20 @@ def test_the_corpus_end_to_end(cache, capsys):
 
     for source in minicorpus.SOURCES:
         for split, sizes in SMALL[source].items():
-            read = minicorpus.open_source(cache, source, split)
-            assert len(read) == sum(sizes.values())
+            opened = minicorpus.open_source(cache, source, split)
+            assert len(opened) == sum(sizes.values())
             expected = {clip.example.id: clip.example for clip in all_clips(source, split)}
             passes = [
-                [read[i] for i in range(len(read))],
-                list(map(pickle.loads(pickle.dumps(read)).__getitem__, range(len(read)))),
+                [opened[i] for i in range(len(opened))],
+                list(map(pickle.loads(pickle.dumps(opened)).__getitem__, range(len(opened)))),
             ]
             for examples in passes:
                 assert {e.id for e in examples} == set(expected)
                 for example in examples:
-                    made = expected[example.id]
-                    np.testing.assert_array_equal(example.audio, made.audio)
-                    assert (example.prompt, example.answer, example.task) == (made.prompt, made.answer, made.task)
-                    assert (example.transcript, example.source) == (made.transcript, source)
+                    want = expected[example.id]
+                    np.testing.assert_array_equal(example.audio, want.audio)
+                    assert (example.prompt, example.answer, example.task) == (want.prompt, want.answer, want.task)
+                    assert (example.transcript, example.source) == (want.transcript, source)
             assert [e.id for e in passes[0]] == [e.id for e in passes[1]]
 
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
@@ -286,13 +293,13 @@ def test_the_corpus_end_to_end(cache, capsys):
         minicorpus.open_source(cache, "number", "train")
 
 
-def test_an_interrupted_build_is_not_taken_for_finished(cache, monkeypatch):
-    real = nonspeech.sounds
+def test_an_interrupted_build_is_incomplete_and_resumes(cache, monkeypatch):
+    original = nonspeech.sounds
 
     def interrupted(recordings, split, sizes):
         if split == "test":
             raise KeyboardInterrupt
-        return real(recordings, split, sizes)
+        return original(recordings, split, sizes)
 
     monkeypatch.setattr(nonspeech, "sounds", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -300,13 +307,13 @@ def test_an_interrupted_build_is_not_taken_for_finished(cache, monkeypatch):
     with pytest.raises(UserError, match="no mini-corpus in"):
         minicorpus.open_source(cache, "numbers", "train")
     assert not build.source_folder(cache, "sounds").exists()
-    # What a kill leaves, which TFDS cannot clean up.
-    left = build.source_folder(cache, "sounds").parent / "incomplete.abc_1.0.0"
-    left.mkdir(parents=True, exist_ok=True)
+    # A killed process leaves such a folder, which TFDS does not remove.
+    leftover = build.source_folder(cache, "sounds").parent / "incomplete.abc_1.0.0"
+    leftover.mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(nonspeech, "sounds", real)
+    monkeypatch.setattr(nonspeech, "sounds", original)
     minicorpus.prepare(cache, workers=1)
-    assert not left.exists()
+    assert not leftover.exists()
     assert len(minicorpus.open_source(cache, "sounds", "train")) == 12
 
     shutil.rmtree(build.source_folder(cache, "sounds"))
@@ -325,35 +332,35 @@ def test_two_builds_give_the_same_bytes(cache, tmp_path):
     assert (cache / "tokenizer.model").read_bytes() == (other / "tokenizer.model").read_bytes()
     for source in minicorpus.SOURCES:
         for split in SMALL[source]:
-            one, two = minicorpus.open_source(cache, source, split), minicorpus.open_source(other, source, split)
-            for i in range(len(one)):
-                assert pickle.dumps(one[i]) == pickle.dumps(two[i])
+            first, second = (minicorpus.open_source(folder, source, split) for folder in (cache, other))
+            for i in range(len(first)):
+                assert pickle.dumps(first[i]) == pickle.dumps(second[i])
 
 
-def test_where_debian_lacks_a_package_speech_is_synthesised(tmp_path, small, monkeypatch, capsys):
+def test_speech_is_synthesised_without_apt(tmp_path, small, monkeypatch, capsys):
     for name in ("av", "symusic", "espeakng_loader"):
         pytest.importorskip(name)
-    called = []
+    calls = []
     monkeypatch.setattr(packages, "has_apt", lambda: False)
     monkeypatch.setattr(packages, "unpack_wheels", lambda folder: folder.mkdir(parents=True))
     monkeypatch.setattr(
-        build.synthetic_recordings, "from_wheels", lambda folder: called.append(folder) or fake_recordings()
+        build.synthetic_recordings, "from_wheels", lambda folder: calls.append(folder) or fake_recordings()
     )
     minicorpus.prepare(tmp_path / "cache", workers=1)
-    assert called
+    assert calls
     assert "there is no apt here" in capsys.readouterr().err
     assert minicorpus.open_source(tmp_path / "cache", "numbers", "test")[0].task == "numbers"
     assert not (tmp_path / "cache" / "packages").exists()
 
 
-def test_a_missing_extra_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
+def test_a_missing_extra_is_reported_before_any_download(tmp_path, monkeypatch):
     monkeypatch.setattr(packages, "unpack_wheels", None)
     monkeypatch.setattr(build, "_EXTRA", ("no_such_module",))
     with pytest.raises(UserError, match=r"no module no_such_module; .*salmonn-jax\[minicorpus\]"):
         build.prepare(tmp_path, workers=1)
 
 
-def test_a_corpus_that_is_not_there_is_told(tmp_path):
+def test_a_missing_corpus_raises_user_error(tmp_path):
     message = r"no mini-corpus in .*; build it with: python -m launch\.prepare minicorpus"
     with pytest.raises(UserError, match=message):
         minicorpus.open_source(tmp_path, "numbers", "train")
@@ -361,12 +368,12 @@ def test_a_corpus_that_is_not_there_is_told(tmp_path):
         minicorpus.sources_with_audio(tmp_path, "test")
 
 
-def test_the_command_passes_its_options_on(monkeypatch):
-    given = {}
-    monkeypatch.setattr(minicorpus, "prepare", lambda data_dir, **rest: given.update(data_dir=data_dir, **rest))
+def test_the_command_passes_its_options_to_prepare(monkeypatch):
+    passed = {}
+    monkeypatch.setattr(minicorpus, "prepare", lambda data_dir, **rest: passed.update(data_dir=data_dir, **rest))
     command.main(["minicorpus"])
-    assert given == {"data_dir": pathlib.Path(".cache/minicorpus"), "workers": 2}
+    assert passed == {"data_dir": pathlib.Path(".cache/minicorpus"), "workers": 2}
     command.main(["minicorpus", "--data-dir", "here", "--workers", "1"])
-    assert given == {"data_dir": pathlib.Path("here"), "workers": 1}
+    assert passed == {"data_dir": pathlib.Path("here"), "workers": 1}
     with pytest.raises(UserError, match="--workers is 0"):
         build.prepare(pathlib.Path("here"), workers=0)

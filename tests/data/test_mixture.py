@@ -1,4 +1,4 @@
-"""Shares: weights in any unit; older sources on top."""
+"""Tests of the source shares: weights in several units, temperature and replay."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from salmonn_jax.errors import UserError
 CONFIG = DataConfig(mixture={"asr": 3.0, "events": 1.0})
 
 
-def test_weights_of_examples_are_shares():
+def test_weights_in_examples_are_normalised():
     assert source_shares(CONFIG, {}) == pytest.approx({"asr": 0.75, "events": 0.25})
 
 
-def test_temperature_makes_small_sources_larger():
-    made = source_shares(dataclasses.replace(CONFIG, temperature=2.0), {})
-    assert made["asr"] / made["events"] == pytest.approx(3**0.5)
+def test_temperature_upsamples_small_sources():
+    shares = source_shares(dataclasses.replace(CONFIG, temperature=2.0), {})
+    assert shares["asr"] / shares["events"] == pytest.approx(3**0.5)
 
 
 @pytest.mark.parametrize("unit", ["hours", "tokens"])
-def test_weights_in_other_units_are_converted(unit):
-    """Three times the hours, or tokens, of examples twice as long: one and a half times the examples."""
-    made = source_shares(dataclasses.replace(CONFIG, weight_unit=unit), {"asr": 20.0, "events": 10.0})
-    assert made["asr"] / made["events"] == pytest.approx(1.5)
+def test_weights_in_hours_or_tokens_are_converted_to_examples(unit):
+    """Checks that a source with three times the weight and examples twice as long gets 1.5 times the examples."""
+    shares = source_shares(dataclasses.replace(CONFIG, weight_unit=unit), {"asr": 20.0, "events": 10.0})
+    assert shares["asr"] / shares["events"] == pytest.approx(1.5)
 
 
-def test_replay_on_top_and_as_a_share():
-    """ForgetSLM's 5 % of each of two older stages is 4.5 % of the examples each."""
+def test_replay_is_added_or_a_share_of_all_examples():
+    """Checks both meanings of `replay`: ForgetSLM adds 5 % of each of two older stages, which gives 4.5 % each."""
     added = source_shares(dataclasses.replace(CONFIG, replay={"old": 0.05, "text": 0.05}), {})
     assert added["old"] == added["text"] == pytest.approx(0.05 / 1.1)
     assert added["asr"] == pytest.approx(0.75 / 1.1)
@@ -42,13 +42,13 @@ def test_replay_on_top_and_as_a_share():
     assert share == pytest.approx({"asr": 0.95 * 0.75, "events": 0.95 * 0.25, "old": 0.05})
 
 
-def test_five_percent_of_the_tokens_is_a_twentieth_of_the_examples_where_answers_are_long():
+def test_five_percent_of_the_tokens_is_a_small_share_of_examples_with_long_answers():
     config = DataConfig(mixture={"asr": 0.95, "text": 0.05}, weight_unit="tokens")
     assert source_shares(config, {"asr": 30.0, "text": 350.0})["text"] == pytest.approx(0.0045, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"mixture": {}}, "data.mixture names no source"),
         ({"mixture": {"tones": 0.0}}, "weight of source 'tones' is 0.0"),
@@ -57,19 +57,20 @@ def test_five_percent_of_the_tokens_is_a_twentieth_of_the_examples_where_answers
         ({"weight_unit": "hours"}, "source 'events' has no hours"),
     ],
 )
-def test_a_mixture_that_cannot_be(change, says):
-    with pytest.raises(UserError, match=says):
+def test_invalid_mixtures_raise_user_error(change, message):
+    with pytest.raises(UserError, match=message):
         source_shares(dataclasses.replace(CONFIG, **change), {"asr": 1.0, "events": 0.0})
 
 
-class Words:
-    """A tokenizer of words."""
+class WordTokenizer:
+    """Tokenizer that splits at white space."""
 
     def encode(self, text):
+        """Returns the words of a text."""
         return text.split()
 
 
-def test_measured_are_examples_spread_over_the_source():
+def test_mean_example_size_samples_the_whole_source_and_skips_bad_examples():
     def example(i):
         if i % 7 == 3:
             raise BadExample("missing", "gone")
@@ -84,6 +85,6 @@ def test_measured_are_examples_spread_over_the_source():
         def __getitem__(self, i):
             return example(i)
 
-    assert mean_example_size(Source(), "tokens", Words(), 300) == 4
-    assert mean_example_size(Source(), "tokens", Words(), 2) == 2
-    assert 1.2 / 3600 < mean_example_size(Source(), "hours", Words(), 300) < 1.8 / 3600
+    assert mean_example_size(Source(), "tokens", WordTokenizer(), 300) == 4
+    assert mean_example_size(Source(), "tokens", WordTokenizer(), 2) == 2
+    assert 1.2 / 3600 < mean_example_size(Source(), "hours", WordTokenizer(), 300) < 1.8 / 3600

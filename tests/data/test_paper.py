@@ -1,4 +1,4 @@
-"""The corpora of the paper, each on a folder of a few files in the layout it is distributed in."""
+"""Tests of the readers of the paper's corpora, each with a few files in the layout of the distribution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan, BadExa
 from data_pipelines.sources.paper import readers
 from salmonn_jax.errors import UserError
 
-# As the Montreal Forced Aligner writes it: a tier of words, a tier of phones.
+# TextGrid file as written by the Montreal Forced Aligner, with a tier of words and a tier of phones.
 GRID = """File type = "ooTextFile"
 Object class = "TextGrid"
 
@@ -50,12 +50,14 @@ item []:
 
 
 def write(folder, name, text):
+    """Writes a text file, or a JSON file if `text` is not a string."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
 
 
-def sound(folder, name, seconds, hertz=440.0):
+def write_tone(folder, name, seconds, hertz=440.0):
+    """Writes a tone as an audio file and returns it as int16[samples]."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     time = np.arange(round(16_000 * seconds)) / 16_000
     samples = (8_000 * np.sin(2 * np.pi * hertz * time)).astype(np.int16)
@@ -64,19 +66,21 @@ def sound(folder, name, seconds, hertz=440.0):
 
 
 def read(name, folder, split="train"):
-    """The entries, twice, for the same folder must give the same ones."""
-    found = list(paper.read(name, folder, split))
-    again = list(paper.read(name, folder, split))
-    assert [str(entry) for entry in found] == [str(entry) for entry in again]
-    return found
+    """Returns the entries of a corpus, and checks that a second reading gives the same entries."""
+    entries = list(paper.read(name, folder, split))
+    entries_again = list(paper.read(name, folder, split))
+    assert [str(entry) for entry in entries] == [str(entry) for entry in entries_again]
+    return entries
 
 
-def captioned(id, path, answer, task="audiocaption"):
+def audio_entry(id, path, answer, task="audiocaption"):
+    """Returns an entry with one audio file and no transcript."""
     return ManifestEntry(id=id, audio=(AudioSpan(path),), answer=answer, task=task)
 
 
 @pytest.fixture
 def librispeech(tmp_path):
+    """Returns a LibriSpeech folder with four training utterances, one test utterance and two alignments."""
     write(
         tmp_path,
         "SPEAKERS.TXT",
@@ -96,7 +100,8 @@ def librispeech(tmp_path):
     return tmp_path
 
 
-def spoken(id, path, words, answer=None, task="asr"):
+def speech_entry(id, path, words, answer=None, task="asr"):
+    """Returns an entry with one audio file and a transcript, which is also the default answer."""
     return ManifestEntry(
         id=id, audio=(AudioSpan(path),), answer=words if answer is None else answer, task=task, transcript=words
     )
@@ -105,35 +110,35 @@ def spoken(id, path, words, answer=None, task="asr"):
 def test_librispeech(librispeech):
     chapter = "train-clean-100/103/1240/103-1240"
     assert read("librispeech", librispeech) == [
-        spoken("103-1240-0000", f"{chapter}-0000.flac", "Go on"),
-        spoken("103-1240-0001", f"{chapter}-0001.flac", "Missus lynde's house"),
-        spoken("1034-1-0000", "train-clean-100/1034/1/1034-1-0000.flac", "Yes"),
-        spoken("999-1-0000", "train-clean-100/999/1/999-1-0000.flac", "Who"),
+        speech_entry("103-1240-0000", f"{chapter}-0000.flac", "Go on"),
+        speech_entry("103-1240-0001", f"{chapter}-0001.flac", "Missus lynde's house"),
+        speech_entry("1034-1-0000", "train-clean-100/1034/1/1034-1-0000.flac", "Yes"),
+        speech_entry("999-1-0000", "train-clean-100/999/1/999-1-0000.flac", "Who"),
     ]
-    held_out = spoken("61-1-0000", "test-clean/61/1/61-1-0000.flac", "Held out")
+    held_out = speech_entry("61-1-0000", "test-clean/61/1/61-1-0000.flac", "Held out")
     assert read("librispeech", librispeech, "test_clean") == [held_out]
 
 
-def test_gender(librispeech):
-    """A reader who is not in the list makes a line that cannot be used, and the others are read."""
+def test_librispeech_gender(librispeech):
+    """Checks that an utterance of an unknown speaker is rejected and the other utterances are read."""
     chapter, task = "train-clean-100/103/1240/103-1240", "gender_recognition"
     *known, unknown = read("librispeech_gender", librispeech)
     assert known == [
-        spoken("103-1240-0000", f"{chapter}-0000.flac", "Go on", "Female", task),
-        spoken("103-1240-0001", f"{chapter}-0001.flac", "Missus lynde's house", "Female", task),
-        spoken("1034-1-0000", "train-clean-100/1034/1/1034-1-0000.flac", "Yes", "Male", task),
+        speech_entry("103-1240-0000", f"{chapter}-0000.flac", "Go on", "Female", task),
+        speech_entry("103-1240-0001", f"{chapter}-0001.flac", "Missus lynde's house", "Female", task),
+        speech_entry("1034-1-0000", "train-clean-100/1034/1/1034-1-0000.flac", "Yes", "Male", task),
     ]
     assert isinstance(unknown, BadExample) and unknown.reason == "wrong line" and "999-1-0000" in str(unknown)
 
 
-def test_phones(librispeech):
-    """Neither what was not aligned nor what has an unknown word."""
+def test_librispeech_phones(librispeech):
+    """Checks that utterances without an alignment or with an unknown word are skipped."""
     with pytest.raises(UserError, match=r"train-clean-360 holds no \.TextGrid file; .*librispeech-alignments"):
         read("librispeech_phones", librispeech)
     for subset in ("train-clean-360", "train-other-500"):
         write(librispeech, f"{subset}/1/2/1-2-0000.TextGrid", GRID)
     path = "train-clean-100/103/1240/103-1240-0000.flac"
-    phones = spoken("103-1240-0000", path, "Go on", "G OW1", "phone_recognition")
+    phones = speech_entry("103-1240-0000", path, "Go on", "G OW1", "phone_recognition")
     assert read("librispeech_phones", librispeech) == [phones]
 
 
@@ -159,15 +164,15 @@ def test_gigaspeech(tmp_path):
     assert last == ManifestEntry(id="POD1_S5", audio=(AudioSpan(path, 2.5, 3.0),), answer="Bye", transcript="Bye")
     assert [entry.id for entry in read("gigaspeech", tmp_path, "test")] == ["POD1_S6"]
 
-    samples = sound(tmp_path, path, 3.0)
-    heard = read_clip([piece._replace(path=str(tmp_path / piece.path)) for piece in first.audio], AudioRules())
-    made = to_example(first, "gigaspeech", heard)
-    assert np.array_equal(made.audio[:12_000], samples[8_000:20_000]) and not made.audio[12_000:].any()
-    assert (made.answer, made.task, made.source) == ("It's well here", "asr", "gigaspeech")
+    samples = write_tone(tmp_path, path, 3.0)
+    clip = read_clip([span._replace(path=str(tmp_path / span.path)) for span in first.audio], AudioRules())
+    example = to_example(first, "gigaspeech", clip)
+    assert np.array_equal(example.audio[:12_000], samples[8_000:20_000]) and not example.audio[12_000:].any()
+    assert (example.answer, example.task, example.source) == ("It's well here", "asr", "gigaspeech")
 
 
 def test_wavcaps(tmp_path):
-    """Not what is longer than three minutes, nor what the test sets of others hold."""
+    """Checks that clips longer than three minutes and clips of other corpora's test sets are skipped."""
     sources = {
         "AudioSet_SL/as": [("YaB-1.wav", 10.0, "A dog barks."), ("YaB-2.wav", 10, "Tested.")],
         "BBC_Sound_Effects/bbc": [("NHU05", 180.0, 'A "laughing" owl, far off.'), ("NHU06", 180.1, "Long.")],
@@ -177,18 +182,18 @@ def test_wavcaps(tmp_path):
     for name, clips in sources.items():
         data = [{"id": id, "duration": seconds, "caption": caption, "tags": []} for id, seconds, caption in clips]
         write(tmp_path, f"json_files/{name}_final.json", {"num_captions_per_audio": 1, "data": data})
-    tested = {"AudioSet": ["YaB-2.wav"], "FreeSound": ["17"]}
-    write(tmp_path, "json_files/blacklist/blacklist_exclude_test_ac.json", tested)
+    excluded = {"AudioSet": ["YaB-2.wav"], "FreeSound": ["17"]}
+    write(tmp_path, "json_files/blacklist/blacklist_exclude_test_ac.json", excluded)
     assert read("wavcaps", tmp_path) == [
-        captioned("AudioSet_SL/YaB-1", "AudioSet_SL/YaB-1.flac", "A dog barks."),
-        captioned("BBC_Sound_Effects/NHU05", "BBC_Sound_Effects/NHU05.flac", 'A "laughing" owl, far off.'),
-        captioned("FreeSound/18", "FreeSound/18.flac", "Rain falls."),
-        captioned("SoundBible/2218", "SoundBible/2218.flac", ""),
+        audio_entry("AudioSet_SL/YaB-1", "AudioSet_SL/YaB-1.flac", "A dog barks."),
+        audio_entry("BBC_Sound_Effects/NHU05", "BBC_Sound_Effects/NHU05.flac", 'A "laughing" owl, far off.'),
+        audio_entry("FreeSound/18", "FreeSound/18.flac", "Rain falls."),
+        audio_entry("SoundBible/2218", "SoundBible/2218.flac", ""),
     ]
 
 
 def test_audiocaps(tmp_path):
-    """Clips are found by any name they are given, and one that is not there is an entry all the same."""
+    """Checks that clips are found under several names, and that a missing clip still gives an entry."""
     head = "audiocap_id,youtube_id,start_time,caption\n"
     write(
         tmp_path,
@@ -198,10 +203,10 @@ def test_audiocaps(tmp_path):
     for name in ("-ab.wav", "Ycd.flac", "cd.txt"):
         write(tmp_path, f"val/{name}", "")
     assert read("audiocaps", tmp_path, "dev") == [
-        captioned("1", "val/-ab.wav", 'Rustling, then a "quack"'),
-        captioned("2", "val/-ab.wav", "A duck"),
-        captioned("3", "val/Ycd.flac", "Wind"),
-        captioned("4", "val/ef.wav", "Rain"),
+        audio_entry("1", "val/-ab.wav", 'Rustling, then a "quack"'),
+        audio_entry("2", "val/-ab.wav", "A duck"),
+        audio_entry("3", "val/Ycd.flac", "Wind"),
+        audio_entry("4", "val/ef.wav", "Rain"),
     ]
 
 
@@ -211,24 +216,24 @@ def test_clotho(tmp_path):
     write(tmp_path, "clotho_captions_development.csv", head + row)
     captions = ["It rains, hard", '"Drip"', "Rain", "Water", "It pours"]
     assert read("clotho", tmp_path) == [
-        captioned(f"Rain, heavy.wav#caption_{number}", "development/Rain, heavy.wav", caption)
+        audio_entry(f"Rain, heavy.wav#caption_{number}", "development/Rain, heavy.wav", caption)
         for number, caption in enumerate(captions, 1)
     ]
 
 
 def test_musiccaps(tmp_path):
     head = "ytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,is_balanced_subset"
-    tested = """-0Gj8,30,40,"/m/1,/m/2","['a', 'b']","Slow, sad.\nA flute.",4,False,True"""
-    trained = "ab,0,10,/m/1,[],Fast.,4,True,False"
-    write(tmp_path, "musiccaps-public.csv", f"{head},is_audioset_eval\n{tested}\n{trained}\n")
+    test_row = """-0Gj8,30,40,"/m/1,/m/2","['a', 'b']","Slow, sad.\nA flute.",4,False,True"""
+    train_row = "ab,0,10,/m/1,[],Fast.,4,True,False"
+    write(tmp_path, "musiccaps-public.csv", f"{head},is_audioset_eval\n{test_row}\n{train_row}\n")
     write(tmp_path, "-0Gj8.mp3", "")
-    description = captioned("-0Gj8", "-0Gj8.mp3", "Slow, sad.\nA flute.", "music_description")
+    description = audio_entry("-0Gj8", "-0Gj8.mp3", "Slow, sad.\nA flute.", "music_description")
     assert read("musiccaps", tmp_path, "test") == [description]
-    assert read("musiccaps", tmp_path) == [captioned("ab", "ab.wav", "Fast.", "music_description")]
+    assert read("musiccaps", tmp_path) == [audio_entry("ab", "ab.wav", "Fast.", "music_description")]
 
 
 def test_covost2(tmp_path):
-    """Tab-separated files quote nothing."""
+    """Checks that quotes in the tab-separated files are kept as text."""
     translations = "path\ttranslation\tsplit\nb.mp3\t他说“再见”。\ttrain_covost\na.mp3\t你好\ttrain\nc.mp3\t不\ttest\n"
     write(tmp_path, "covost_v2.en_zh-CN.tsv", translations)
     sentences = (
@@ -236,8 +241,8 @@ def test_covost2(tmp_path):
     )
     write(tmp_path, "validated.tsv", sentences)
     assert read("covost2", tmp_path) == [
-        spoken("a.mp3", "clips/a.mp3", "Hello", "你好", "translation_ec"),
-        spoken("b.mp3", "clips/b.mp3", '"Bye," he said.', "他说“再见”。", "translation_ec"),
+        speech_entry("a.mp3", "clips/a.mp3", "Hello", "你好", "translation_ec"),
+        speech_entry("b.mp3", "clips/b.mp3", '"Bye," he said.', "他说“再见”。", "translation_ec"),
     ]
     assert [entry.id for entry in read("covost2", tmp_path, "test")] == ["c.mp3"]
 
@@ -252,11 +257,11 @@ def test_iemocap(tmp_path):
         ]
         head = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
         write(tmp_path, f"Session{session}/dialog/EmoEvaluation/{name}.txt", head + "\n".join(lines))
-        write(tmp_path, f"Session{session}/dialog/EmoEvaluation/._{name}.txt", "of another system")
+        write(tmp_path, f"Session{session}/dialog/EmoEvaluation/._{name}.txt", "resource fork of macOS")
     name = "Ses05F_impro01"
     assert read("iemocap", tmp_path, "test") == [
-        captioned(f"{name}_F000", f"Session5/sentences/wav/{name}/{name}_F000.wav", "Neutral", "emotion_recognition"),
-        captioned(f"{name}_M000", f"Session5/sentences/wav/{name}/{name}_M000.wav", "Happy", "emotion_recognition"),
+        audio_entry(f"{name}_F000", f"Session5/sentences/wav/{name}/{name}_F000.wav", "Neutral", "emotion_recognition"),
+        audio_entry(f"{name}_M000", f"Session5/sentences/wav/{name}/{name}_M000.wav", "Happy", "emotion_recognition"),
     ]
     assert [entry.id[:5] for entry in read("iemocap", tmp_path)] == [f"Ses0{s}" for s in (1, 1, 2, 2, 3, 3, 4, 4)]
 
@@ -270,44 +275,48 @@ def test_librimix(tmp_path):
     write(tmp_path, "Libri2Mix/wav16k/max/metadata/mixture_test_mix_clean.csv", table + rows)
     mixture, unknown = read("librimix", tmp_path, "test")
     path = f"Libri2Mix/wav16k/max/test/mix_clean/{names[0]}.wav"
-    assert mixture == captioned(names[0], path, "One voice\nThe other", "speech_separation")
+    assert mixture == audio_entry(names[0], path, "One voice\nThe other", "speech_separation")
     assert isinstance(unknown, BadExample) and "7-7-0000" in str(unknown)
 
 
 def paths(entries):
-    """Speaker, video and file of each piece."""
-    return [[piece.path.split("/")[2:] for piece in entry.audio] for entry in entries]
+    """Returns [speaker, video, file] of each audio span of each entry."""
+    return [[span.path.split("/")[2:] for span in entry.audio] for entry in entries]
 
 
 def test_voxceleb1_pairs(tmp_path):
-    """As many of one speaker as of two; of another video where there is one; nobody is paired with themselves."""
+    """Checks the generated pairs.
+
+    Pairs of one speaker and of two speakers are equally frequent. A pair of one speaker uses two videos if there are
+    two. No utterance is paired with itself.
+    """
     utterances = [f"id1/{video}/0000{i}.wav" for video in "abc" for i in (1, 2)]
     utterances += ["id2/a/00001.wav", "id2/a/00002.wav", "id3/a/00001.wav"]
     for name in utterances:
         write(tmp_path, f"dev/wav/{name}", "")
-    found = read("voxceleb1", tmp_path)
-    same, other = found[::2], found[1::2]
+    entries = read("voxceleb1", tmp_path)
+    same, other = entries[::2], entries[1::2]
     assert {entry.answer for entry in same} == {"Yes"} and {entry.answer for entry in other} == {"No"}
-    assert {entry.task for entry in found} == {"speaker_verification"}
-    assert len({entry.id for entry in found}) == len(found)
-    firsts = [name.split("/") for name in utterances[:-1]]  # the third speaker has but one utterance
+    assert {entry.task for entry in entries} == {"speaker_verification"}
+    assert len({entry.id for entry in entries}) == len(entries)
+    firsts = [name.split("/") for name in utterances[:-1]]  # the third speaker has only one utterance
     assert [first for first, _ in paths(same)] == [first for first, _ in paths(other)] == firsts
     for first, second in paths(same):
         assert first[0] == second[0] and first != second and (first[0] == "id2" or first[1] != second[1])
     assert all(first[0] != second[0] for first, second in paths(other))
 
 
-def test_voxceleb1_trials_are_heard_one_after_the_other(tmp_path):
+def test_voxceleb1_trials_are_concatenated(tmp_path):
     write(tmp_path, "veri_test.txt", "1 id9/a/1.wav id9/b/1.wav\n0 id9/a/1.wav id8/a/1.wav\nodd\n")
     same, other, wrong = read("voxceleb1", tmp_path, "test")
     first, second = "test/wav/id9/a/1.wav", "test/wav/id9/b/1.wav"
-    pieces = (AudioSpan(first), AudioSpan(second))
-    assert same == ManifestEntry(id=f"{first}+{second}", audio=pieces, answer="Yes", task="speaker_verification")
+    spans = (AudioSpan(first), AudioSpan(second))
+    assert same == ManifestEntry(id=f"{first}+{second}", audio=spans, answer="Yes", task="speaker_verification")
     assert other.answer == "No" and isinstance(wrong, BadExample)
 
-    one, two = sound(tmp_path, first, 1.0), sound(tmp_path, second, 0.5, hertz=880.0)
-    heard = read_clip([piece._replace(path=str(tmp_path / piece.path)) for piece in same.audio], AudioRules())
-    assert np.array_equal(heard, np.concatenate([one, np.zeros(GAP_SAMPLES, np.int16), two]))
+    clips = write_tone(tmp_path, first, 1.0), write_tone(tmp_path, second, 0.5, hertz=880.0)
+    joined = read_clip([span._replace(path=str(tmp_path / span.path)) for span in same.audio], AudioRules())
+    assert np.array_equal(joined, np.concatenate([clips[0], np.zeros(GAP_SAMPLES, np.int16), clips[1]]))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +329,7 @@ def test_voxceleb1_trials_are_heard_one_after_the_other(tmp_path):
         ("millionsong", "MillionSongDatasetSpotify/TRA.mp3"),
     ],
 )
-def test_questions(tmp_path, name, path):
+def test_question_answering_corpora(tmp_path, name, path):
     lines = [
         {"path": f"/{path}", "text": "It is {odd}.", "task": "QA", "Q": 'What, "exactly"?'},
         {"path": "/Clotho/train/1.wav", "text": "Not this.", "task": "QA", "Q": "Which?"},
@@ -339,7 +348,7 @@ def test_questions(tmp_path, name, path):
     assert isinstance(wrong, BadExample) and "path and text must be strings" in str(wrong)
 
 
-def test_long_lists_are_read_in_pieces(tmp_path, monkeypatch):
+def test_long_json_arrays_are_read_in_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_CHUNK", 20)
     items = [{"id": number, "text": 'ein "Wort" ]} ' * number, "more": [[], {"a": []}]} for number in range(30)]
     for indent in (None, 2):
@@ -352,7 +361,7 @@ def test_long_lists_are_read_in_pieces(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", paper.PAPER_CORPORA)
-def test_what_is_missing_and_where_it_comes_from(tmp_path, name):
+def test_missing_files_are_named_with_their_download_site(tmp_path, name):
     corpus = paper.PAPER_CORPORA[name]
     assert corpus.name == name and "\n" not in corpus.download_hint
     for split in corpus.splits:
@@ -364,13 +373,13 @@ def test_what_is_missing_and_where_it_comes_from(tmp_path, name):
             assert any(site in message for site in (".org/", ".com/", ".co/", ".edu/", ".ac.uk/"))
 
 
-def test_a_table_of_another_layout(tmp_path):
+def test_a_table_without_an_expected_column_raises_user_error(tmp_path):
     write(tmp_path, "clotho_captions_development.csv", "name,caption\na,b\n")
     with pytest.raises(UserError, match="has no column 'caption_1'; Clotho 2 is at zenodo"):
         list(paper.read("clotho", tmp_path, "train"))
 
 
-def test_unknown_names(tmp_path):
+def test_unknown_corpora_and_splits_raise_user_error(tmp_path):
     with pytest.raises(UserError, match="unknown corpus of the paper 'librispeach'; did you mean 'librispeech'"):
         paper.read("librispeach", tmp_path, "train")
     with pytest.raises(UserError, match="unknown split of gigaspeech 'dew'; did you mean 'dev'"):

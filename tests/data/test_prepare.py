@@ -1,4 +1,4 @@
-"""Data sets made of manifests: what goes in comes out, whoever makes them and however often it is interrupted."""
+"""Tests of prepared data sets: content, statistics, rejected entries, resumption, Beam and URLs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ LENGTHS = (1.0, 1.3, 2.0, 1.7, 1.1)
 
 
 def noise(seed: int, seconds: float) -> np.ndarray:
+    """Returns noise, int16[samples] at 16 kHz."""
     return np.random.default_rng(seed).integers(-20_000, 20_000, int(seconds * 16_000), dtype=np.int16)
 
 
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
-    """Five clips of noise, and a manifest of them and of a question without audio."""
+    """Returns a folder with five clips of noise and a manifest of these clips and one text-only example."""
     lines = []
     for i, seconds in enumerate(LENGTHS):
         name = f"{i}.{'wav' if i % 2 else 'flac'}"
@@ -46,32 +47,33 @@ def folder(tmp_path) -> pathlib.Path:
 
 
 def prepare(manifest, output, *, split: str = "train", audio: str = "flac", rules: AudioRules | None = None, **options):
-    """Two clips a shard, unless it says otherwise."""
+    """Prepares a manifest as one split, with two clips per shard by default."""
 
-    def entries():
+    def read_entries():
         opened = Manifest(str(manifest))
         return map(opened.__getitem__, range(len(opened)))
 
-    recipe = PrepareConfig(source=str(manifest), rules=rules or AudioRules(), audio=audio)
-    dataset.prepare_split(entries, recipe, str(output), split, **{"clips_per_shard": 2, **options})
+    config = PrepareConfig(source=str(manifest), rules=rules or AudioRules(), audio=audio)
+    dataset.prepare_split(read_entries, config, str(output), split, **{"clips_per_shard": 2, **options})
 
 
 def shards(output: pathlib.Path) -> dict[str, bytes]:
+    """Returns the content of all shards by file name."""
     return {path.name: path.read_bytes() for path in sorted(output.glob("clips-*"))}
 
 
 def rejected(output: pathlib.Path) -> list[dict]:
+    """Returns the list of rejected entries of the split `train`."""
     return [json.loads(line) for line in (output / "train.rejected.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("audio", ["flac", "pcm"])
-def test_what_goes_in_comes_out(folder, audio, capsys):
+def test_prepared_examples_equal_the_manifest(folder, audio, capsys):
     prepare(folder / "all.jsonl", folder / "data", audio=audio)
-    said = capsys.readouterr().out
-    assert f"{folder / 'data'} train: 6 examples\n" in said
-    read = open_split(folder / "data", "mine", "train")
-    assert len(read) == 6
-    for examples in (list(read), [pickle.loads(pickle.dumps(read))[i] for i in range(6)]):
+    assert f"{folder / 'data'} train: 6 examples\n" in capsys.readouterr().out
+    source = open_split(folder / "data", "mine", "train")
+    assert len(source) == 6
+    for examples in (list(source), [pickle.loads(pickle.dumps(source))[i] for i in range(6)]):
         for i, example in enumerate(examples[:5]):
             assert example.audio.dtype == np.int16
             np.testing.assert_array_equal(example.audio, noise(i, LENGTHS[i]))
@@ -80,7 +82,7 @@ def test_what_goes_in_comes_out(folder, audio, capsys):
         text = examples[5]
         assert text.audio is None
         assert (text.prompt, text.question, text.answer, text.task) == ("Capital?", "of France", "Paris", "qa")
-    assert [example.audio for example in read.examples_without_audio()] == [None] * 6
+    assert [example.audio for example in source.examples_without_audio()] == [None] * 6
 
     statistics = json.loads((folder / "data" / "train.statistics.json").read_text(encoding="utf-8"))
     assert statistics["tasks"]["asr"]["seconds"] == {"min": 1.0, "mean": 1.42, "max": 2.0}
@@ -90,7 +92,7 @@ def test_what_goes_in_comes_out(folder, audio, capsys):
     assert not list((folder / "data").glob("*unfinished*"))
 
 
-def test_tfds_reads_it_and_nothing_imports_tensorflow(folder):
+def test_tfds_reads_the_data_set_without_tensorflow(folder):
     import tensorflow_datasets as tfds
 
     prepare(folder / "all.jsonl", folder / "data")
@@ -100,7 +102,7 @@ def test_tfds_reads_it_and_nothing_imports_tensorflow(folder):
     assert "tensorflow" not in sys.modules
 
 
-def test_any_number_of_processes_makes_the_same_bytes(folder):
+def test_the_bytes_do_not_depend_on_the_number_of_processes(folder):
     prepare(folder / "all.jsonl", folder / "one", workers=1)
     prepare(folder / "all.jsonl", folder / "two", workers=2)
     assert len(shards(folder / "one")) == 3
@@ -109,7 +111,7 @@ def test_any_number_of_processes_makes_the_same_bytes(folder):
         assert (folder / "one" / name).read_bytes() == (folder / "two" / name).read_bytes()
 
 
-def test_what_is_made_is_not_made_again(folder, monkeypatch, capsys):
+def test_an_interrupted_run_resumes_and_keeps_finished_shards(folder, monkeypatch, capsys):
     def interrupted(job, index):
         if index == 1:
             raise KeyboardInterrupt
@@ -122,47 +124,47 @@ def test_what_is_made_is_not_made_again(folder, monkeypatch, capsys):
         open_split(folder / "data", "mine", "train")
     (first,) = (folder / "data").glob("clips-train*")
     before = first.stat().st_mtime_ns
-    # What a kill leaves: a shard half written, and one that is whole but has no report.
-    half = first.with_name("clips-train.array_record-00001-of-00003.0123.unfinished")
-    half.write_bytes(first.read_bytes()[:100])
+    # A killed process leaves a partly written shard, and a complete shard without its report.
+    unfinished = first.with_name("clips-train.array_record-00001-of-00003.0123.unfinished")
+    unfinished.write_bytes(first.read_bytes()[:100])
     first.with_name("clips-train.array_record-00002-of-00003").write_bytes(b"stale")
 
     monkeypatch.setattr(dataset, "write_shard", write_shard)
     prepare(folder / "all.jsonl", folder / "data")
     assert first.stat().st_mtime_ns == before
-    assert not half.exists()
-    prepare(folder / "all.jsonl", folder / "whole")
-    assert shards(folder / "data") == shards(folder / "whole")
+    assert not unfinished.exists()
+    prepare(folder / "all.jsonl", folder / "uninterrupted")
+    assert shards(folder / "data") == shards(folder / "uninterrupted")
 
     times = {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*")}
     capsys.readouterr()
     prepare(folder / "all.jsonl", folder / "data")
     assert times == {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*")}
-    told = capsys.readouterr()
-    assert "holds the split 'train' already" in told.err
-    assert "6 examples" in told.out
+    captured = capsys.readouterr()
+    assert "holds the split 'train' already" in captured.err
+    assert "6 examples" in captured.out
     with pytest.raises(UserError, match="holds the split 'train', made otherwise; name a new folder"):
         prepare(folder / "all.jsonl", folder / "data", audio="pcm")
 
 
-def test_a_shard_whose_entries_are_others_by_now_is_made_again(folder, monkeypatch):
-    monkeypatch.setattr(dataset, "_finish", lambda *rest: 1 / 0)  # stopped when all shards are there
+def test_a_shard_with_changed_entries_is_written_again(folder, monkeypatch):
+    monkeypatch.setattr(dataset, "_finish", lambda *args: 1 / 0)  # interrupts after all shards are written
     with pytest.raises(ZeroDivisionError):
         prepare(folder / "all.jsonl", folder / "data")
     monkeypatch.undo()
-    times = [path.stat().st_mtime_ns for path in sorted((folder / "data").glob("clips-*"))]
+    before = [path.stat().st_mtime_ns for path in sorted((folder / "data").glob("clips-*"))]
     text = (folder / "all.jsonl").read_text(encoding="utf-8")
     (folder / "all.jsonl").write_text(text.replace("Paris", "Lyon"), encoding="utf-8")
     prepare(folder / "all.jsonl", folder / "data")
     after = [path.stat().st_mtime_ns for path in sorted((folder / "data").glob("clips-*"))]
-    assert [a == b for a, b in zip(times, after, strict=True)] == [True, True, False]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False]
     assert PreparedSource(folder / "data", "mine", "train")[5].answer == "Lyon"
 
 
-def test_what_cannot_be_used_is_counted_and_listed(folder, capsys):
-    whole = (folder / "0.flac").read_bytes()
-    (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
-    (folder / "head.flac").write_bytes(whole[:50])
+def test_rejected_entries_are_counted_and_listed(folder, capsys):
+    flac = (folder / "0.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(flac[: len(flac) // 2])
+    (folder / "head.flac").write_bytes(flac[:50])
     (folder / "empty.wav").write_bytes(b"")
     soundfile.write(folder / "nan.wav", np.array([0.1, np.nan] * 9000, np.float32), 16_000, subtype="FLOAT")
     soundfile.write(folder / "zeros.wav", np.zeros(16_000, np.int16), 16_000)
@@ -194,8 +196,8 @@ def test_what_cannot_be_used_is_counted_and_listed(folder, capsys):
     prepare(folder / "bad.jsonl", folder / "data", max_rejected_share=0.9)
     counts = {"wrong line": 3, "undecodable": 2, "missing": 2, "empty": 1, "not finite": 1, "silent": 1}
     assert json.loads((folder / "data" / "train.statistics.json").read_text())["rejected"] == counts
-    listed = {row["id"]: row for row in rejected(folder / "data")}
-    assert {row["id"]: row["reason"] for row in rejected(folder / "data")} == {
+    rejected_by_id = {row["id"]: row for row in rejected(folder / "data")}
+    assert {id: row["reason"] for id, row in rejected_by_id.items()} == {
         "good": "wrong line",
         "entry 10": "wrong line",
         "entry 12": "wrong line",
@@ -207,12 +209,12 @@ def test_what_cannot_be_used_is_counted_and_listed(folder, capsys):
         "gone": "missing",
         "gone too": "missing",
     }
-    assert listed["gone"]["detail"] == f"no audio file {folder / 'gone.wav'}"
+    assert rejected_by_id["gone"]["detail"] == f"no audio file {folder / 'gone.wav'}"
     assert "10 of 12 entries rejected (wrong line 3, " in capsys.readouterr().out
     assert [example.id for example in PreparedSource(folder / "data", "mine", "train")] == ["good", "good too"]
 
 
-def test_files_that_were_mended_are_read_again(folder):
+def test_repaired_files_are_read_again(folder):
     (folder / "1.wav").rename(folder / "away")
     with pytest.raises(UserError, match=r"1 of 6 entries are rejected, 1 of them as 'missing': see .*rejected\.jsonl"):
         prepare(folder / "all.jsonl", folder / "data")
@@ -225,35 +227,35 @@ def test_files_that_were_mended_are_read_again(folder):
     assert rejected(folder / "data") == []
 
 
-def test_annotations_of_the_original(folder):
+def test_original_annotations(folder):
     annotations = [
         {"path": "1.wav", "text": "one", "task": "asr"},
         {"path": "1.wav", "text": "a bark", "task": "audiocaption_v2"},
         {"path": "0.flac", "text": "both", "task": "QA", "Q": "what?", "expand_wav": ["1.wav", "3.wav"]},
     ]
-    (folder / "old.json").write_text(json.dumps({"annotation": annotations}))
-    prepare(folder / "old.json", folder / "data")
-    read = PreparedSource(folder / "data", "mine", "train")
-    assert [example.id for example in read] == ["1.wav#0", "1.wav#1", "0.flac#2"]
-    assert [example.transcript for example in read] == ["one", "", ""]
-    assert (read[2].task, read[2].question, read[2].answer) == ("QA", "what?", "both")
+    (folder / "original.json").write_text(json.dumps({"annotation": annotations}))
+    prepare(folder / "original.json", folder / "data")
+    source = PreparedSource(folder / "data", "mine", "train")
+    assert [example.id for example in source] == ["1.wav#0", "1.wav#1", "0.flac#2"]
+    assert [example.transcript for example in source] == ["one", "", ""]
+    assert (source[2].task, source[2].question, source[2].answer) == ("QA", "what?", "both")
     gap = np.zeros(1600, np.int16)
     joined = [noise(0, LENGTHS[0]), gap, noise(1, LENGTHS[1]), gap, noise(3, LENGTHS[3])]
-    np.testing.assert_array_equal(read[2].audio, np.concatenate(joined))
+    np.testing.assert_array_equal(source[2].audio, np.concatenate(joined))
 
 
-def test_the_rules_for_audio_are_kept(folder):
+def test_audio_rules_are_applied(folder):
     soundfile.write(folder / "stereo.wav", np.stack([tone(300, 2.5), tone(400, 2.5)], axis=1), 16_000)
     soundfile.write(folder / "short.wav", tone(300, 0.5), 16_000)
     lines = [{"id": name, "audio": f"{name}.wav", "answer": "a"} for name in ("stereo", "short")]
     (folder / "two.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = {}
+    clips = {}
     for too_long in ("truncate", "chunk"):
         prepare(folder / "two.jsonl", folder / too_long, rules=AudioRules(too_long=too_long, maximum_seconds=2.0))
-        made[too_long] = [example.audio for example in PreparedSource(folder / too_long, "mine", "train")]
-    np.testing.assert_array_equal(made["truncate"][0], tone(300, 2.5)[:32_000])
-    np.testing.assert_array_equal(made["chunk"][0], tone(300, 2.5))
-    np.testing.assert_array_equal(made["chunk"][1], np.pad(tone(300, 0.5), (0, 8_000)))
+        clips[too_long] = [example.audio for example in PreparedSource(folder / too_long, "mine", "train")]
+    np.testing.assert_array_equal(clips["truncate"][0], tone(300, 2.5)[:32_000])
+    np.testing.assert_array_equal(clips["chunk"][0], tone(300, 2.5))
+    np.testing.assert_array_equal(clips["chunk"][1], np.pad(tone(300, 0.5), (0, 8_000)))
     rules = AudioRules(channels="mean", too_long="drop", maximum_seconds=2.0)
     prepare(folder / "two.jsonl", folder / "drop", rules=rules, max_rejected_share=0.5)
     assert [row["reason"] for row in rejected(folder / "drop")] == ["too long"]
@@ -265,7 +267,7 @@ def test_the_rules_for_audio_are_kept(folder):
         )
 
 
-def test_splits_of_one_data_set(folder):
+def test_a_second_split_leaves_the_first_unchanged(folder):
     prepare(folder / "all.jsonl", folder / "data")
     before = shards(folder / "data")
     prepare(folder / "all.jsonl", folder / "data", split="test_clean", clips_per_shard=10)
@@ -278,7 +280,7 @@ def test_splits_of_one_data_set(folder):
         prepare(folder / "all.jsonl", folder / "data", split="a-b")
 
 
-def test_a_folder_of_another_data_set_is_left_alone(folder):
+def test_a_folder_of_another_data_set_raises_user_error(folder):
     (folder / "data").mkdir()
     (folder / "data" / "dataset_info.json").write_text('{"name": "mnist"}')
     with pytest.raises(UserError, match="holds the data set 'mnist'; name a new folder with --output"):
@@ -293,35 +295,35 @@ def test_manifest_audio_and_output_may_be_urls(folder):
     memory.pipe("/bucket/all.jsonl", "\n".join(map(json.dumps, lines)).encode())
     try:
         prepare("memory://bucket/all.jsonl", folder / "data", max_rejected_share=0.5)
-        read = PreparedSource(folder / "data", "mine", "train")
-        np.testing.assert_array_equal(read[1].audio, noise(1, LENGTHS[1]))
+        source = PreparedSource(folder / "data", "mine", "train")
+        np.testing.assert_array_equal(source[1].audio, noise(1, LENGTHS[1]))
         assert [row["reason"] for row in rejected(folder / "data")] == ["missing"]
 
         prepare("memory://bucket/all.jsonl", "memory://bucket/data", max_rejected_share=0.5)
-        there = {path.rsplit("/", 1)[-1]: memory.cat(path) for path in memory.ls("/bucket/data", detail=False)}
-        assert there == {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
+        at_url = {path.rsplit("/", 1)[-1]: memory.cat(path) for path in memory.ls("/bucket/data", detail=False)}
+        assert at_url == {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
         prepare(f"file://{folder}/all.jsonl", f"file://{folder}/other")
         assert len(PreparedSource(folder / "other", "mine", "train")) == 6
     finally:
         memory.rm("/bucket", recursive=True)
 
 
-def test_answers_are_counted_in_tokens(folder, capsys, monkeypatch):
+def test_statistics_include_answer_lengths_in_tokens(folder, capsys, monkeypatch):
     monkeypatch.setattr(shard_writer, "load_tokenizer", lambda path: types.SimpleNamespace(encode=str.split))
-    recipe = PrepareConfig(source="two", tokenizer="words of a folder")
+    config = PrepareConfig(source="two", tokenizer="unused: load_tokenizer is replaced")
     entries = [ManifestEntry(id="1", answer="one two three"), ManifestEntry(id="2", answer="one")]
-    dataset.prepare_split(lambda: iter(entries), recipe, str(folder / "data"), "train")
+    dataset.prepare_split(lambda: iter(entries), config, str(folder / "data"), "train")
     assert "1/2.0/3" in capsys.readouterr().out
-    made = json.loads((folder / "data" / "train.statistics.json").read_text())
-    assert made["tasks"]["asr"]["tokens"] == {"min": 1, "mean": 2, "max": 3}
+    statistics = json.loads((folder / "data" / "train.statistics.json").read_text())
+    assert statistics["tasks"]["asr"]["tokens"] == {"min": 1, "mean": 2, "max": 3}
 
 
-def test_entries_behind_a_wrong_one_are_read(folder):
-    """As `Manifest` and the paper's corpora give them."""
+def test_entries_after_a_wrong_entry_are_read(folder):
+    """Checks an iterator that raises BadExample and continues, as those of manifests and of the paper's corpora do."""
 
     class Entries:
         def __init__(self):
-            self.left = [
+            self.remaining = [
                 ManifestEntry(id="1", audio=(AudioSpan(str(folder / "1.wav")),), answer="a"),
                 None,
                 ManifestEntry(id="2", answer="b"),
@@ -331,9 +333,9 @@ def test_entries_behind_a_wrong_one_are_read(folder):
             return self
 
         def __next__(self):
-            if not self.left:
+            if not self.remaining:
                 raise StopIteration
-            entry = self.left.pop(0)
+            entry = self.remaining.pop(0)
             if entry is None:
                 raise BadExample("wrong line", "it is torn")
             return entry
@@ -345,8 +347,8 @@ def test_entries_behind_a_wrong_one_are_read(folder):
         dataset.prepare_split(lambda: iter(()), PrepareConfig(source="nothing"), str(folder / "data"), "test")
 
 
-def test_records_of_a_builder_of_its_own_are_read():
-    """With fewer texts and other features, and audio in any FLAC."""
+def test_records_of_other_builders_are_read():
+    """Checks a record with fewer text features, an unknown feature and 24-bit FLAC."""
     out = io.BytesIO()
     soundfile.write(out, np.full((4000, 1), 0.5), 16_000, format="FLAC", subtype="PCM_24")
     features = tf_feature_pb2.Features()
@@ -359,16 +361,16 @@ def test_records_of_a_builder_of_its_own_are_read():
     np.testing.assert_array_equal(example.audio, np.full(4000, 16384, np.int16))
 
 
-def test_beam_makes_the_same_bytes(folder):
+def test_beam_writes_the_same_bytes(folder):
     pytest.importorskip(
-        "apache_beam", reason="apache-beam takes an environment of its own, where `make test` runs this"
+        "apache_beam", reason="apache-beam needs a separate environment, in which `make test` runs this test"
     )
     prepare(folder / "all.jsonl", folder / "here")
     prepare(folder / "all.jsonl", folder / "beam", beam_options=["--runner=DirectRunner"])
     assert shards(folder / "here") == shards(folder / "beam")
 
 
-def test_without_beam_the_extra_is_named(folder, monkeypatch):
+def test_missing_beam_raises_user_error_with_the_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"needs the package apache_beam .*salmonn-jax\[beam\]"):
         prepare(folder / "all.jsonl", folder / "data", beam_options=[])

@@ -1,4 +1,4 @@
-"""The wordings of the tasks: ours, and the original's files as they are."""
+"""Tests of the prompt templates of the tasks: the built-in ones and files of the original SALMONN."""
 
 from __future__ import annotations
 
@@ -11,61 +11,63 @@ from data_pipelines.sources.manifest_entry import BadExample
 from data_pipelines.transforms.prompt_templates import SPEECH_TAG, PromptTemplates
 from salmonn_jax.errors import UserError
 
-OURS = PromptTemplates.load()
+BUILT_IN = PromptTemplates.load()
 
-# train_prompt.json and test_prompt.json of the original
-TRAINED = (
+# Tasks in train_prompt.json and test_prompt.json of the original SALMONN.
+TRAIN_TASKS = (
     "asr asr_zh asr_de translation_ec audiocaption audiocaption_v2 QA inference_QA gender_QA gender_recognition "
     "phone_recognition speech_separation emotion_recognition music_description speaker_verification "
     "audio_story_telling speaker_diarization_asr"
 )
-TESTED = (
+TEST_TASKS = (
     "translation_en2de translation_en2ja keywords speech_query slot_filling speech_audio_query "
     "speech_audio_coreasoning lyrics_recognition audio_speech_description fluent_speech_audio"
 )
-ASKED = {"QA", "inference_QA", "gender_QA", "slot_filling"}  # the line brings the question
+QUESTION_TASKS = {"QA", "inference_QA", "gender_QA", "slot_filling"}  # their examples have a question
 
 
-def write(path, tasks):
+def write_and_load(path, tasks):
+    """Writes a file with prompt templates and loads it."""
     path.write_text(json.dumps(tasks))
     return PromptTemplates.load(str(path))
 
 
-def test_every_task_of_the_original_has_several():
-    assert set(OURS.by_task) == {*TRAINED.split(), *TESTED.split()}
-    for task, wordings in OURS.by_task.items():
-        assert 4 <= len(set(wordings)) == len(wordings) <= 8, task
-        assert all(wording.count("{}") == (task in ASKED) and SPEECH_TAG not in wording for wording in wordings), task
+def test_every_original_task_has_several_templates():
+    assert set(BUILT_IN.by_task) == {*TRAIN_TASKS.split(), *TEST_TASKS.split()}
+    for task, templates in BUILT_IN.by_task.items():
+        assert 4 <= len(set(templates)) == len(templates) <= 8, task
+        for template in templates:
+            assert template.count("{}") == (task in QUESTION_TASKS) and SPEECH_TAG not in template, task
 
 
-def test_the_clip_comes_first_and_numbers_count_round():
-    wordings = OURS.by_task["asr"]
-    assert OURS.render("asr", "", 0, has_audio=True) == f"<Speech><SpeechHere></Speech> {wordings[0]}"
-    assert OURS.render("asr", "", len(wordings) + 1, has_audio=True) == f"{SPEECH_TAG} {wordings[1]}"
-    assert OURS.render("asr", "", 2**31, has_audio=False) == wordings[2**31 % len(wordings)]
+def test_render_puts_the_clip_first_and_wraps_the_template_number():
+    templates = BUILT_IN.by_task["asr"]
+    assert BUILT_IN.render("asr", "", 0, has_audio=True) == f"<Speech><SpeechHere></Speech> {templates[0]}"
+    assert BUILT_IN.render("asr", "", len(templates) + 1, has_audio=True) == f"{SPEECH_TAG} {templates[1]}"
+    assert BUILT_IN.render("asr", "", 2**31, has_audio=False) == templates[2**31 % len(templates)]
 
 
-def test_a_question_may_hold_braces():
+def test_a_question_may_contain_braces():
     question = "What does {0} mean, or {}?"
-    assert OURS.render("QA", question, 0, has_audio=True) == f"{SPEECH_TAG} {question}"
-    assert OURS.render("QA", question, 1, has_audio=False) == f"Listen, then answer: {question}"
+    assert BUILT_IN.render("QA", question, 0, has_audio=True) == f"{SPEECH_TAG} {question}"
+    assert BUILT_IN.render("QA", question, 1, has_audio=False) == f"Listen, then answer: {question}"
 
 
-def test_a_question_that_is_missing():
+def test_a_missing_question_is_rejected():
     with pytest.raises(BadExample, match="'QA' takes a question") as caught:
-        OURS.render("QA", " ", 0, has_audio=True)
+        BUILT_IN.render("QA", " ", 0, has_audio=True)
     assert caught.value.reason == "wrong line"
 
 
-def test_a_task_without_wordings():
+def test_an_unknown_task_is_rejected():
     with pytest.raises(BadExample, match=r"unknown task 'asrr'; did you mean 'asr'.*a prompt of its own") as caught:
-        OURS.render("asrr", "", 0, has_audio=True)
+        BUILT_IN.render("asrr", "", 0, has_audio=True)
     assert caught.value.reason == "wrong line"
 
 
-def test_the_training_file_of_the_original(tmp_path):
-    """What does not say where the clip stands is dropped, as the original does."""
-    asked = write(
+def test_original_training_file(tmp_path):
+    """Checks that templates without a placeholder for the clip are dropped, as in the original."""
+    loaded = write_and_load(
         tmp_path / "train_prompt.json",
         {
             "asr": [f"{SPEECH_TAG} Write it down.", "No clip here."],
@@ -73,36 +75,36 @@ def test_the_training_file_of_the_original(tmp_path):
             "lost": ["No clip here."],
         },
     )
-    assert asked.by_task == {"asr": (f"{SPEECH_TAG} Write it down.",), "QA": (f"{SPEECH_TAG} {{}}",)}
-    assert asked.render("asr", "", 5, has_audio=True) == f"{SPEECH_TAG} Write it down."
-    assert asked.render("QA", "Who?", 5, has_audio=True) == f"{SPEECH_TAG} Who?"
-    assert asked.render("QA", "Who?", 5, has_audio=False) == "Who?"
+    assert loaded.by_task == {"asr": (f"{SPEECH_TAG} Write it down.",), "QA": (f"{SPEECH_TAG} {{}}",)}
+    assert loaded.render("asr", "", 5, has_audio=True) == f"{SPEECH_TAG} Write it down."
+    assert loaded.render("QA", "Who?", 5, has_audio=True) == f"{SPEECH_TAG} Who?"
+    assert loaded.render("QA", "Who?", 5, has_audio=False) == "Who?"
     with pytest.raises(BadExample):
-        asked.render("lost", "", 0, has_audio=True)
+        loaded.render("lost", "", 0, has_audio=True)
 
 
-def test_the_test_file_of_the_original(tmp_path):
-    asked = write(
+def test_original_test_file(tmp_path):
+    loaded = write_and_load(
         tmp_path / "test_prompt.json", {"slot_filling": f"{SPEECH_TAG} What is the {{}}?", "asr": f"{SPEECH_TAG} Go."}
     )
-    assert asked.render("slot_filling", "date", 3, has_audio=True) == f"{SPEECH_TAG} What is the date?"
-    assert asked.render("asr", "", 4, has_audio=True) == f"{SPEECH_TAG} Go."
+    assert loaded.render("slot_filling", "date", 3, has_audio=True) == f"{SPEECH_TAG} What is the date?"
+    assert loaded.render("asr", "", 4, has_audio=True) == f"{SPEECH_TAG} Go."
 
 
-def test_it_is_pickled_for_workers():
-    again = pickle.loads(pickle.dumps(OURS))
-    assert again == OURS and again.render("keywords", "", 3, has_audio=True) == OURS.render(
-        "keywords", "", 3, has_audio=True
-    )
+def test_prompt_templates_can_be_pickled():
+    copy = pickle.loads(pickle.dumps(BUILT_IN))
+    arguments = ("keywords", "", 3)
+    assert copy == BUILT_IN
+    assert copy.render(*arguments, has_audio=True) == BUILT_IN.render(*arguments, has_audio=True)
 
 
 @pytest.mark.parametrize("tasks", [[], {"asr": []}, {"asr": [1]}, {"asr": 3}, {"asr": [""]}])
-def test_a_file_of_anything_else(tmp_path, tasks):
-    with pytest.raises(UserError, match=r"wordings\.json"):
-        write(tmp_path / "wordings.json", tasks)
+def test_a_file_of_another_format_raises_user_error(tmp_path, tasks):
+    with pytest.raises(UserError, match=r"templates\.json"):
+        write_and_load(tmp_path / "templates.json", tasks)
 
 
-def test_a_file_that_cannot_be_read(tmp_path):
+def test_an_unreadable_file_raises_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         PromptTemplates.load(str(tmp_path / "missing.json"))
     (tmp_path / "broken.json").write_text('{"asr": [')

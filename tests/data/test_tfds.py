@@ -1,4 +1,4 @@
-"""Data sets built with TFDS by others: made here without TensorFlow, read as they are."""
+"""Tests of sources that read TFDS data sets of other projects. The data set is built here without TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from salmonn_jax.errors import UserError
 
 
 class Toy(tfds.core.GeneratorBasedBuilder):
-    """Three clips with a text and a class; the second has no text."""
+    """Data set of three clips with a text and a class label. The text of the second clip is empty."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -42,35 +42,36 @@ class Toy(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder, built = tmp_path_factory.mktemp("toy"), tmp_path_factory.mktemp("built")
-    builder = Toy(data_dir=built, file_format="array_record")
+    """Returns a folder with two descriptions of the data set: `toy` with audio, `moods` without."""
+    folder, data_dir = tmp_path_factory.mktemp("toy"), tmp_path_factory.mktemp("built")
+    builder = Toy(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
-    described = {"folder": str(builder.data_path), "audio": "speech", "rate": 8000, "answer": "text", "task": "asr"}
-    (folder / "toy.tfds.json").write_text(json.dumps(described))
+    toy = {"folder": str(builder.data_path), "audio": "speech", "rate": 8000, "answer": "text", "task": "asr"}
+    (folder / "toy.tfds.json").write_text(json.dumps(toy))
     moods = {"folder": str(builder.data_path), "answer": "mood", "task": "emotion_recognition", "question": "text"}
     (folder / "moods.tfds.json").write_text(json.dumps(moods))
     return folder
 
 
-def test_clips_texts_and_classes(folder):
+def test_clips_texts_and_class_labels(folder):
     corpus = corpora.open_corpus("files", folder)
     assert corpus.sources_with_audio("train") == ["moods", "toy"]
-    spoken = [corpus.open_source("toy", "train")[i] for i in (0, 2)]
-    assert all(example.answer in ("hi",) for example in spoken)
-    assert {len(example.audio) for example in spoken} == {16_000}  # 8000 samples at 8 kHz, resampled
+    examples = [corpus.open_source("toy", "train")[i] for i in (0, 2)]
+    assert all(example.answer in ("hi",) for example in examples)
+    assert {len(example.audio) for example in examples} == {16_000}  # 8000 samples at 8 kHz, resampled
     moods = pickle.loads(pickle.dumps(corpus.open_source("moods", "train")))
     answers = []
     for i in range(3):
         try:
             answers.append(moods[i].answer)
             assert moods[i].audio is None and moods[i].question == "hi"
-        except BadExample as bad:
-            assert bad.reason == "wrong line"
+        except BadExample as error:
+            assert error.reason == "wrong line"
     assert answers == ["sad", "sad"]
 
 
 @pytest.mark.parametrize(
-    ("described", "split", "says"),
+    ("changes", "split", "message"),
     [
         ({"answer": "txt"}, "train", "unknown feature .* 'txt'; did you mean 'text'"),
         ({}, "test", "unknown split of x 'test'"),
@@ -78,8 +79,8 @@ def test_clips_texts_and_classes(folder):
         ({"anser": "text"}, "train", "did you mean 'answer'"),
     ],
 )
-def test_what_is_not_there(folder, tmp_path, described, split, says):
-    whole = json.loads((folder / "toy.tfds.json").read_text()) | described
-    (tmp_path / "x.tfds.json").write_text(json.dumps(whole))
-    with pytest.raises(UserError, match=says):
+def test_wrong_descriptions_raise_user_error(folder, tmp_path, changes, split, message):
+    description = json.loads((folder / "toy.tfds.json").read_text()) | changes
+    (tmp_path / "x.tfds.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=message):
         TfdsSource(str(tmp_path / "x.tfds.json"), "x", split, AudioRules())

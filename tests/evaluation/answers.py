@@ -1,4 +1,4 @@
-"""Predictions for tests of what is made of them."""
+"""Factory of predictions for the tests of the score table and of the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from salmonn_jax.evaluation.predictions import Prediction
 def make_prediction(
     task: str, reference: str, prediction: str, *, id: str = "a", split: str = "test", condition: str = "audio"
 ):
-    """A prediction of which only what tests look at is given."""
+    """Returns a prediction. Fields that no test looks at have fixed values."""
     return Prediction(
         key=f"{task} {split} {id} {condition}",
         id=id,

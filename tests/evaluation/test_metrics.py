@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand."""
+"""Tests of text normalisation and of the metrics, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_normalise(text, expected):
     assert normalise(expected) == expected
 
 
-def test_same_compares_normalised_texts():
+def test_exact_match_compares_normalised_texts():
     assert is_exact_match("Church organ", "church  organ.")
     assert not is_exact_match("organ", "organs")
 
@@ -63,8 +63,8 @@ def test_word_error_rate_of_one_clip(reference, prediction, expected):
     assert score.value == score.low == score.high == pytest.approx(expected)
 
 
-def test_word_error_rate_weighs_clips_by_their_words():
-    # 1 edit of 1 word and 0 of 3: the mean of the rates would be 1/2.
+def test_word_error_rate_weights_clips_by_their_word_count():
+    # The first clip has 1 edit in 1 word, the second 0 edits in 3 words. The mean of the two rates would be 1/2.
     assert word_error_rate(["a", "b c d"], ["x", "b c d"]).value == pytest.approx(1 / 4)
 
 
@@ -75,21 +75,22 @@ def test_words_predicted_for_an_empty_reference_are_insertions():
     assert np.isfinite([score.low, score.high]).all()
 
 
-def test_bootstrap_interval_contains_the_value_repeats_and_narrows():
+def test_bootstrap_interval_contains_the_value_is_reproducible_and_narrows_with_more_clips():
     references, predictions = ["a b c d"] * 40, ["a b c d", "a b c x", "a", "a b c d"] * 10
     score = word_error_rate(references, predictions)
     assert score.value == pytest.approx(4 / 16)
     assert 0 < score.low < score.value < score.high < 1
     assert score == word_error_rate(references, predictions)
-    # Per-clip rates 0, 1/4, 3/4, 0 have a standard deviation of 0.306; the interval spans 2 x 1.96 of it over sqrt(n).
+    # The per-clip rates 0, 1/4, 3/4, 0 have a standard deviation of 0.306. The interval is 2 x 1.96 x 0.306 / sqrt(n)
+    # wide.
     assert score.high - score.low == pytest.approx(3.92 * 0.306 / np.sqrt(40), rel=0.1)
     wider = word_error_rate(references[:12], predictions[:12])
     assert wider.high - wider.low > 1.4 * (score.high - score.low)
 
 
 def test_bootstrap_resamples_edits_and_words_of_a_clip_together():
-    # Half the clips have 1 word and 1 edit, half have 9 words and none. Of 40 drawn clips 20 +- 6.2 are of the first
-    # kind (95 %), which makes a rate of k / (k + 9 (40 - k)).
+    # Half of the clips have 1 word and 1 edit; the other half have 9 words and no edit. In 95 % of the resamples of 40
+    # clips, k = 20 +- 6.2 clips are of the first kind. The rate of a resample is k / (k + 9 (40 - k)).
     score = word_error_rate(["a", "b c d e f g h i j"] * 20, ["x", "b c d e f g h i j"] * 20)
     assert score.value == pytest.approx(0.1)
     assert (score.low, score.high) == pytest.approx((14 / (14 + 9 * 26), 26 / (26 + 9 * 14)), abs=0.012)
@@ -107,7 +108,7 @@ def test_accuracy_is_exact_match_after_normalisation():
 
 
 @pytest.mark.parametrize(
-    # Wilson's interval as printed in tables (Newcombe 1998 has 81 of 263, 15 of 148, 0 of 20 and 1 of 29).
+    # Published values of Wilson's interval: Newcombe (1998) lists 81 of 263, 15 of 148, 0 of 20 and 1 of 29.
     ("right", "count", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
@@ -117,25 +118,25 @@ def test_wilson_interval(right, count, low, high):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 30, 1000])
-def test_wilson_interval_contains_none_and_all_right(count):
-    none, every = accuracy(["yes"] * count, ["no"] * count), accuracy(["yes"] * count, ["yes"] * count)
-    assert none.low <= none.value == 0.0 < none.high < 1
-    assert 0 < every.low < every.value == 1.0 <= every.high
+def test_wilson_interval_contains_accuracies_of_0_and_1(count):
+    zero, one = accuracy(["yes"] * count, ["no"] * count), accuracy(["yes"] * count, ["yes"] * count)
+    assert zero.low <= zero.value == 0.0 < zero.high < 1
+    assert 0 < one.low < one.value == 1.0 <= one.high
 
 
 @pytest.mark.parametrize("metric", [word_error_rate, accuracy])
-def test_no_clip_is_the_users_error(metric):
+def test_scoring_no_clip_raises_user_error(metric):
     with pytest.raises(UserError, match="no clip"):
         metric([], [])
 
 
 @pytest.mark.parametrize("metric", [word_error_rate, accuracy])
-def test_lists_of_different_length_are_refused(metric):
+def test_sequences_of_different_length_raise_value_error(metric):
     with pytest.raises(ValueError):
         metric(["a", "b"], ["a"])
 
 
-def test_references_without_words_are_the_users_error():
+def test_references_without_words_raise_user_error():
     with pytest.raises(UserError, match="no reference has a word"):
         word_error_rate(["", "-"], ["", "a"])
     with pytest.raises(UserError, match="reference 2 of 2"):

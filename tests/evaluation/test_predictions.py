@@ -1,4 +1,4 @@
-"""Prediction files: each clip once, whatever kills the process that writes them."""
+"""Tests of prediction files: keys, appending, and recovery after a killed process."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ def test_key_is_stable_and_ignores_the_order_of_settings():
         ("weights_fingerprint", "beef"),
     ],
 )
-def test_key_changes_with_everything_the_answer_depends_on(name, value):
+def test_key_depends_on_every_field(name, value):
     assert prediction_key(**(QUESTION | {name: value})) != prediction_key(**QUESTION)
 
 
-def test_key_does_not_run_neighbouring_fields_together():
+def test_key_separates_adjacent_fields():
     first = prediction_key(**(QUESTION | {"prompt": "ab", "reference": "c"}))
     assert first != prediction_key(**(QUESTION | {"prompt": "a", "reference": "bc"}))
 
 
-def test_key_refuses_audio_that_is_not_int16():
+def test_audio_that_is_not_int16_raises_value_error():
     with pytest.raises(ValueError, match="float32"):
         prediction_key(**(QUESTION | {"audio": np.zeros(4, np.float32)}))
 
 
 def test_appended_predictions_are_read_back_in_order(tmp_path):
     path = tmp_path / "new" / "predictions.jsonl"
-    # U+2028 ends a line for str.splitlines, and must not end one here.
+    # str.splitlines splits at U+2028. The reader must not.
     written = [make("1", prediction="это\u2028мы\n"), make("2", condition="silence", prediction="")]
     with PredictionLog(path) as log:
         for prediction in written:
@@ -80,7 +80,7 @@ def test_appended_predictions_are_read_back_in_order(tmp_path):
     assert "это" in path.read_text(encoding="utf-8")
 
 
-def test_reopening_goes_on_and_no_clip_is_written_twice(tmp_path):
+def test_a_reopened_log_refuses_completed_keys(tmp_path):
     path = tmp_path / "p.jsonl"
     with PredictionLog(path) as log:
         log.append(make("1"))
@@ -90,30 +90,30 @@ def test_reopening_goes_on_and_no_clip_is_written_twice(tmp_path):
         for key in ("1", "2"):
             with pytest.raises(ValueError, match="already"):
                 log.append(make(key))
-    assert [one.key for one in read_predictions(path)] == ["1", "2"]
+    assert [prediction.key for prediction in read_predictions(path)] == ["1", "2"]
 
 
-def test_done_is_a_copy(tmp_path):
+def test_completed_keys_is_a_copy(tmp_path):
     with PredictionLog(tmp_path / "p.jsonl") as log:
         log.completed_keys().add("1")
         log.append(make("1"))
 
 
-def test_a_kill_at_any_byte_of_the_last_line_loses_that_line_only(tmp_path):
+def test_a_last_line_cut_at_any_byte_loses_only_that_prediction(tmp_path):
     path = tmp_path / "p.jsonl"
     with PredictionLog(path) as log:
         log.append(make("1"))
-        kept = path.stat().st_size
+        first_line_size = path.stat().st_size
         log.append(make("2", prediction="день"))
-    whole = path.read_bytes()
-    for cut in range(kept, len(whole)):
-        path.write_bytes(whole[:cut])
-        assert [one.key for one in read_predictions(path)] == ["1"]
+    complete = path.read_bytes()
+    for cut in range(first_line_size, len(complete)):
+        path.write_bytes(complete[:cut])
+        assert [prediction.key for prediction in read_predictions(path)] == ["1"]
         assert path.stat().st_size == cut  # reading changes nothing
         with PredictionLog(path) as log:
             assert log.completed_keys() == {"1"}
             log.append(make("2", prediction="день"))
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == complete
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_kill_at_any_byte_of_the_last_line_loses_that_line_only(tmp_path):
         json.dumps(vars(make("2")) | {"condition": "both"}).encode(),
     ],
 )
-def test_a_finished_line_that_is_no_prediction_is_named_and_left_alone(tmp_path, line):
+def test_a_wrong_line_raises_user_error_and_leaves_the_file_unchanged(tmp_path, line):
     path = tmp_path / "p.jsonl"
     good = json.dumps(vars(make("1"))).encode()
     path.write_bytes(good + b"\n" + line + b"\n" + good[:9])
@@ -140,7 +140,7 @@ def test_a_finished_line_that_is_no_prediction_is_named_and_left_alone(tmp_path,
     assert path.read_bytes() == before
 
 
-def test_a_repeated_prediction_is_refused(tmp_path):
+def test_a_repeated_prediction_raises_user_error(tmp_path):
     path = tmp_path / "p.jsonl"
     lines = [json.dumps(vars(make(key))) for key in ("1", "2", "1")]
     path.write_text("\n".join(lines) + "\n")
@@ -149,6 +149,6 @@ def test_a_repeated_prediction_is_refused(tmp_path):
             opener(path)
 
 
-def test_a_missing_file_is_the_users_error(tmp_path):
+def test_a_missing_file_raises_user_error(tmp_path):
     with pytest.raises(UserError, match="no prediction file"):
         read_predictions(tmp_path / "p.jsonl")

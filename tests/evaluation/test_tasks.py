@@ -1,4 +1,4 @@
-"""The score table: which rows there are, what is in them and how they print."""
+"""Tests of the score table: its rows, their scores, and the text and JSON formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.evaluation.answers import make_prediction
 
 
 def test_each_task_has_its_metrics_and_a_title():
-    metrics = {name: [measure.name for measure in task.metrics] for name, task in tasks.TASKS.items()}
+    metrics = {name: [metric.name for metric in task.metrics] for name, task in tasks.TASKS.items()}
     assert metrics == {
         "numbers": ["wer"],
         "numbers_to_english": ["wer"],
@@ -29,7 +29,7 @@ def test_each_task_has_its_metrics_and_a_title():
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
-def test_every_measure_gives_the_metric_it_is_named_after(name):
+def test_score_names_match_the_metrics_of_the_task(name):
     rows = tasks.score([make_prediction(name, "one over rain", "one over rain")])
     assert [row.metric for row in rows] == [row.audio.name for row in rows]
     best = {"wer": 0.0, "accuracy": 1.0}
@@ -38,32 +38,32 @@ def test_every_measure_gives_the_metric_it_is_named_after(name):
 
 
 @pytest.mark.parametrize(
-    ("prediction", "wer", "right"),
+    ("prediction", "wer", "accuracy"),
     [
         ("Go over there now over rain.", 0.0, 1.0),
         ("go over there now OVER\nRain", 0.0, 1.0),
         ("go over there now over wind", 0.0, 0.0),
         ("go there now over rain", 1 / 4, 1.0),
-        # Without the last " over rain" the one inside the sentence is taken: "go" | "there now".
+        # The last " over rain" is missing, so the " over " inside the sentence is the separator: "go" | "there now".
         ("go over there now", 3 / 4, 0.0),
-        # Without any, all words are speech and the name is wrong.
+        # Without a separator, all words count as speech and the name of the sound is wrong.
         ("go there now rain", 2 / 4, 0.0),
         ("rain", 4 / 4, 0.0),
         ("go over there now over", 3 / 4, 0.0),
         ("", 1.0, 0.0),
     ],
 )
-def test_speech_over_sound_is_split_at_the_last_over(prediction, wer, right):
+def test_speech_over_sound_is_split_at_the_last_separator(prediction, wer, accuracy):
     rows = tasks.score([make_prediction("speech_over_sound", "go over there now over rain", prediction)])
-    assert [(row.metric, row.audio.value) for row in rows] == [("wer", pytest.approx(wer)), ("accuracy", right)]
+    assert [(row.metric, row.audio.value) for row in rows] == [("wer", pytest.approx(wer)), ("accuracy", accuracy)]
 
 
-def test_a_speech_over_sound_reference_without_over_is_the_users_error():
+def test_a_speech_over_sound_reference_without_separator_raises_user_error():
     with pytest.raises(UserError, match=r"task 'speech_over_sound', split 'test': reference 1 of 1"):
         tasks.score([make_prediction("speech_over_sound", "hello", "hello")])
 
 
-def test_hearing_and_silence_stand_side_by_side():
+def test_a_row_has_the_scores_of_both_conditions():
     rows = tasks.score(
         [
             make_prediction("sound", "rain", "rain", id="a"),
@@ -78,7 +78,7 @@ def test_hearing_and_silence_stand_side_by_side():
     assert (rows[0].silence.value, rows[0].silence.count) == (0.5, 2)
 
 
-def test_either_side_may_be_absent():
+def test_a_condition_without_predictions_is_none():
     rows = tasks.score(
         [make_prediction("sound", "rain", "rain", condition="silence"), make_prediction("metre", "6/8", "6/8")]
     )
@@ -88,8 +88,8 @@ def test_either_side_may_be_absent():
     ]
 
 
-def test_rows_come_by_split_then_task_whatever_the_order_of_predictions():
-    given = [
+def test_rows_are_ordered_by_split_then_task():
+    unordered = [
         make_prediction("tune_type", "jig", "jig", split="zoo"),
         make_prediction("sound", "rain", "rain", split="unheard"),
         make_prediction("sound", "rain", "rain", split="archive"),
@@ -103,21 +103,21 @@ def test_rows_come_by_split_then_task_whatever_the_order_of_predictions():
         ("archive", "sound"),
         ("zoo", "tune_type"),
     ]
-    for predictions in (given, given[::-1]):
+    for predictions in (unordered, unordered[::-1]):
         assert [(row.split, row.task) for row in tasks.score(predictions)] == expected
 
 
-def test_an_unknown_task_is_named_with_a_suggestion():
+def test_an_unknown_task_raises_user_error_with_a_suggestion():
     with pytest.raises(UserError, match=r"unknown task 'transcribed'; did you mean 'transcribe'\?"):
         tasks.score([make_prediction("transcribed", "a", "a")])
 
 
-def test_two_answers_of_one_clip_are_refused():
+def test_two_predictions_of_one_example_raise_user_error():
     with pytest.raises(UserError, match="clip 'a' of 'mini' has two answers for condition audio"):
         tasks.score([make_prediction("sound", "rain", "rain"), make_prediction("sound", "rain", "dog")])
 
 
-def test_nothing_to_score_is_the_users_error():
+def test_scoring_no_prediction_raises_user_error():
     with pytest.raises(UserError, match="no prediction"):
         tasks.score([])
 
@@ -131,7 +131,7 @@ ROWS = [
 ]
 
 
-def test_table():
+def test_format_table():
     assert tasks.format_table(ROWS).splitlines() == [
         "task     metric    split    clips  audio                    silence",
         "-------  --------  -------  -----  -----------------------  ------------------------",
@@ -141,9 +141,9 @@ def test_table():
     ]
 
 
-def test_json_holds_every_field():
+def test_json_contains_every_field():
     loaded = json.loads(tasks.to_json(ROWS))
     assert [
-        tasks.ScoreRow(**(row | {side: row[side] and Score(**row[side]) for side in ("audio", "silence")}))
+        tasks.ScoreRow(**(row | {key: row[key] and Score(**row[key]) for key in ("audio", "silence")}))
         for row in loaded
     ] == ROWS

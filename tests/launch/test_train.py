@@ -61,7 +61,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, whole):
     process.wait()
     again = run("debug", "--output", "killed", cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert "going on from step" in again.stderr or losses(folder / "killed").keys() == {1, 2, 3, 4, 5, 6}
+    assert "resuming from step" in again.stderr or losses(folder / "killed").keys() == {1, 2, 3, 4, 5, 6}
     assert losses(folder / "killed") == losses(whole)
 
 
@@ -111,7 +111,7 @@ def test_a_run_goes_on_with_another_mesh(folder, whole):
     words = command("debug", "--output", "moved", 'mesh={"fsdp": 4, "tensor": 2}')
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on from step 2" in done.stderr
+    assert "resuming from step 2" in done.stderr
     ours, theirs = losses(folder / "moved"), losses(whole)
     assert ours.keys() == theirs.keys()
     for step, values in theirs.items():
