@@ -67,7 +67,7 @@ def _frame_signal(x: Array, num_frames: int) -> Array:
 @functools.cache
 def _slaney_filters(num_mel_bins: int) -> np.ndarray:
     """Returns triangular filters float32[201,M] with Slaney's mel scale and normalisation, as in Whisper."""
-    import librosa  # imported here because the import is slow and not needed for BEATs alone
+    import librosa  # imported here because the import is slow
 
     return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FRAME_LENGTH, n_mels=num_mel_bins).T.astype(np.float32)
 

@@ -103,7 +103,7 @@ def test_another_base_is_refused(directory, tmp_path):
     output = tmp_path / "model"
     convert.main(arguments(output))
     (output / "base.fingerprint").write_text("another\n")
-    with pytest.raises(UserError, match=r"are not those .* was made with"):
+    with pytest.raises(UserError, match=r"have changed since .* was created"):
         salmonn_jax.load(output)
 
 
