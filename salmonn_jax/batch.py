@@ -92,7 +92,13 @@ def empty_batch(num_rows: int, seq_len: int, num_clips: int, window_samples: int
 
 
 def batch_slice(batch: Batch, index: int, num_slices: int) -> Batch:
-    """Returns one of `num_slices` equal slices of a batch, whose arrays are views of the batch's arrays."""
+    """Returns one of the equal slices into which all arrays of a batch are split along their first axis.
+
+    Args:
+      batch: batch of numpy arrays; the arrays of the slice are views of them.
+      index: index of the slice.
+      num_slices: number of slices.
+    """
     sizes = (len(array) // num_slices for array in batch)
     return Batch(*(array[index * size : (index + 1) * size] for array, size in zip(batch, sizes, strict=True)))
 

@@ -1,4 +1,4 @@
-"""Reading and writing of model directories and run directories, whose files are:
+"""Reading and writing of model directories and run directories, used by training, conversion and evaluation.
 
     MODEL/                              RUN/ (of `launch.train`)
       config.json                         config.json     also holds the resolved run configuration
@@ -8,9 +8,9 @@
       delta/    trained parameters        checkpoints/N/  delta, optimiser state, data state, step
                                           metrics.jsonl, tensorboard/
 
-The weights of a model are its base with the parameters of the delta replaced. `config.json` names the base, which may
-be in another directory, and its fingerprint. Both kinds of directory can be loaded as a model; a run directory gives
-the model of its latest checkpoint.
+The weights of a model are those of its base, except for the parameters in its delta. `config.json` names the base,
+which may be in another directory, and its fingerprint. Both kinds of directory can be loaded as a model; a run
+directory gives the model of its latest checkpoint.
 """
 
 from __future__ import annotations

@@ -71,5 +71,12 @@ def encode_prompt(
 
 
 def encode_answer(tokenizer: Tokenizer, answer: str, max_answer_tokens: int | None = None) -> list[int]:
-    """Returns the token ids of the answer and `</s>`, cut to `max_answer_tokens`; a cut answer has no `</s>`."""
+    """Returns the token ids of the answer, with `</s>` at the end.
+
+    Args:
+      tokenizer: tokenizer of the language model.
+      answer: text of the answer.
+      max_answer_tokens: maximum number of tokens, `</s>` included; None for no limit. As in the original, an answer
+        that is cut has no `</s>`.
+    """
     return [*tokenizer.encode(answer), tokenizer.eos_token_id][:max_answer_tokens]

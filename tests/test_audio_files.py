@@ -111,7 +111,7 @@ def test_error_without_pyav_names_the_extra(monkeypatch):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
 def test_flac_decodes_exactly(channels, subtype, tmp_path):
-    """miniaudio decodes whole 16-bit files. libsndfile decodes segments and files with more bits."""
+    """Covers both decoders: miniaudio for whole 16-bit files, libsndfile for segments and files with more bits."""
     path = tmp_path / "a.flac"
     samples = np.random.default_rng(0).integers(-9000, 9000, (16_000, channels)).astype(np.int16)
     soundfile.write(path, samples, 16_000, subtype=subtype)

@@ -23,8 +23,8 @@ def test_the_released_models_have_88_audio_tokens():
     assert get_config("salmonn_7b_stage1").model.num_windows == 88
 
 
-def test_number_of_audio_tokens_with_audio_tokens_window_and_clip():
-    """An audio token covers 17 encoder frames (0.34 s). Clips shorter than a second are padded to a second."""
+def test_num_valid_audio_tokens_of_window_and_clip():
+    """Compares token counts by hand: a token covers 17 frames (0.34 s), and clips are padded to at least a second."""
     model = get_config("salmonn_13b_stage1").model
     assert [model.num_valid_audio_tokens(samples) for samples in (1, 160_000, 480_000)] == [88, 88, 88]
     model = configuration.apply_override(model, "audio.tokens", "clip")

@@ -35,7 +35,7 @@ def test_every_parameter_matches_one_rule(model):
 
 
 def test_most_weights_of_the_13b_are_split():
-    """With fsdp=2 and tensor=4, a device holds little more than an eighth of the 13B's parameters."""
+    """Checks that with fsdp=2 and tensor=4 a device holds little more than an eighth of the 13B's parameters."""
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})
     total = per_device = 0
     for path, leaf in parameters.model_structure(MODEL_13B).shapes.items():

@@ -16,7 +16,7 @@ tokenizers = pytest.importorskip("tokenizers", reason="tokenizers reads tokenize
 
 @pytest.fixture
 def directory(tmp_path):
-    """Directory with a byte-level BPE tokenizer that has two special tokens and is trained on a few words."""
+    """Returns a directory with a byte-level BPE tokenizer, trained on a few words and with two special tokens."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

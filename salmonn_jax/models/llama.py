@@ -163,7 +163,13 @@ class Llama(nnx.Module):
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def empty_cache(self, num_rows: int, num_slots: int, dtype: jnp.dtype) -> KVCache:
-        """Returns a cache of zeros for `num_rows` sequences of at most `num_slots` tokens."""
+        """Returns an empty KV cache.
+
+        Args:
+          num_rows: number of sequences R.
+          num_slots: maximum number of tokens per sequence C.
+          dtype: dtype of keys and values.
+        """
         config = self.config
         shape = (config.num_hidden_layers, num_rows, num_slots, config.num_key_value_heads, config.head_size)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))

@@ -186,5 +186,5 @@ def answer_losses(logits: Array, batch: Batch, pad_classes: int = 0) -> tuple[Ar
 
 
 def _pad_or_trim(x: Array, num_frames: int) -> Array:
-    """Zero-pads float[A,T,D] at the end to `num_frames` frames, or cuts it."""
+    """Pads float[A,T,D] with zeros at the end to `num_frames` frames, or cuts it."""
     return jnp.pad(x[:, :num_frames], ((0, 0), (0, max(0, num_frames - x.shape[1])), (0, 0)))

@@ -17,7 +17,7 @@ from salmonn_jax.training.step import TrainState, make_train_step
 
 
 class DivergenceError(RuntimeError):
-    """Raised if the loss of a training step is not finite."""
+    """Error for a training step whose loss is not finite."""
 
 
 def train(

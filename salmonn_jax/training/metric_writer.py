@@ -98,6 +98,7 @@ class FileMetricWriter:
         self._progress_bar.update(step - self._progress_bar.n)
 
     def close(self) -> None:
+        """Closes the progress bar and all files."""
         self._progress_bar.close()
         self._summary_writer.close()
         self._file.close()

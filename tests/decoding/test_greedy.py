@@ -45,7 +45,7 @@ def batched():
 
 
 def test_tokens_equal_those_of_the_original(batched):
-    """The golden ids of the original start with a placeholder 1, because it generates from embeddings."""
+    """Skips the first golden id: the original generates from embeddings, so its ids start with a placeholder 1."""
     expected = [answer["ids"][1:] for answer in golden.expected_json()["generate_greedy"]]
     np.testing.assert_array_equal(batched.tokens, expected)
     assert not batched.finished.any()
@@ -59,7 +59,7 @@ def test_a_row_does_not_depend_on_the_rest_of_the_batch(batched):
 
 
 def test_each_row_stops_at_its_own_end_token(batched):
-    """The end token is a token that only one row emits early. That row stops, and the others continue unchanged."""
+    """Uses a token that only one row emits early as the end token. The other rows must not change."""
     rows = np.asarray(batched.tokens)
     end_token = next(t for t in rows[1] if t in rows[1][:6] and t not in rows[0] and t not in rows[2])
     end_index = int(np.argmax(rows[1] == end_token))

@@ -25,7 +25,7 @@ MESHES = [
 
 @pytest.fixture(scope="module")
 def params():
-    """Random weights. Weights that start as zeros or ones are also randomised, so that a wrong sharding is visible."""
+    """Returns random weights. Those that start as zeros or ones are randomised too, to make wrong shardings visible."""
     rng = np.random.default_rng(0)
     initial = parameters.init_params(CONFIG, 0)
     return {path: x + jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype) for path, x in initial.items()}
@@ -33,7 +33,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def inputs():
-    """Separate random inputs for each module, so that an error in one module does not affect the others."""
+    """Returns separate random inputs for each module, so that an error in one module does not affect the others."""
     rng = np.random.default_rng(1)
     num_samples, num_frames = CONFIG.audio.window_samples, CONFIG.audio.whisper_frames
     lengths = np.linspace(num_samples // 2, num_samples, 8).astype(np.int32)
@@ -80,7 +80,7 @@ def run_module(name, params, inputs, **options):
 
 @pytest.fixture(scope="module")
 def single_device_outputs(params, inputs):
-    """Outputs of every module on one device."""
+    """Returns the outputs of every module on one device."""
     return {name: run_module(name, params, inputs) for name in MODULES}
 
 

@@ -65,7 +65,7 @@ def test_num_valid_audio_tokens():
 
 
 def test_batch_loss_uses_only_valid_audio_tokens():
-    """A stand-in replaces the model and returns fixed outputs."""
+    """Replaces the model by a stand-in with fixed outputs."""
     rng, config = np.random.default_rng(0), get_config("salmonn_13b_stage1")
     model = dataclasses.replace(config.model, audio=dataclasses.replace(config.model.audio, tokens="clip"))
     config = dataclasses.replace(config, model=model, ctc_weight=0.5, ctc_blank=BLANK)
