@@ -1,4 +1,4 @@
-"""SALMONN in JAX."""
+"""SALMONN, an audio language model, in JAX. The public interface is `salmonn_jax.load`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`salmonn_jax.load`, imported when first asked for: configuration and scoring need no JAX."""
+    """Imports `salmonn_jax.load` on first use, so that configuration and scoring can be imported without JAX."""
     if name == "load":
         from salmonn_jax.api import load
 

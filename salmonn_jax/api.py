@@ -1,4 +1,4 @@
-"""The Python interface: `salmonn_jax.load(directory)`."""
+"""Public Python interface: `salmonn_jax.load(directory)` returns a `Model` that answers questions about audio."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from salmonn_jax.prompts import AUDIO_PLACEHOLDER, TEXT_SLOT, encode_answer, enc
 from salmonn_jax.sharding import Placement
 
 AUDIO_PROMPT_PREFIX = f"<Speech>{AUDIO_PLACEHOLDER}</Speech> "
-PAD_TO_MULTIPLE_OF = 32  # prompts are padded to a multiple of this, so that few shapes are compiled
+PAD_TO_MULTIPLE_OF = 32  # tokens; padding prompts to few lengths limits the number of compilations
 
-Audio = AudioSource | None  # see `salmonn_jax.audio_files.load_audio`; None for a question without a clip
+Audio = AudioSource | None  # see `salmonn_jax.audio_files.load_audio`; None is a prompt without audio
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One answer."""
+    """A generated answer."""
 
     text: str
-    token_ids: list[int]  # `</s>` included if the answer ended by itself
+    token_ids: list[int]  # includes `</s>` if finish_reason is "stop"
     score: float  # sum of the log-probabilities of the tokens
-    finish_reason: str  # "stop", or "length" when max_new_tokens ran out
+    finish_reason: str  # "stop" if the model emitted `</s>`, "length" if it reached max_new_tokens
 
 
 class Model:
-    """A loaded model. `module` is the Flax module, for what the methods do not cover.
+    """A loaded model. `module` is the Flax module, for uses that the methods do not cover.
 
-    Audio is a path, the bytes of a file, or (samples, rate in Hz); or a list of those. Clips are heard as the original
-    hears them: the first channel, at 16 kHz, up to the model's window (30 s).
+    Audio is a path, the contents of a file, or a pair of samples and their rate in Hz, or a list of these. As in the
+    original, the model gets the first channel at 16 kHz, cut to the window of the model (30 s).
     """
 
     def __init__(self, loaded: model_directory.LoadedModel):
@@ -52,27 +52,28 @@ class Model:
     def generate(
         self, audio: Audio | list[Audio], prompt: str | Sequence[str], *, num_beams: int = 1, max_new_tokens: int = 200
     ) -> list[Generation]:
-        """Answers each question.
+        """Generates an answer for each clip.
 
         Args:
-          audio: a clip (or None) for each question.
-          prompt: one for all clips, or one each; `<Speech><SpeechHere></Speech> ` is put in front of a prompt for a
-            clip that does not say where the clip stands.
-          num_beams: 1, which decodes greedily; there is no beam search yet.
-          max_new_tokens: at most so many tokens an answer.
+          audio: one clip or a list of clips; None is a prompt without audio.
+          prompt: one prompt for all clips, or a list with one prompt per clip. `<Speech><SpeechHere></Speech> ` is
+            prepended to the prompt of a clip if it does not contain `<SpeechHere>`.
+          num_beams: must be 1 (greedy decoding); beam search is not implemented yet.
+          max_new_tokens: maximum number of tokens per answer.
 
         Raises:
-          UserError: audio that cannot be read, not as many prompts as clips, or a model without what is asked of it.
+          UserError: a clip cannot be read, the numbers of prompts and clips differ, the context of the language model
+            is too short, or the model has no language model or no audio encoder.
         """
         if num_beams != 1:
-            raise UserError(f"num_beams={num_beams}: there is no beam search yet, only num_beams=1")
-        rows = self._encode_prompts(audio, prompt)
-        self._check_context(rows, max_new_tokens)
-        width = -(-max(len(row.tokens) for row in rows) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
-        batch = self._collate(rows, width)
-        length = np.array([row.prompt_length for row in rows], np.int32)
-        ready = greedy.PromptBatch(batch.pcm, batch.pcm_length, batch.tokens, batch.audio_slot, length)
-        decoded = jax.device_get(self._generate(self.module, ready, max_new_tokens))
+            raise UserError(f"num_beams={num_beams}: there is no beam search yet; use num_beams=1")
+        segments = self._encode_prompts(audio, prompt)
+        self._check_context(segments, max_new_tokens)
+        seq_len = -(-max(len(row.tokens) for row in segments) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
+        batch = self._collate(segments, seq_len)
+        prompt_length = np.array([row.prompt_length for row in segments], np.int32)
+        prompt_batch = greedy.PromptBatch(batch.pcm, batch.pcm_length, batch.tokens, batch.audio_slot, prompt_length)
+        decoded = jax.device_get(self._generate(self.module, prompt_batch, max_new_tokens))
         return [
             Generation(
                 text=self.tokenizer.decode(ids := decoded.tokens[i, : decoded.length[i]].tolist()),
@@ -80,11 +81,14 @@ class Model:
                 score=float(decoded.score[i]),
                 finish_reason="stop" if decoded.finished[i] else "length",
             )
-            for i in range(len(rows))
+            for i in range(len(segments))
         ]
 
     def encode_audio(self, audio: AudioSource | list[AudioSource]) -> np.ndarray:
-        """All audio tokens of clips, those that the language model does not read included: float32[clips, T, D]."""
+        """Returns all audio tokens of the clips, float32[clips, num_audio_tokens, hidden_size].
+
+        The result includes audio tokens that the language model does not read (see `AudioConfig.tokens`).
+        """
         self._require_audio_encoder()
         batch = self._collate([Segment([], [], 0, (load_audio(clip),)) for clip in _as_list(audio)], 0)
         return np.asarray(self._encode(self.module, batch.pcm, batch.pcm_length).astype(jnp.float32))
@@ -92,75 +96,91 @@ class Model:
     def score(
         self, audio: Audio | list[Audio], prompt: str | Sequence[str], answer: str | Sequence[str]
     ) -> np.ndarray | list[np.ndarray]:
-        """Log-probabilities of given answers, teacher forced.
+        """Computes the log-probabilities of the tokens of given answers, with teacher forcing.
 
         Args:
-          audio, prompt: as for `generate`.
-          answer: one for a single clip, or one each.
+          audio: see `generate`.
+          prompt: see `generate`.
+          answer: one answer for a single clip, or a list with one answer per clip.
 
         Returns:
-          float32[answer tokens], `</s>` included; a list of them for a list of clips.
+          float32[answer tokens] for a single clip, and a list of these for a list of clips. `</s>` is the last token.
+
+        Raises:
+          UserError: see `generate`; or the numbers of answers and clips differ.
         """
-        rows, answers = [], [answer] if isinstance(answer, str) else answer
-        questions = self._encode_prompts(audio, prompt)
-        if len(answers) != len(questions):
-            raise UserError(f"{len(answers)} answers for {len(questions)} clips; give one each")
-        for row, text in zip(questions, answers, strict=True):
-            ids = encode_answer(self.tokenizer, text)
-            rows.append(row._replace(tokens=row.tokens + ids, audio_slots=row.audio_slots + [TEXT_SLOT] * len(ids)))
-        self._check_context(rows, 0)
-        width = max(len(row.tokens) for row in rows)
-        losses = np.asarray(self._answer_losses(self.module, self._collate(rows, width)))
-        scores = [-losses[i, row.prompt_length - 1 : len(row.tokens) - 1] for i, row in enumerate(rows)]
+        segments, answers = [], [answer] if isinstance(answer, str) else answer
+        prompts = self._encode_prompts(audio, prompt)
+        if len(answers) != len(prompts):
+            raise UserError(f"{len(answers)} answers for {len(prompts)} clips; give one answer per clip")
+        for segment, text in zip(prompts, answers, strict=True):
+            answer_ids = encode_answer(self.tokenizer, text)
+            segments.append(
+                segment._replace(
+                    tokens=segment.tokens + answer_ids, audio_slots=segment.audio_slots + [TEXT_SLOT] * len(answer_ids)
+                )
+            )
+        self._check_context(segments, 0)
+        seq_len = max(len(segment.tokens) for segment in segments)
+        losses = np.asarray(self._answer_losses(self.module, self._collate(segments, seq_len)))
+        scores = [-losses[i, segment.prompt_length - 1 : len(segment.tokens) - 1] for i, segment in enumerate(segments)]
         return scores if isinstance(audio, list) else scores[0]
 
     def _encode_prompts(self, audio: Audio | list[Audio], prompt: str | Sequence[str]) -> list[Segment]:
-        """Questions as rows, up to where their answers begin."""
+        """Encodes one segment per clip, which contains the prompt without an answer."""
         if self.config.llama is None:
-            raise UserError("this model directory holds no language model: there is nothing to answer with")
+            raise UserError("this model has no language model and cannot generate answers; load a whole SALMONN")
         clips = _as_list(audio)
         prompts = [prompt] * len(clips) if isinstance(prompt, str) else prompt
         if len(prompts) != len(clips):
-            raise UserError(f"{len(prompts)} prompts for {len(clips)} clips; give one for all, or one each")
+            raise UserError(
+                f"{len(prompts)} prompts for {len(clips)} clips; give one prompt for all clips or one per clip"
+            )
         if not clips:
-            raise UserError("no clips and no questions")
-        rows = []
+            raise UserError("no clips and no questions; give at least one (audio=None asks without a clip)")
+        segments = []
         for source, text in zip(clips, prompts, strict=True):
             if source is not None:
                 self._require_audio_encoder()
                 text = text if AUDIO_PLACEHOLDER in text else AUDIO_PROMPT_PREFIX + text
-            heard = () if source is None else (load_audio(source),)
-            laid = encode_prompt(
+            pcm = () if source is None else (load_audio(source),)
+            encoded_prompt = encode_prompt(
                 self.tokenizer,
                 self.config.prompt_template,
                 text,
-                valid_audio_tokens=[[self.config.num_valid_audio_tokens(len(clip))] for clip in heard],
+                valid_audio_tokens=[[self.config.num_valid_audio_tokens(len(clip))] for clip in pcm],
                 num_audio_tokens=self.config.num_audio_tokens,
             )
-            rows.append(Segment(laid.tokens, laid.audio_slots, len(laid.tokens), heard))
-        return rows
+            segments.append(Segment(encoded_prompt.tokens, encoded_prompt.audio_slots, len(encoded_prompt.tokens), pcm))
+        return segments
 
-    def _check_context(self, rows: Sequence[Segment], max_new_tokens: int) -> None:
-        longest, context = max(len(row.tokens) for row in rows), self.config.llama.max_position_embeddings
+    def _check_context(self, segments: Sequence[Segment], max_new_tokens: int) -> None:
+        """Raises UserError if a segment and its answer are longer than the context of the language model."""
+        longest, context = max(len(segment.tokens) for segment in segments), self.config.llama.max_position_embeddings
         if longest + max_new_tokens > context:
             raise UserError(
-                f"{longest} tokens and {max_new_tokens} to be generated are more than the {context} "
-                "the language model can see"
+                f"{longest} tokens and {max_new_tokens} new tokens are more than the {context} tokens of "
+                "the language model's context; shorten the prompt or lower max_new_tokens"
             )
 
     def _require_audio_encoder(self) -> None:
+        """Raises UserError if the model has no audio encoder."""
         if self.config.qformer is None:
-            raise UserError("this model directory holds one part of a model: nothing turns audio into audio tokens")
+            raise UserError("this model has no Q-Former and cannot encode audio; load a whole SALMONN")
 
-    def _collate(self, rows: Sequence[Segment], seq_len: int) -> Batch:
-        window, audio_tokens = self.config.audio.window_samples, self.config.num_audio_tokens
-        return collate([[row] for row in rows], seq_len=seq_len, window_samples=window, num_audio_tokens=audio_tokens)
+    def _collate(self, segments: Sequence[Segment], seq_len: int) -> Batch:
+        """Builds a batch with one row per segment."""
+        window_samples, num_audio_tokens = self.config.audio.window_samples, self.config.num_audio_tokens
+        rows = [[segment] for segment in segments]
+        return collate(rows, seq_len=seq_len, window_samples=window_samples, num_audio_tokens=num_audio_tokens)
 
     @functools.cached_property
     def _generate(self):
         options = {"eos_token_id": self.tokenizer.eos_token_id, "lora_scale": self.config.lora.scale}
         return jax.jit(
-            lambda model, prompts, limit: greedy.generate(model, prompts, max_new_tokens=limit, **options),
+            lambda model, prompts, max_new_tokens: greedy.generate(
+                model, prompts, max_new_tokens=max_new_tokens, **options
+            ),
             static_argnums=2,
         )
 
@@ -170,8 +190,10 @@ class Model:
 
     @functools.cached_property
     def _answer_losses(self):
-        scale, pad = self.config.lora.scale, self.config.pad_classes
-        return jax.jit(lambda model, batch: answer_losses(model(batch, lora_scale=scale)[0], batch, pad)[0])
+        lora_scale, pad_classes = self.config.lora.scale, self.config.pad_classes
+        return jax.jit(
+            lambda model, batch: answer_losses(model(batch, lora_scale=lora_scale)[0], batch, pad_classes)[0]
+        )
 
 
 def _as_list(audio: Audio | list[Audio]) -> list[Audio]:
@@ -182,20 +204,20 @@ def load(directory: str | pathlib.Path, *, mesh: Mesh | None = None, dtype: str 
     """Loads a model directory, or the latest checkpoint of a run directory.
 
     Args:
-      directory: of the model or run.
-      mesh: see `salmonn_jax.sharding.make_mesh`; each device reads its part of the weights and no host holds them
-        all. By default all is on the first device.
-      dtype: of activations and frozen weights, such as "bfloat16". By default what the model's configuration says on
-        accelerators, and "float32" on CPUs, which have no faster one.
+      directory: model or run directory.
+      mesh: device mesh from `salmonn_jax.sharding.make_mesh`. Each device reads its shards of the weights, and no host
+        reads all of them. By default all weights are on the first device.
+      dtype: dtype of activations and frozen weights, such as "bfloat16". By default it is that of the model's
+        configuration on accelerators, and "float32" on CPUs, where bfloat16 is not faster.
 
     Raises:
-      UserError: it is neither a model nor a run directory.
+      UserError: the directory is neither a model nor a run directory.
     """
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"
     description = model_directory.read_config_json(pathlib.Path(directory))
-    kept = dtype or description["model"]["frozen_dtype"]
-    loaded = model_directory.load_model(pathlib.Path(directory), Placement(mesh, kept))
+    frozen_dtype = dtype or description["model"]["frozen_dtype"]
+    loaded = model_directory.load_model(pathlib.Path(directory), Placement(mesh, frozen_dtype))
     if dtype is None:
         return Model(loaded)
     config = dataclasses.replace(loaded.config, activation_dtype=dtype, frozen_dtype=dtype)

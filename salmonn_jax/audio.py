@@ -1,10 +1,10 @@
-"""From int16 PCM to the features of both encoders, in JAX and inside the jitted step.
+"""Audio features of both encoders, computed in JAX from int16 PCM inside the jitted step.
 
-One implementation serves training, evaluation and serving, and the host sends 2 bytes a sample instead of the 5.3 of
-two float feature maps. Sources: `WhisperFeatureExtractor` of Hugging Face transformers, and Kaldi's
-`compute-fbank-feats` as torchaudio's `compliance.kaldi.fbank` computes it.
+Training, evaluation and serving share this implementation. It also reduces the transfer from the host to 2 bytes per
+sample, instead of 5.3 for two float feature maps. References: `WhisperFeatureExtractor` of Hugging Face transformers,
+and Kaldi's `compute-fbank-feats` as implemented in torchaudio's `compliance.kaldi.fbank`.
 
-Letters: A clips, N samples, T frames, M mel bins.
+Axis letters: A clips, N samples, T frames, M mel bins.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from jax import Array
 from salmonn_jax.config import HOP_LENGTH, SAMPLE_RATE
 
 FRAME_LENGTH = 400  # samples, 25 ms
-KALDI_FFT = 512
-KALDI_FLOOR = float(np.finfo(np.float32).eps)
-# BEATs normalises with twice the standard deviation (`BEATs.preprocess`).
+KALDI_FFT = 512  # samples
+KALDI_FLOOR = float(np.finfo(np.float32).eps)  # minimum power before the logarithm
+# BEATs subtracts the mean and divides by twice the standard deviation (`BEATs.preprocess`).
 FBANK_MEAN, FBANK_STD = 15.41663, 6.55582
 
 
 def log_mel_spectrogram(pcm: Array, num_mel_bins: int = 80) -> Array:
-    """Whisper's log-mel spectrogram: int16[A,N] -> float32[A,T,M] with T = N / 160.
+    """Computes Whisper's log-mel spectrogram float32[A,T,M] of int16[A,N] samples, with T = N // 160.
 
-    The maximum from which values are cut at 8 decades is each row's own, over the padded window, as in the original.
+    Values are clipped at 8 decades below the maximum of the clip's padded window, as in the original.
     """
     x = pcm.astype(jnp.float32) / 32768.0
     x = jnp.pad(x, ((0, 0), (FRAME_LENGTH // 2, FRAME_LENGTH // 2)), mode="reflect")
@@ -40,7 +40,7 @@ def log_mel_spectrogram(pcm: Array, num_mel_bins: int = 80) -> Array:
 
 
 def fbank(pcm: Array, num_mel_bins: int = 128) -> Array:
-    """Kaldi filter bank as BEATs normalises it: int16[A,N] -> float32[A,T,M] with T = (N - 400) // 160 + 1."""
+    """Computes BEATs' normalised Kaldi filter bank float32[A,T,M] of int16[A,N] samples, T = (N - 400) // 160 + 1."""
     frames = _frame_signal(pcm.astype(jnp.float32), num_fbank_frames(pcm.shape[1]))
     frames = frames - frames.mean(axis=-1, keepdims=True)
     previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
@@ -51,30 +51,33 @@ def fbank(pcm: Array, num_mel_bins: int = 128) -> Array:
 
 
 def num_fbank_frames(num_samples: Array | int) -> Array | int:
-    """How many whole 25 ms frames fit into so many samples."""
+    """Returns the number of whole 25 ms frames, at intervals of 10 ms, in `num_samples` samples."""
     return (num_samples - FRAME_LENGTH) // HOP_LENGTH + 1
 
 
 def _frame_signal(x: Array, num_frames: int) -> Array:
-    """Overlapping frames float32[A,count,400] of float32[A,N], by shifted reshapes: no gather."""
-    span = -(-FRAME_LENGTH // HOP_LENGTH)
-    need = (num_frames - 1 + span) * HOP_LENGTH
-    x = jnp.pad(x, ((0, 0), (0, max(0, need - x.shape[1]))))[:, :need]
-    hops = x.reshape(x.shape[0], num_frames - 1 + span, HOP_LENGTH)
-    return jnp.concatenate([hops[:, i : i + num_frames] for i in range(span)], axis=-1)[..., :FRAME_LENGTH]
+    """Cuts float32[A,N] into overlapping frames float32[A,num_frames,400], with reshapes and slices but no gather."""
+    hops_per_frame = -(-FRAME_LENGTH // HOP_LENGTH)
+    padded_samples = (num_frames - 1 + hops_per_frame) * HOP_LENGTH
+    x = jnp.pad(x, ((0, 0), (0, max(0, padded_samples - x.shape[1]))))[:, :padded_samples]
+    hops = x.reshape(x.shape[0], num_frames - 1 + hops_per_frame, HOP_LENGTH)
+    return jnp.concatenate([hops[:, i : i + num_frames] for i in range(hops_per_frame)], axis=-1)[..., :FRAME_LENGTH]
 
 
 @functools.cache
 def _slaney_filters(num_mel_bins: int) -> np.ndarray:
-    """Slaney-scaled, Slaney-normalised triangles, float32[201,M]."""
-    import librosa  # slow to import, and needed once
+    """Returns triangular filters float32[201,M] with Slaney's mel scale and normalisation, as in Whisper."""
+    import librosa  # imported here because the import is slow
 
     return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FRAME_LENGTH, n_mels=num_mel_bins).T.astype(np.float32)
 
 
 @functools.cache
 def _kaldi_filters(num_mel_bins: int) -> np.ndarray:
-    """Triangles evenly spaced in Kaldi's mel scale from 20 Hz to 8 kHz, float32[257,M]; the Nyquist row is zero."""
+    """Returns Kaldi's triangular filters float32[257,M], evenly spaced on its mel scale from 20 Hz to 8 kHz.
+
+    The row of the Nyquist frequency is zero, as in Kaldi.
+    """
 
     def to_mel(hertz):
         return 1127.0 * np.log(1.0 + np.asarray(hertz) / 700.0)

@@ -1,4 +1,7 @@
-"""Any audio file, upload or array to what the model hears: 16-bit samples at 16 kHz, one channel."""
+"""Decoding of audio files, uploads and arrays to mono 16-bit samples at 16 kHz, the input format of the model.
+
+Data pipelines, evaluation and the Python API use `load_audio`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ import soundfile
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import UserError
 
-# What an int16 sample of full scale is worth; 2**15, so that int16 -> float -> int16 is exact.
+# Factor between float samples in [-1, 1) and int16 samples. A power of two makes int16 -> float -> int16 exact.
 _FULL_SCALE = 32768.0
 
-# Known by their names only; libsndfile takes some of them for broken MP3.
+# Formats without a header, which are recognised by file name only. libsndfile takes some of them for broken MP3.
 _HEADERLESS = (".g722", ".gsm")
 
 AudioSource = str | os.PathLike | bytes | tuple[np.ndarray, int]
@@ -30,7 +33,7 @@ class AudioError(UserError):
     """Audio that cannot be used.
 
     Attributes:
-      reason: in one or two words: "missing", "undecodable", "empty" or "not finite".
+      reason: one of "missing", "undecodable", "empty" and "not finite".
     """
 
     def __init__(self, reason: str, message: str):
@@ -41,22 +44,23 @@ class AudioError(UserError):
 def load_audio(
     source: AudioSource, *, start_seconds: float = 0.0, end_seconds: float | None = None, channels: Channels = "first"
 ) -> np.ndarray:
-    """Decodes audio, makes it one channel and resamples it with soxr.
+    """Decodes audio, reduces it to one channel and resamples it with soxr.
 
-    Neither cut nor padded. 16-bit audio at 16 kHz comes back bit for bit.
+    The audio is neither cut nor padded. 16-bit audio at 16 kHz is returned bit for bit.
 
     Args:
-      source: the path of a file; the bytes of one; or samples with their rate in Hz, as [samples] or
-        [samples, channels], integers of any width or floats in -1 to 1.
-      start, end: seconds between which it is read; None reads to the end.
-      channels: "first", as the original SALMONN takes it, or the "mean" of all.
+      source: path of a file, contents of a file, or a pair of samples and their rate in Hz. Samples have the shape
+        [samples] or [samples, channels] and are integers of any width or floats in -1 to 1.
+      start_seconds: start of the segment to read.
+      end_seconds: end of the segment to read; None reads to the end of the audio.
+      channels: "first" uses the first channel, as the original SALMONN, and "mean" the mean of all channels.
 
     Returns:
       int16[samples] at 16 kHz, at least one sample.
 
     Raises:
-      AudioError: the file is missing, empty, or no audio that can be decoded; there are no samples; a sample is not a
-        number.
+      AudioError: the file is missing, is empty or cannot be decoded; or the audio has no samples or samples that are
+        not finite.
     """
     if isinstance(source, tuple):
         name, (samples, rate) = "the audio", source
@@ -66,9 +70,9 @@ def load_audio(
         name = "the audio" if isinstance(source, bytes) else os.fspath(source)
         samples, rate = _decode(source, name, start_seconds, end_seconds)
     if rate <= 0:
-        raise AudioError("undecodable", f"{name} has a sample rate of {rate} Hz")
+        raise AudioError("undecodable", f"{name} has a sample rate of {rate} Hz; it must be > 0")
     if samples.size == 0:
-        raise AudioError("empty", f"{name} holds no samples{f' from {start_seconds:g} s on' if start_seconds else ''}")
+        raise AudioError("empty", f"{name} has no samples{f' from {start_seconds:g} s on' if start_seconds else ''}")
     if samples.ndim > 1 and (channels == "first" or samples.shape[1] == 1):
         samples = samples[:, 0]
     if samples.ndim == 1 and samples.dtype == np.int16 and rate == SAMPLE_RATE:
@@ -78,41 +82,46 @@ def load_audio(
 
 
 def decode_flac(data: bytes) -> tuple[np.ndarray, int] | None:
-    """int16[samples, channels] of a FLAC file of 16 bits, and its rate in Hz. None for any other, and for a broken one.
+    """Decodes a 16-bit FLAC file with miniaudio.
 
-    Takes two thirds of the time that libsndfile does, and lets go of the interpreter's lock, so threads work at once.
+    It takes two thirds of the time of libsndfile and releases the GIL, so threads decode in parallel.
+
+    Returns:
+      int16[samples, channels] and the rate in Hz; None for other formats and for damaged files.
     """
-    # STREAMINFO comes first: 20 bits of rate, 3 of channels, 5 of bits a sample.
+    # The STREAMINFO block comes first: 20 bits of sample rate, 3 bits of channels, 5 bits of bits per sample.
     if len(data) < 42 or (data[20] & 1) << 4 | data[21] >> 4 != 16 - 1:
         return None
     try:
         info = miniaudio.flac_get_info(data)
         samples = np.frombuffer(miniaudio.flac_read_s16(data).samples, np.int16).reshape(-1, info.nchannels)
-    except (miniaudio.DecodeError, ZeroDivisionError):  # the latter for a rate of 0
+    except (miniaudio.DecodeError, ZeroDivisionError):  # ZeroDivisionError: the rate is 0
         return None
-    # Frames that are broken are left out without a word.
+    # miniaudio skips damaged frames without an error.
     return (samples, info.sample_rate) if 0 < len(samples) == info.num_frames else None
 
 
 def float_to_pcm(samples: np.ndarray) -> np.ndarray:
-    """float[samples] in -1 to 1 -> int16[samples]; what is louder is clipped."""
+    """Converts float[samples] in -1 to 1 to int16[samples]; values outside this range are clipped."""
     return np.clip(np.round(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 
 
 def pcm_to_float(samples: np.ndarray) -> np.ndarray:
-    """int16[samples] -> float32[samples] in -1 to 1."""
+    """Converts int16[samples] to float32[samples] in -1 to 1."""
     return samples.astype(np.float32) / np.float32(_FULL_SCALE)
 
 
 def _as_float32(samples: np.ndarray, name: str) -> np.ndarray:
     if np.issubdtype(samples.dtype, np.floating):
         if not np.all(np.isfinite(samples)):
-            raise AudioError("not finite", f"{name} holds samples that are not finite numbers")
+            raise AudioError("not finite", f"{name} has samples that are not finite numbers")
         return samples.astype(np.float32)
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128) / 128
     if not np.issubdtype(samples.dtype, np.signedinteger):
-        raise AudioError("undecodable", f"{name} holds samples of type {samples.dtype}; give integers or floats")
+        raise AudioError(
+            "undecodable", f"{name} has samples of type {samples.dtype}; they must be signed integers, uint8 or floats"
+        )
     return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
 
 
@@ -123,40 +132,50 @@ def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def _sample_range(start: float, end: float | None, rate: int) -> tuple[int, int | None]:
-    """Seconds as samples."""
+    """Converts seconds to sample indices."""
     return round(start * rate), None if end is None else round(end * rate)
 
 
 def _decode(source: str | os.PathLike | bytes, name: str, start: float, end: float | None) -> tuple[np.ndarray, int]:
-    """Returns [samples, channels] of the type the codec gives, and the rate."""
+    """Decodes a file, returning samples [samples, channels] in the codec's own dtype and the rate in Hz.
+
+    Args:
+      source: path or contents of the file.
+      name: name of the file in error messages.
+      start: start of the segment to read, in seconds.
+      end: end of the segment in seconds; None reads to the end.
+    """
     if isinstance(source, bytes):
-        size, opened = len(source), io.BytesIO(source)
+        size, file_or_buffer = len(source), io.BytesIO(source)
     else:
         path = pathlib.Path(source)
         if not path.is_file():
             raise AudioError("missing", f"no audio file {name}")
-        size, opened = path.stat().st_size, path
+        size, file_or_buffer = path.stat().st_size, path
     if size == 0:
         raise AudioError("empty", f"{name} is empty")
-    if isinstance(opened, pathlib.Path) and opened.suffix.lower() in _HEADERLESS:
+    if isinstance(file_or_buffer, pathlib.Path) and file_or_buffer.suffix.lower() in _HEADERLESS:
         return _decode_with_av(source, name, start, end)
     if start == 0 and end is None:
-        found = decode_flac(_read_flac(source))
-        if found is not None:
-            return found
+        decoded = decode_flac(_read_flac(source))
+        if decoded is not None:
+            return decoded
     try:
-        with soundfile.SoundFile(opened) as file:
-            exact = file.subtype == "PCM_16"
+        with soundfile.SoundFile(file_or_buffer) as file:
+            is_pcm16 = file.subtype == "PCM_16"
             first, last = _sample_range(start, end, file.samplerate)
             file.seek(min(first, file.frames))
             frames = -1 if last is None else max(0, min(last, file.frames) - file.tell())
-            return file.read(frames, dtype="int16" if exact else "float32", always_2d=True), file.samplerate
-    except (soundfile.LibsndfileError, TypeError, ValueError):  # the others: it takes noise for a stream
+            return file.read(frames, dtype="int16" if is_pcm16 else "float32", always_2d=True), file.samplerate
+    except (soundfile.LibsndfileError, TypeError, ValueError):  # soundfile misreads some bytes as a stream
         return _decode_with_av(source, name, start, end)
 
 
 def _read_flac(source: str | os.PathLike | bytes) -> bytes:
-    """The bytes of a FLAC file; of any other, and of one that cannot be read, which others will tell, none."""
+    """Returns the contents of a FLAC file.
+
+    It returns b"" for other files, and for files that cannot be read: a later decoder reports the error.
+    """
     data = source if isinstance(source, bytes) else b""
     if not data and os.fspath(source).lower().endswith(".flac"):
         with contextlib.suppress(OSError):
@@ -167,26 +186,29 @@ def _read_flac(source: str | os.PathLike | bytes) -> bytes:
 def _decode_with_av(
     source: str | os.PathLike | bytes, name: str, start: float, end: float | None
 ) -> tuple[np.ndarray, int]:
-    """For what libsndfile cannot read, such as G.722, AAC or the sound of a video."""
+    """Decodes with PyAV what libsndfile cannot read, such as G.722, AAC or the sound track of a video.
+
+    Arguments and results are those of `_decode`. Only the first channel is returned.
+    """
     try:
         import av
     except ImportError:
         raise AudioError(
             "undecodable",
-            f"{name} cannot be decoded; if it is audio, more formats come with: pip install 'salmonn-jax[minicorpus]'",
+            f"{name} cannot be decoded; for more audio formats: pip install 'salmonn-jax[minicorpus]'",
         ) from None
     try:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
             if not container.streams.audio:
                 raise AudioError("undecodable", f"{name} has no sound track")
             rate = container.streams.audio[0].rate
-            first = []  # channel, of each frame; a packed frame has its channels in turns
+            first_channel = []  # one array per frame; a packed frame interleaves its channels
             for frame in container.decode(audio=0):
                 row = frame.to_ndarray()[0]
-                first.append(row if frame.format.is_planar else row[:: frame.layout.nb_channels])
+                first_channel.append(row if frame.format.is_planar else row[:: frame.layout.nb_channels])
     except (av.FFmpegError, ValueError) as error:
         raise AudioError("undecodable", f"{name} is not audio that can be decoded: {_first_line(error)}") from None
-    samples = np.concatenate(first)[:, None] if first else np.zeros((0, 1), np.int16)
+    samples = np.concatenate(first_channel)[:, None] if first_channel else np.zeros((0, 1), np.int16)
     return samples[slice(*_sample_range(start, end, rate))], rate
 
 

@@ -1,4 +1,8 @@
-"""The one batch layout: speech, music, events, text-only replay, several clips, packed rows. Shapes are static."""
+"""The batch format of training, evaluation and the Python API, and functions that build batches with numpy.
+
+All batches have the same format and static shapes: speech, music and sound events, text-only examples, several clips
+per example, and packed rows.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +15,33 @@ from salmonn_jax.prompts import TEXT_SLOT
 
 
 class Batch(NamedTuple):
-    """A clips of N samples, R rows of S tokens (see `salmonn_jax.models.common` for the letters).
+    """A batch of A clips with N samples and R rows with S tokens (axis letters: `salmonn_jax.models.common`).
 
-    A row holds one or more segments, numbered from 1; 0 marks padding. Segments neither see each other nor share
-    positions. A row's clips lie in the same part of the clip axis as the row in the row axis: when both axes are cut
-    into as many parts as there are data shards, part i of the rows uses clips of part i only, so splicing audio into
-    text moves nothing between devices.
+    A row holds one or more segments, which are numbered from 1; 0 marks padding. Segments do not attend to each other,
+    and the positions of each segment start at 0. When rows and clips are split into data shards, the rows of a shard
+    use only clips of the same shard, so inserting audio tokens into text needs no communication between devices.
     """
 
     pcm: Any  # int16[A,N], 16 kHz, zero-padded
-    pcm_length: Any  # int32[A] samples that are the clip's own
+    pcm_length: Any  # int32[A] samples of each clip, without padding
     tokens: Any  # int32[R,S]
     positions: Any  # int32[R,S] rotary positions
     segments: Any  # int32[R,S]
-    loss_mask: Any  # bool[R,S] tokens that are to be predicted (from the tokens before them)
-    audio_slot: Any  # int32[R,S] which audio token stands here: clip * audio tokens per clip + its index; -1 for text
-    source_index: Any  # int32[R,S] index of the token's source among the sorted names of the mixture; -1 for padding
-    transcript: Any  # int32[A,U] tokens spoken in the clip, -1 for padding; U is 0 unless the CTC loss is used
+    loss_mask: Any  # bool[R,S] answer tokens, which the loss counts
+    audio_slot: Any  # int32[R,S] clip * audio tokens per clip + index of the audio token at this position; -1 for text
+    source_index: Any  # int32[R,S] index of the token's source in the sorted source names; -1 for padding
+    transcript: Any  # int32[A,U] tokens of the clip's transcript, -1 for padding; U is 0 unless the CTC loss is used
 
 
 class Segment(NamedTuple):
-    """One example, laid out as it will stand in a row. `slots` are as in `salmonn_jax.prompts.Sequence`."""
+    """One encoded example, which becomes a segment of a row."""
 
-    tokens: list[int]
-    audio_slots: list[int]
-    prompt_length: int  # how many of the tokens are not to be predicted
-    clips: tuple[np.ndarray, ...] = ()  # int16[samples] each; a long clip is several
-    transcript: Sequence[int] = ()  # of the first clip
-    source_index: int = 0
+    tokens: list[int]  # prompt and answer
+    audio_slots: list[int]  # see `salmonn_jax.prompts.EncodedPrompt`
+    prompt_length: int  # number of prompt tokens, which the loss does not count
+    clips: tuple[np.ndarray, ...] = ()  # int16[samples] each; a clip longer than the window is split into several
+    transcript: Sequence[int] = ()  # tokens of the first clip's transcript
+    source_index: int = 0  # see `Batch`
 
 
 def collate(
@@ -49,15 +52,31 @@ def collate(
     num_audio_tokens: int,
     num_clips: int | None = None,
 ) -> Batch:
-    """Rows of segments as the numpy arrays of a batch, which has `clips` slots, or as many as are needed."""
-    heard = sum(len(segment.clips) for row in rows for segment in row)
-    batch = empty_batch(len(rows), seq_len, heard if num_clips is None else num_clips, window_samples, 0)
+    """Builds a batch of numpy arrays from rows of segments.
+
+    Args:
+      rows: segments of each row.
+      seq_len: tokens per row.
+      window_samples: samples per clip; longer clips are cut.
+      num_audio_tokens: audio tokens per clip.
+      num_clips: clip slots of the batch; by default as many as there are clips.
+    """
+    total_clips = sum(len(segment.clips) for row in rows for segment in row)
+    batch = empty_batch(len(rows), seq_len, total_clips if num_clips is None else num_clips, window_samples, 0)
     fill_batch(batch, rows, num_audio_tokens=num_audio_tokens)
     return batch
 
 
 def empty_batch(num_rows: int, seq_len: int, num_clips: int, window_samples: int, transcript_len: int) -> Batch:
-    """A batch of padding: numpy arrays of the sizes R, S, A, N and U."""
+    """Returns a batch that contains only padding, as numpy arrays.
+
+    Args:
+      num_rows: rows R.
+      seq_len: tokens per row S.
+      num_clips: clip slots A.
+      window_samples: samples per clip N.
+      transcript_len: tokens per transcript U.
+    """
     tokens, positions, segments = (np.zeros((num_rows, seq_len), np.int32) for _ in range(3))
     return Batch(
         pcm=np.zeros((num_clips, window_samples), np.int16),
@@ -73,39 +92,46 @@ def empty_batch(num_rows: int, seq_len: int, num_clips: int, window_samples: int
 
 
 def batch_slice(batch: Batch, index: int, num_slices: int) -> Batch:
-    """Views of one of the equal parts that all arrays of a batch are cut into."""
+    """Returns one of the equal slices into which all arrays of a batch are split along their first axis.
+
+    Args:
+      batch: batch of numpy arrays; the arrays of the slice are views of them.
+      index: index of the slice.
+      num_slices: number of slices.
+    """
     sizes = (len(array) // num_slices for array in batch)
     return Batch(*(array[index * size : (index + 1) * size] for array, size in zip(batch, sizes, strict=True)))
 
 
 def fill_batch(batch: Batch, rows: Sequence[Sequence[Segment]], *, num_audio_tokens: int, clip_offset: int = 0) -> None:
-    """Writes rows of segments into an empty batch, in their order, and clips in that of their segments.
+    """Writes rows of segments and their clips into an empty batch, in order.
 
     Args:
-      batch: changed in place; its rows are at least as long as these, and it has slots for all clips. Clips longer than
-        its window are cut, and so are transcripts.
-      audio_tokens: of one clip.
-      first_clip: clips before those of this batch, where it is a part of one.
+      batch: batch of padding, modified in place. It must have enough rows, tokens per row and clip slots. Clips and
+        transcripts that are too long are cut.
+      rows: segments of each row.
+      num_audio_tokens: audio tokens per clip.
+      clip_offset: index of the first clip of `batch` in the whole batch, if `batch` is a slice.
     """
     clip = 0
     for i, row in enumerate(rows):
         start = 0
-        for number, segment in enumerate(row, 1):
+        for segment_id, segment in enumerate(row, 1):
             end = start + len(segment.tokens)
-            here = slice(start, end)
-            batch.tokens[i, here], batch.segments[i, here] = segment.tokens, number
-            batch.source_index[i, here] = segment.source_index
-            batch.positions[i, here], batch.loss_mask[i, start + segment.prompt_length : end] = (
+            token_slice = slice(start, end)
+            batch.tokens[i, token_slice], batch.segments[i, token_slice] = segment.tokens, segment_id
+            batch.source_index[i, token_slice] = segment.source_index
+            batch.positions[i, token_slice], batch.loss_mask[i, start + segment.prompt_length : end] = (
                 np.arange(end - start),
                 True,
             )
             slots = np.asarray(segment.audio_slots, np.int32)
-            batch.audio_slot[i, here] = np.where(
+            batch.audio_slot[i, token_slice] = np.where(
                 slots == TEXT_SLOT, TEXT_SLOT, slots + (clip_offset + clip) * num_audio_tokens
             )
             if segment.clips:
-                words = segment.transcript[: batch.transcript.shape[1]]
-                batch.transcript[clip, : len(words)] = words
+                transcript_ids = segment.transcript[: batch.transcript.shape[1]]
+                batch.transcript[clip, : len(transcript_ids)] = transcript_ids
             for pcm in segment.clips:
                 length = min(len(pcm), batch.pcm.shape[1])
                 batch.pcm[clip, :length], batch.pcm_length[clip] = pcm[:length], length

@@ -1,7 +1,7 @@
-"""The configuration of a model and of a run, as plain data.
+"""Configuration dataclasses of models and training runs, and their conversion from and to JSON.
 
-Everything is a frozen dataclass with JSON types, so a configuration can be compared, printed, stored beside a
-checkpoint and read back. Named configurations are in `salmonn_jax.configs`.
+All classes are frozen dataclasses whose fields have JSON types, so a configuration can be compared, printed, stored
+with a checkpoint and read back. Named configurations are in `salmonn_jax.configs`.
 """
 
 from __future__ import annotations
@@ -14,135 +14,144 @@ from typing import Any, Literal
 
 from salmonn_jax.errors import UserError, unknown_name
 
-SAMPLE_RATE = 16_000
-HOP_LENGTH = 160  # samples between two feature frames, of both front ends
+SAMPLE_RATE = 16_000  # Hz
+HOP_LENGTH = 160  # samples between two feature frames (10 ms) of Whisper's log-mel and of BEATs' filter bank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioConfig:
-    """What a clip is made to be before the encoders see it."""
+    """Length of the encoder input, and which audio tokens the language model reads."""
 
-    window_seconds: float = 30.0  # clips are zero-padded to this; longer ones are cut
-    minimum_seconds: float = 1.0  # BEATs sees shorter clips zero-padded to this
-    # Which audio tokens the language model reads: of the whole window, as the original; or of what is clip in it.
+    window_seconds: float = 30.0  # encoder input: shorter clips are zero-padded to this length, longer ones are cut
+    minimum_seconds: float = 1.0  # BEATs gets at least this much audio: shorter clips are zero-padded
+    # Audio tokens in the prompt. "window": those of the whole window, padding included, as in the original.
+    # "clip": only those that begin before the clip ends.
     tokens: Literal["window", "clip"] = "window"
 
     @property
     def window_samples(self) -> int:
+        """Returns the length of the window in samples."""
         return round(self.window_seconds * SAMPLE_RATE)
 
     @property
     def minimum_samples(self) -> int:
+        """Returns the minimum length of BEATs' input in samples."""
         return round(self.minimum_seconds * SAMPLE_RATE)
 
     @property
     def whisper_frames(self) -> int:
-        """Encoder frames of one window, 50 a second."""
+        """Returns the number of Whisper encoder frames in one window, at 50 frames a second."""
         return self.window_samples // (2 * HOP_LENGTH)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WhisperConfig:
-    """Whisper's encoder (Radford et al. 2022); the defaults are large-v2."""
+    """Whisper encoder (Radford et al. 2022), with the field names of transformers. The defaults are large-v2."""
 
-    num_mel_bins: int = 80
-    d_model: int = 1280
+    num_mel_bins: int = 80  # features per log-mel frame
+    d_model: int = 1280  # hidden size
     encoder_layers: int = 32
     encoder_attention_heads: int = 20
-    encoder_ffn_dim: int = 5120
+    encoder_ffn_dim: int = 5120  # hidden size of the feed-forward network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeatsConfig:
-    """BEATs (Chen et al. 2022); the defaults are the fine-tuned iter3+ AS2M checkpoint."""
+    """BEATs encoder (Chen et al. 2022), with the original field names. The defaults are the iter3+ AS2M checkpoint."""
 
-    num_mel_bins: int = 128
-    input_patch_size: int = 16
-    embed_dim: int = 512
-    encoder_embed_dim: int = 768
+    num_mel_bins: int = 128  # features per filter-bank frame
+    input_patch_size: int = 16  # a patch covers this many frames and this many mel bins
+    embed_dim: int = 512  # size of a patch embedding
+    encoder_embed_dim: int = 768  # hidden size of the transformer
     encoder_layers: int = 12
     encoder_attention_heads: int = 12
-    encoder_ffn_embed_dim: int = 3072
-    conv_pos: int = 128
-    conv_pos_groups: int = 16
-    num_buckets: int = 320
-    max_distance: int = 800
+    encoder_ffn_embed_dim: int = 3072  # hidden size of the feed-forward network
+    conv_pos: int = 128  # kernel size of the convolutional position embedding, in tokens
+    conv_pos_groups: int = 16  # groups of that convolution
+    num_buckets: int = 320  # buckets of the relative position bias
+    max_distance: int = 800  # distance in tokens from which on all positions share the last bucket
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QFormerConfig:
-    """The window-level Q-Former: a BERT with cross-attention in every layer, over windows of encoder frames."""
+    """Window-level Q-Former: a BERT that reads each window of encoder frames through cross-attention."""
 
     hidden_size: int = 768
     num_hidden_layers: int = 2
     num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    num_speech_query_token: int = 1  # per window
-    second_per_window: float = 0.333333
-    second_stride: float = 0.333333
-    dropout: float = 0.1
+    intermediate_size: int = 3072  # hidden size of the feed-forward network
+    num_speech_query_token: int = 1  # queries, and so audio tokens, per window
+    second_per_window: float = 0.333333  # length of a window in seconds
+    second_stride: float = 0.333333  # seconds between the starts of two windows
+    dropout: float = 0.1  # dropout probability, of attention weights and hidden states
 
     @property
     def window_frames(self) -> int:
-        return round(1500 * self.second_per_window / 30.0)  # rounded as the original rounds
+        """Returns the length of a window in encoder frames, rounded as in the original."""
+        return round(1500 * self.second_per_window / 30.0)
 
     @property
     def stride_frames(self) -> int:
+        """Returns the distance between the starts of two windows in encoder frames."""
         return round(1500 * self.second_stride / 30.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How LLaMA 3.1 stretches slow rotary frequencies beyond the context it was first trained on."""
+    """LLaMA 3.1's scaling of the rotary frequencies for long contexts, with the field names of transformers."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+    factor: float  # divisor of the low frequencies
+    low_freq_factor: float  # frequencies with fewer periods than this in the original context are divided by `factor`
+    high_freq_factor: float  # frequencies with more periods than this in the original context stay unchanged
+    original_max_position_embeddings: int  # context length of the pretraining before the extension, in tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """A LLaMA-family decoder; the defaults are Vicuna-13B v1.1."""
+    """LLaMA-family decoder, with the field names of transformers. The defaults are Vicuna-13B v1.1."""
 
     vocab_size: int = 32_000
     hidden_size: int = 5120
     num_hidden_layers: int = 40
     num_attention_heads: int = 40
-    num_key_value_heads: int = 40
-    intermediate_size: int = 13_824
+    num_key_value_heads: int = 40  # fewer than num_attention_heads for grouped-query attention
+    intermediate_size: int = 13_824  # hidden size of the feed-forward network
     rms_norm_eps: float = 1e-6
-    head_dim: int | None = None  # width of a head; None stands for width / heads
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    max_position_embeddings: int = 2048
-    tie_word_embeddings: bool = False  # the output projection is the embedding table
+    head_dim: int | None = None  # size of an attention head; None means hidden_size / num_attention_heads
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    rope_scaling: RopeScaling | None = None  # None leaves the rotary frequencies unscaled
+    max_position_embeddings: int = 2048  # context length in tokens
+    tie_word_embeddings: bool = False  # whether the output projection is the embedding table
 
     @property
     def head_size(self) -> int:
+        """Returns the size of an attention head."""
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters on the projections named in `targets`: any of a layer's seven; none without adapters."""
+    """Low-rank adapters of the language model (Hu et al. 2021)."""
 
     rank: int = 8
-    alpha: float = 32.0
-    dropout: float = 0.1
+    alpha: float = 32.0  # adapters are scaled by alpha / rank
+    dropout: float = 0.1  # dropout probability of the adapter's input
+    # Projections with an adapter: any of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj, or none.
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
 
     @property
     def scale(self) -> float:
+        """Returns the factor by which the adapters' outputs are multiplied."""
         return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """SALMONN (Tang et al. 2024, figure 1): two encoders, the Q-Former, and the language model.
+    """SALMONN (Tang et al. 2024, figure 1): Whisper and BEATs encoders, Q-Former, and a language model with LoRA.
 
-    None leaves a part out: `beats` for a SALMONN that hears through Whisper alone, as the original may be configured,
-    or all others for a part on its own. A Q-Former needs Whisper and the language model.
+    A component set to None is left out. `beats=None` gives a SALMONN with Whisper as its only encoder, which the
+    original also supports. A single component can be configured by setting all others to None. A Q-Former needs
+    Whisper and the language model.
     """
 
     audio: AudioConfig = AudioConfig()
@@ -151,26 +160,29 @@ class ModelConfig:
     qformer: QFormerConfig | None = QFormerConfig()
     llama: LlamaConfig | None = LlamaConfig()
     lora: LoraConfig = LoraConfig()
-    activation_dtype: str = "bfloat16"
-    frozen_dtype: str = "bfloat16"  # what is trained is stored in float32
-    prompt_template: str = "USER: {}\nASSISTANT:"
-    # Classes beyond the vocabulary that the loss counts with a logit of zero. The original adds one, [PAD], whose
-    # random weights are in no checkpoint: zero is what they give on average.
+    activation_dtype: str = "bfloat16"  # dtype of activations
+    frozen_dtype: str = "bfloat16"  # dtype of frozen parameters; trainable parameters are stored in float32
+    prompt_template: str = "USER: {}\nASSISTANT:"  # `{}` is replaced by the prompt; the answer follows the template
+    # Number of extra classes with a logit of zero in the softmax of the loss. The original adds one, for its [PAD]
+    # token. The random embedding of that token is in no checkpoint, and its logit is zero on average.
     pad_classes: int = 0
 
     @property
     def num_windows(self) -> int:
-        """Q-Former windows in a clip; frames after the last whole window are not seen."""
-        q = self.qformer
-        return (self.audio.whisper_frames - q.window_frames) // q.stride_frames + 1
+        """Returns the number of Q-Former windows in a clip; frames after the last whole window are dropped."""
+        qformer = self.qformer
+        return (self.audio.whisper_frames - qformer.window_frames) // qformer.stride_frames + 1
 
     @property
     def num_audio_tokens(self) -> int:
-        """What is made of one clip, whatever its length: 88 for the released models."""
+        """Returns the number of audio tokens computed for a clip of any length: 88 in the released models."""
         return self.num_windows * self.qformer.num_speech_query_token if self.qformer else 0
 
     def num_valid_audio_tokens(self, num_samples: int) -> int:
-        """How many of them the language model reads: all, or (`audio.tokens` "clip") those that begin in the clip."""
+        """Returns how many of a clip's audio tokens the language model reads, given the clip's length in samples.
+
+        These are all of them, or those that begin before the clip ends if `audio.tokens` is "clip".
+        """
         if self.audio.tokens == "window" or not self.qformer:
             return self.num_audio_tokens
         frames = -(-max(num_samples, self.audio.minimum_samples) // (2 * HOP_LENGTH))
@@ -179,46 +191,50 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a run reads.
+    """Training data of a run: its sources, their mixture, and the shape of a batch.
 
-    A step has `rows` rows of `sequence` tokens and `clips` slots for audio, over all devices; an example without audio
-    takes no slot. Sources are mixed by weight, whatever they hold.
+    A global batch has `rows` rows of `seq_len` tokens and `clips` slots for audio. An example without audio takes no
+    slot. The weights of the mixture apply to examples with and without audio alike.
 
-    Every source is dealt out to `streams` streams, each of which mixes, packs and makes an equal part of every batch;
-    the processes of a job share the streams. So what a step sees is the same for any number of processes and devices,
-    whose data shards must divide the number of streams.
+    The data is split into `streams` independent streams. Each stream mixes the sources, packs its rows and fills an
+    equal part of every batch. The processes of a job share the streams, so a batch is the same for any number of
+    processes and devices. `rows` and `clips` must be multiples of `streams`, and `streams` must be a multiple of the
+    number of data shards of the mesh.
 
-    With `packing` "pad", `buckets` says which lengths rows have and in what share of the steps, `{"256": 0.8, "512":
-    0.2}`; the longest must be `sequence`. Each length is compiled once. Examples that outnumber the steps that have
-    room for them leave shorter rows empty: `launch.prepare inspect` shows lengths and fill.
+    With `packing` "pad", `buckets` sets the row lengths and the share of the steps that each length gets, for example
+    `{"256": 0.8, "512": 0.2}`. The longest length must be `seq_len`. Each length is compiled once. If long examples
+    are more frequent than the steps with long rows, the shorter rows stay empty: `launch.prepare inspect` shows the
+    lengths of the examples and how well they fill the rows.
     """
 
-    corpus: str = "minicorpus"
-    data_dir: str = ".cache/minicorpus"  # where it lies; of the corpus "files": a directory or URL with a source a name
-    mixture: dict[str, float] = dataclasses.field(default_factory=dict)  # weights by source
-    weight_unit: Literal["examples", "hours", "tokens"] = "examples"  # what weights count: tokens that are predicted
-    temperature: float = 1.0  # weights are raised to 1 / temperature: above 1, small sources are heard more
-    replay: dict[str, float] = dataclasses.field(default_factory=dict)  # of older sources, against forgetting
-    replay_as: Literal["additive", "share"] = "additive"  # its weights: on top of the mixture's 1, or of everything
-    rows: int = 8
-    clips: int = 8
-    seq_len: int = 512
-    max_answer_tokens: int = 300  # tokens kept of an answer, `</s>` included
-    max_transcript_tokens: int = 0  # tokens kept of a transcript, for the CTC loss
-    streams: int = 8
-    packing: Literal["pack", "pad"] = "pack"  # several examples a row, which do not see each other; or one
-    buckets: dict[str, float] = dataclasses.field(default_factory=dict)  # lengths of padded rows; see above
-    lookahead: int = 32  # examples of a stream that wait to be packed
-    prompt_templates: str = ""  # file of prompts by task, such as the original's train_prompt.json; "": ours
-    channels: Literal["first", "mean"] = "first"  # of audio, as the original; or the mean of all
-    too_long: Literal["truncate", "chunk", "drop", "error"] = "truncate"  # see `AudioRules`
-    speed: float = 0.0  # augmentation: faster or slower by up to this part
-    gain: float = 0.0  # augmentation: louder or softer by up to so many dB
-    noise: float = 0.0  # augmentation: the share of clips that get noise, 10 to 30 dB below them
-    noise_source: str = ""  # whose recordings the noise is cut from; "": it is white
-    max_bad_share: float = 0.05  # the run ends when more than this share of the examples cannot be used
-    read_ahead_mb: float = 512.0  # memory of a host for samples that are read before they are needed
-    num_workers: int = 0  # processes that read and decode; 0 reads in threads
+    corpus: str = "minicorpus"  # name of a corpus in `data_pipelines.corpora`; "files" reads prepared data sets
+    data_dir: str = ".cache/minicorpus"  # directory of the corpus; for "files", a path or URL with a folder per source
+    mixture: dict[str, float] = dataclasses.field(default_factory=dict)  # {source: weight}
+    weight_unit: Literal["examples", "hours", "tokens"] = "examples"  # unit of the weights; "tokens" of the answers
+    temperature: float = 1.0  # weights are raised to 1 / temperature; values above 1 upsample small sources
+    replay: dict[str, float] = dataclasses.field(default_factory=dict)  # {earlier source: weight}, against forgetting
+    # "additive": replay weights are relative to the mixture, whose weights sum to 1. "share": fractions of all data.
+    replay_as: Literal["additive", "share"] = "additive"
+    rows: int = 8  # rows of a global batch
+    clips: int = 8  # audio slots of a global batch
+    seq_len: int = 512  # tokens per row
+    max_answer_tokens: int = 300  # answers are cut to this many tokens, `</s>` included
+    max_transcript_tokens: int = 0  # transcripts are cut to this many tokens; only the CTC loss uses them
+    streams: int = 8  # independent data streams
+    packing: Literal["pack", "pad"] = "pack"  # "pack": several examples per row; "pad": one example per row
+    buckets: dict[str, float] = dataclasses.field(default_factory=dict)  # {row length: share of steps}, see above
+    lookahead: int = 32  # examples each stream buffers, from which it chooses those of the next batch
+    prompt_templates: str = ""  # JSON file of prompts by task, such as the original's train_prompt.json; "": ours
+    channels: Literal["first", "mean"] = "first"  # which channel is used: the first, as in the original, or the mean
+    # What happens to clips longer than the window: see `AudioRules` in `data_pipelines.sources.audio`.
+    too_long: Literal["truncate", "chunk", "drop", "error"] = "truncate"
+    speed: float = 0.0  # augmentation: maximum relative change of speed; 0.1 means 0.9 to 1.1 times
+    gain: float = 0.0  # augmentation: maximum change of loudness in dB
+    noise: float = 0.0  # augmentation: probability that noise is added to a clip, at 10 to 30 dB SNR
+    noise_source: str = ""  # source whose recordings are used as noise; "": white noise
+    max_bad_share: float = 0.05  # the run fails if a larger share of its examples cannot be used
+    read_ahead_mb: float = 512.0  # memory per host in MiB for examples that are read in advance
+    num_workers: int = 0  # worker processes per host that read and decode; 0 uses threads
 
     @property
     def samples_per_step(self) -> int:
@@ -256,27 +272,27 @@ def check_data_sizes(data: DataConfig) -> None:
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay, as the original's `LinearWarmupCosineLRScheduler`."""
 
-    peak_lr: float = 3e-5
-    init_lr: float = 1e-6
-    end_lr: float = 1e-5
+    peak_lr: float = 3e-5  # learning rate at the end of the warm-up
+    init_lr: float = 1e-6  # learning rate at step 0
+    end_lr: float = 1e-5  # learning rate at the last step
     warmup_steps: int = 3000
-    b1: float = 0.9
-    b2: float = 0.999
+    b1: float = 0.9  # decay rate of Adam's first moment
+    b2: float = 0.999  # decay rate of Adam's second moment
     eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip_norm: float | None = None  # the original does not clip
+    weight_decay: float = 0.05  # not applied to biases and norms, see `salmonn_jax.training.optimizer`
+    clip_norm: float | None = None  # maximum global norm of the gradient; None does not clip, as in the original
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training stage.
 
-    `trainable` lists regular expressions on parameter paths such as `llama/layers/q_proj/lora_a`. A parameter is
-    trained if one of them matches the whole path; this alone decides gradients, optimiser state, dtype and what a
-    checkpoint holds.
+    `trainable` lists regular expressions for parameter paths such as `llama/layers/q_proj/lora_a`. A parameter is
+    trainable if one of them matches its whole path. Trainable parameters have gradients and optimiser state, are
+    stored in float32 and are saved in checkpoints. All other parameters are frozen.
     """
 
-    name: str
+    name: str  # name of the configuration, which also labels the progress bar
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -289,17 +305,18 @@ class RunConfig:
         ".*/lora_[ab]",
     )
     num_train_steps: int = 90_000
-    seed: int = 42
-    save_every: int = 3000
-    max_to_keep: int = 3
-    ctc_weight: float = 0.0  # of the CTC loss on audio tokens; for training from random weights
-    ctc_blank: int = 0  # the token that stands for "no word here"
-    mesh: dict[str, int] = dataclasses.field(default_factory=dict)  # sizes by axis; default: all devices on `data`
-    # What of the language model's layers is computed again in the backward pass; see `models.common`.
+    seed: int = 42  # seed of initial weights, data order and dropout
+    save_every: int = 3000  # steps between checkpoints
+    max_to_keep: int = 3  # checkpoints to keep; older ones are deleted
+    ctc_weight: float = 0.0  # weight of the CTC loss on audio tokens, for training from random weights; 0 turns it off
+    ctc_blank: int = 0  # token id of CTC's blank
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)  # {axis: size}; by default all devices are on `data`
+    # Rematerialisation of the language model's layers: a name in `REMAT_POLICIES` of `salmonn_jax.models.common`.
     remat_policy: str = "none"
 
 
-# What may change when a run goes on: where and how it is computed, not what.
+# Fields that may change when a run is resumed. They decide where and how a step is computed and where its data comes
+# from, but not the model or the optimiser.
 MUTABLE_RUN_FIELDS = ("mesh", "remat_policy", "save_every", "max_to_keep")
 MUTABLE_DATA_FIELDS = (
     "data_dir",
@@ -314,12 +331,21 @@ MUTABLE_DATA_FIELDS = (
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns the JSON form of a configuration."""
+    """Converts a configuration to JSON values. `from_dict` reads them back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(config_class: type, values: dict[str, Any], path_prefix: str = "") -> Any:
-    """Builds a configuration of class `kind` from its JSON form. Raises UserError naming the wrong field."""
+    """Builds a configuration from JSON values.
+
+    Args:
+      config_class: dataclass to build.
+      values: field values by name, as `to_dict` returns them.
+      path_prefix: prefix of the field names in error messages, such as "model.llama.".
+
+    Raises:
+      UserError: a field is unknown or its value has the wrong type. The message names the field.
+    """
     hints = typing.get_type_hints(config_class)
     arguments = {}
     for key, value in values.items():
@@ -330,7 +356,16 @@ def from_dict(config_class: type, values: dict[str, Any], path_prefix: str = "")
 
 
 def apply_override(config: Any, path: str, text: str) -> Any:
-    """Returns `config` with the field at the dotted `path` set from the command line's `text`."""
+    """Returns a copy of `config` in which one field has a new value.
+
+    Args:
+      config: a configuration dataclass.
+      path: dotted path of the field, such as "optimizer.peak_lr" or "data.mixture.tones".
+      text: the new value as JSON; text that is not JSON is used as a string.
+
+    Raises:
+      UserError: the field is unknown or the value has the wrong type.
+    """
     head, _, rest = path.partition(".")
     hints = typing.get_type_hints(type(config))
     if head not in hints:
@@ -351,18 +386,30 @@ def apply_override(config: Any, path: str, text: str) -> Any:
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Names the first field in which two JSON forms differ, with both values; None when they are equal."""
+    """Returns a description of the first field in which two configurations differ; None if they are equal.
+
+    Args:
+      old: JSON values of a configuration, as `to_dict` returns them.
+      new: JSON values of the configuration that is compared with it.
+      path: dotted path of the two values, for the description.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(set(old) | set(new)):
-            found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-            if found:
-                return found
+            difference = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            if difference:
+                return difference
         return None
-    return None if old == new else f"{path} is {old!r} there and {new!r} here"
+    return None if old == new else f"{path} is {old!r}, not {new!r}"
 
 
 def _cast(hint: Any, value: Any, path: str) -> Any:
-    """Checks `value` against the field's type and turns JSON's lists and ints into what the field holds."""
+    """Converts a JSON value to a field's type. Raises UserError naming the field if the type is wrong.
+
+    Args:
+      hint: type annotation of the field.
+      value: JSON value, or a value that already has the field's type.
+      path: dotted path of the field, for the error message.
+    """
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, path + ".")
     origin = typing.get_origin(hint)

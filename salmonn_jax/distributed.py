@@ -1,7 +1,7 @@
-"""Several processes of one program: how they start, wait for each other with a deadline, and are told when one is gone.
+"""Start-up, barriers and failure detection for jobs with several processes. Training and evaluation use them.
 
-Every host of a slice runs the same command. What could wait for ever for a host that is not there ends with a message
-instead: the start, the barriers, the first sum over all devices, and a step that does not come back.
+Every host of a slice runs the same command. A missing host must not block the others forever, so the start-up, the
+barriers, the first collective and every training step have a timeout, after which the process exits with a message.
 """
 
 from __future__ import annotations
@@ -24,68 +24,68 @@ from jax.sharding import NamedSharding, PartitionSpec
 from salmonn_jax.errors import UserError
 
 BARRIER_TIMEOUT_SECONDS = 600
-PEER_LOST_EXIT_CODE = 75  # exit code of a process that gives up on the others: EX_TEMPFAIL, worth another try
+PEER_LOST_EXIT_CODE = 75  # EX_TEMPFAIL: another process was lost, the job may be restarted
 
 
 def initialize(timeout_seconds: int = 300) -> None:
-    """Joins the other processes, where there are any. To be called before anything else touches JAX.
+    """Initialises JAX's distributed runtime if the job has several processes. It must run before any other JAX call.
 
-    On TPU VMs and GKE the processes find each other. Anywhere else the environment names them: COORDINATOR_ADDRESS
-    (host:port of process 0), PROCESS_COUNT and PROCESS_ID. Without these nothing is done.
+    On TPU VMs and GKE, JAX finds the processes by itself. Elsewhere the environment must set COORDINATOR_ADDRESS
+    (host:port of process 0), PROCESS_COUNT and PROCESS_ID. If none of them is set, the job has a single process.
 
-    Ends the process if not all of them joined within `seconds`.
+    The process exits if the others have not joined within `timeout_seconds`.
 
     Raises:
-      UserError: the environment names them in part.
+      UserError: only some of the three environment variables are set.
     """
     if jax.distributed.is_initialized():
         return
-    named = {name: os.environ.get(name) for name in ("COORDINATOR_ADDRESS", "PROCESS_COUNT", "PROCESS_ID")}
+    env = {name: os.environ.get(name) for name in ("COORDINATOR_ADDRESS", "PROCESS_COUNT", "PROCESS_ID")}
     arguments = {}
-    if any(named.values()):
-        absent = [name for name, value in named.items() if not value]
-        if absent:
-            raise UserError(f"{' and '.join(absent)} must be set too, on every host")
+    if any(env.values()):
+        missing = [name for name, value in env.items() if not value]
+        if missing:
+            raise UserError(f"{' and '.join(missing)} must be set too on every host")
         arguments = {
-            "coordinator_address": named["COORDINATOR_ADDRESS"],
-            "num_processes": int(named["PROCESS_COUNT"]),
-            "process_id": int(named["PROCESS_ID"]),
+            "coordinator_address": env["COORDINATOR_ADDRESS"],
+            "num_processes": int(env["PROCESS_COUNT"]),
+            "process_id": int(env["PROCESS_ID"]),
         }
     elif not _on_tpu():
         return
     with deadline(timeout_seconds, "joining the other processes; was the command started on every host?"):
-        # JAX's own time is longer: at its end the process is aborted with a stack trace of C++.
+        # JAX aborts the process with a C++ stack trace at its own timeout, so that one is longer.
         jax.distributed.initialize(**arguments, initialization_timeout=timeout_seconds + 60)
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Returns whether this is process 0, which writes the files that only one process writes."""
     return jax.process_index() == 0
 
 
 def barrier(name: str, timeout_seconds: float = BARRIER_TIMEOUT_SECONDS) -> None:
-    """Waits until every process is here. Raises TimeoutError, naming the barrier, when one is not in time."""
+    """Waits until every process has reached the barrier called `name`. Raises TimeoutError if one does not in time."""
     if jax.process_count() == 1:
         return
-    # Orbax's: its other function, and JAX's own, take a timeout and pay no heed to it.
+    # Orbax's barrier function honours its timeout. Orbax's other function and that of JAX ignore theirs.
     import orbax.checkpoint as ocp
 
     try:
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=round(timeout_seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
         raise TimeoutError(
-            f"{name}: not every process came within {timeout_seconds:.0f} s ({_first_line(error)})"
+            f"barrier {name!r}: not every process arrived within {timeout_seconds:.0f} s ({_first_line(error)})"
         ) from None
 
 
 def preflight(storage: pathlib.Path, timeout_seconds: float = 300) -> None:
-    """Checks what a job of many hosts stands on, before anything is compiled; ends the process if it takes too long.
+    """Checks devices and storage of a job before anything is compiled. The process exits if a check takes too long.
 
-    All devices answer in one sum; every process can write to `storage` (a directory, made if absent) and sees what
-    the others wrote.
+    The checks are a sum over all devices, and that every process can write to `storage` and see the files of the
+    others. The directory `storage` is created if it does not exist.
 
     Raises:
-      UserError: a device is missing from the sum, or storage cannot be written to or is not the same one everywhere.
+      UserError: a device is missing from the sum, or `storage` is not writable or not shared by all processes.
     """
     index, count = jax.process_index(), jax.process_count()
     print(
@@ -93,41 +93,47 @@ def preflight(storage: pathlib.Path, timeout_seconds: float = 300) -> None:
         f"({jax.devices()[0].device_kind})",
         file=sys.stderr,
     )
-    # What connects the devices of CPU processes waits 30 s for the others, who may still be reading their first batch.
-    barrier("preflight: all are here", timeout_seconds)
+    # gloo, which connects CPU processes, waits only 30 s for the others, which may still be reading their first batch.
+    barrier("preflight: start", timeout_seconds)
     with deadline(timeout_seconds, "a sum over all devices; a host or a link between hosts does not answer"):
         mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
-        everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("all"))
-        ones = jax.jit(lambda: jnp.ones(jax.device_count()), out_shardings=split)()
-        total = int(jax.device_get(jax.jit(jnp.sum, out_shardings=everywhere)(ones)))
+        replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("all"))
+        ones = jax.jit(lambda: jnp.ones(jax.device_count()), out_shardings=sharded)()
+        total = int(jax.device_get(jax.jit(jnp.sum, out_shardings=replicated)(ones)))
     if total != jax.device_count():
-        raise UserError(f"{total} of {jax.device_count()} devices answered a sum")
+        raise UserError(f"{total} of {jax.device_count()} devices answered a sum; check the hosts and restart the job")
     with deadline(timeout_seconds, f"writing to {storage}"):
         _check_storage(storage, index, count, timeout_seconds)
 
 
 def _check_storage(storage: pathlib.Path, index: int, count: int, timeout_seconds: float) -> None:
-    mine = storage / f".preflight-{index}"
+    """Raises UserError if process `index` of `count` cannot write to `storage` or does not see all others' files."""
+    probe_file = storage / f".preflight-{index}"
     try:
         storage.mkdir(parents=True, exist_ok=True)
-        mine.write_text("here")
-        barrier("preflight: written", timeout_seconds)
+        probe_file.write_text("here")
+        barrier("preflight: files are written", timeout_seconds)
         seen = [i for i in range(count) if (storage / f".preflight-{i}").is_file()]
-        barrier("preflight: seen", timeout_seconds)
+        barrier("preflight: files are counted", timeout_seconds)
     except OSError as error:
         if isinstance(error, TimeoutError):
             raise
         raise UserError(f"{storage} cannot be written to: {error}") from None
     finally:
         with contextlib.suppress(OSError):
-            mine.unlink()
+            probe_file.unlink()
     if len(seen) != count:
-        raise UserError(f"process {index} sees only what {len(seen)} of {count} wrote to {storage}; it must be shared")
+        raise UserError(
+            f"process {index} sees the files of only {len(seen)} of {count} processes in {storage}; it must be shared"
+        )
 
 
 @contextlib.contextmanager
 def deadline(timeout_seconds: float, activity: str) -> Iterator[None]:
-    """Ends the process with a message and the stacks of its threads if the body takes longer."""
+    """Exits the process if the body of the `with` block takes longer than the timeout.
+
+    The process prints `activity` and the stacks of its threads, and exits with code 75.
+    """
     watchdog = Watchdog(timeout_seconds, activity)
     try:
         yield
@@ -137,9 +143,9 @@ def deadline(timeout_seconds: float, activity: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_peer_failure() -> Iterator[None]:
-    """Ends the process with a message when what is computed together fails, as it does where a host is gone.
+    """Exits the process with a message if a JAX computation fails, as a collective does when a host is lost.
 
-    At once: the orderly way out would wait for the others.
+    It exits immediately, because the normal interpreter shutdown would wait for the other processes.
     """
     try:
         yield
@@ -148,7 +154,7 @@ def exit_on_peer_failure() -> Iterator[None]:
             raise
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} gave up: {_first_line(error)}; "
-            "is another process gone? The same command on every host goes on from the last checkpoint",
+            "another process may have failed. Run the same command on every host to resume from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -156,10 +162,11 @@ def exit_on_peer_failure() -> Iterator[None]:
 
 
 class Watchdog:
-    """Ends the process if nothing happens for too long: a step, of which one host waits for another, never returns.
+    """Timer that exits the process unless `heartbeat` is called often enough.
 
-    Python cannot interrupt such a wait, so a thread looks on. It writes what it waited for and every thread's stack to
-    stderr and exits with code 75, for the scheduler to start the job again.
+    If a host is lost, a step that waits for it never returns, and Python cannot interrupt that wait. A background
+    thread therefore watches the time. On timeout it prints `activity` and the stack of every thread to stderr and exits
+    with code 75, so that the scheduler restarts the job.
     """
 
     def __init__(self, timeout_seconds: float, activity: str, on_timeout: Callable[[int], object] = os._exit):
@@ -169,10 +176,11 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def heartbeat(self) -> None:
-        """Says that something happened; the time begins anew."""
+        """Restarts the timer."""
         self._deadline = time.monotonic() + self._timeout_seconds
 
     def stop(self) -> None:
+        """Stops the timer."""
         self._stopped.set()
 
     def _watch(self) -> None:
@@ -189,10 +197,10 @@ class Watchdog:
 
 
 def _on_tpu() -> bool:
-    """Whether this is a TPU host, on which JAX finds the other hosts by itself (or finds that there are none)."""
+    """Returns whether this is a TPU host, on which JAX finds the other hosts by itself."""
     devices = list(pathlib.Path("/dev").glob("accel[0-9]*")) + list(pathlib.Path("/dev/vfio").glob("[0-9]*"))
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu")
-    return bool(devices) and "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    return bool(devices) and "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the program failed"."""
+"""`UserError`, the exception for bad input, and helpers that raise it or turn library errors into plain ones."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the thing and the mend; entry points exit with code 2."""
+    """Bad input. The message is one line that names the problem and its fix. Entry points exit with code 2."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Returns the error for a `name` that is not among `known`, with the nearest one as the suggestion."""
+    """Returns the error for a name that is not among the known ones.
+
+    Args:
+      kind: what the name stands for, such as "configuration".
+      name: the unknown name.
+      known: valid names. The message suggests the nearest one, or lists all if none is near.
+    """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else "it must be one of: " + ", ".join(known)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {matches[0]!r}?" if matches else "it must be one of: " + ", ".join(known)
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 
 def import_optional(name: str, extra: str) -> types.ModuleType:
-    """Imports a package that the core does not need. Raises UserError naming the extra it comes with."""
+    """Imports and returns an optional package. Raises UserError naming the extra that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -34,16 +40,16 @@ def import_optional(name: str, extra: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def convert_disk_errors(path: pathlib.Path) -> Iterator[None]:
-    """Lets a disk that is full, or fails, while `path` is written be the OSError it is, whatever a library makes of it.
+    """Converts library errors about a full or failing disk to OSError while `path` is written.
 
-    tensorstore and safetensors raise errors of their own, with the number of the system's in the text.
+    tensorstore and safetensors raise exceptions of their own types, whose text contains the system's error number.
     """
     try:
         yield
     except OSError:
         raise
     except Exception as error:
-        number = re.search(r"os[ _]error(?:_code)?[ ='\"]+(\d+)", str(error))
-        if number is None:
+        errno_match = re.search(r"os[ _]error(?:_code)?[ ='\"]+(\d+)", str(error))
+        if errno_match is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise OSError(int(errno_match[1]), os.strerror(int(errno_match[1])), str(path)) from error

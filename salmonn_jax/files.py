@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic output of files and directories. Conversion, evaluation reports and other writers use it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from salmonn_jax.errors import UserError, convert_disk_errors
 
 @contextlib.contextmanager
 def atomic_output(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A place to write a file or directory to, which becomes `output` when all went well and is removed when not.
+    """Yields a temporary path that is renamed to `output` on success and deleted on failure.
 
-    What a kill leaves is `OUTPUT.unfinished`; the next attempt removes it.
+    The caller writes a file or a directory at the temporary path. A killed process leaves `OUTPUT.unfinished`, which
+    the next attempt deletes.
 
     Raises:
-      UserError: `output` is there already (an empty directory may be).
-      OSError: the disk is full, or fails.
+      UserError: `output` already exists and is not an empty directory.
+      OSError: the disk is full or fails.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{output} is there already; name a new one with --output")
+        raise UserError(f"{output} already exists; choose another path with --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(output.name + ".unfinished")
     _remove(unfinished)

@@ -1,15 +1,16 @@
-"""Model directories and run directories: what is written where, and how weights come back.
+"""Reading and writing of model directories and run directories, used by training, conversion and evaluation.
 
     MODEL/                              RUN/ (of `launch.train`)
       config.json                         config.json     also holds the resolved run configuration
       tokenizer.model                     tokenizer.model
       base/     weights, Orbax            base/           only if the run needed a new base
       base.fingerprint                    base.fingerprint
-      delta/    what was trained          checkpoints/N/  delta, optimiser, place in the data, step
+      delta/    trained parameters        checkpoints/N/  delta, optimiser state, data state, step
                                           metrics.jsonl, tensorboard/
 
-`config.json` names the base (which may lie in another directory) and its fingerprint. Both kinds can be loaded: a run
-stands for its latest checkpoint.
+The weights of a model are those of its base, except for the parameters in its delta. `config.json` names the base,
+which may be in another directory, and its fingerprint. Both kinds of directory can be loaded as a model; a run
+directory gives the model of its latest checkpoint.
 """
 
 from __future__ import annotations
@@ -38,33 +39,33 @@ FORMAT_VERSION = 1
 CHECKPOINTS_DIR = "checkpoints"
 FINGERPRINT_FILE = "base.fingerprint"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
-# Not read here, and kept for whoever takes the language model back to Hugging Face.
+# Files that are copied but not read here: a conversion back to Hugging Face needs them.
 _EXTRA_HF_FILES = ("special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template.jinja")
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseWeights:
-    """Where the weights lie that a delta is laid over, and which they are."""
+    """Location and fingerprint of base weights, to which a delta is applied."""
 
     path: pathlib.Path
-    fingerprint: str
+    fingerprint: str  # see `salmonn_jax.weights.fingerprint`
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model read from a directory: base and delta joined."""
+    """A model loaded from a directory."""
 
     config: ModelConfig
     structure: ModelStructure
-    params: Params
-    tokenizer: Tokenizer | None  # None where there is no language model
+    params: Params  # base with the delta applied
+    tokenizer: Tokenizer | None  # None if the model has no language model
     base: BaseWeights
-    delta_param_paths: frozenset[str]  # which parameters came from the delta
-    fingerprint: str  # of base and delta together, for prediction records
+    delta_param_paths: frozenset[str]  # paths of the parameters that are in the delta
+    fingerprint: str  # fingerprint of base and delta together, for prediction records
 
 
 def load_model(directory: pathlib.Path, placement: Placement = LOCAL) -> LoadedModel:
-    """Reads a model or run directory. Raises UserError if it is not one, or not whole."""
+    """Loads a model or run directory. Raises UserError if it is neither, or if files are missing or do not match."""
     directory = pathlib.Path(directory)
     description = read_config_json(directory)
     config = configuration.from_dict(ModelConfig, description["model"])
@@ -75,11 +76,14 @@ def load_model(directory: pathlib.Path, placement: Placement = LOCAL) -> LoadedM
     delta_path = latest_delta(directory)
     delta = {} if delta_path is None else weights.load(delta_path, _delta_placement(placement))
     shapes = structure.shapes
-    found = {path: value.shape for path, value in (params | delta).items()}
-    wrong = sorted(set(shapes) ^ set(found)) or [p for p in found if shapes[p].shape != found[p]]
-    if wrong:
+    loaded_shapes = {path: value.shape for path, value in (params | delta).items()}
+    mismatched = sorted(set(shapes) ^ set(loaded_shapes)) or [
+        p for p in loaded_shapes if shapes[p].shape != loaded_shapes[p]
+    ]
+    if mismatched:
         raise UserError(
-            f"{directory} does not hold the model its config.json describes: {wrong[0]} and {len(wrong) - 1} more"
+            f"{directory} has weights that do not match its config.json: {mismatched[0]} and {len(mismatched) - 1} "
+            "more are missing, unknown or have another shape; convert or copy the model again"
         )
     fingerprint = (
         base.fingerprint if delta_path is None else _combine_fingerprints(base.fingerprint, weights.fingerprint(delta))
@@ -88,12 +92,12 @@ def load_model(directory: pathlib.Path, placement: Placement = LOCAL) -> LoadedM
 
 
 def _delta_placement(placement: Placement) -> Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
-    """Places of a delta: all of it was trained."""
+    """Returns the placement of a delta, whose parameters are all trainable."""
     return lambda path, leaf: dataclasses.replace(placement, trainable_paths=frozenset([path]))(path, leaf)
 
 
 def read_config_json(directory: pathlib.Path) -> dict[str, Any]:
-    """The contents of `config.json`. Raises UserError if the directory has none of this format."""
+    """Returns the contents of `config.json`. Raises UserError if the directory has none of this format."""
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is not a model or run directory: it has no config.json")
@@ -107,19 +111,31 @@ def read_config_json(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def find_base(directory: pathlib.Path, description: dict[str, Any]) -> BaseWeights:
-    """The base that a description names; a relative path is relative to the directory."""
+    """Returns the base weights of a model or run directory.
+
+    Args:
+      directory: model or run directory.
+      description: contents of its `config.json`; a relative path in it is relative to `directory`.
+
+    Raises:
+      UserError: the base weights are missing or have another fingerprint.
+    """
     path = pathlib.Path(directory) / description["base"]["path"]
     if not path.is_dir():
-        raise UserError(f"the base weights of {directory} are not at {path}; was the directory they belong to moved?")
+        raise UserError(
+            f"the base weights of {directory} are not at {path}; if their directory was moved, move it back"
+        )
     base = BaseWeights(path.resolve(), description["base"]["fingerprint"])
-    beside = path.with_name(FINGERPRINT_FILE)
-    if not beside.is_file() or beside.read_text().strip() != base.fingerprint:
-        raise UserError(f"the base weights at {path} are not those {directory} was made with; were they made anew?")
+    fingerprint_file = path.with_name(FINGERPRINT_FILE)
+    if not fingerprint_file.is_file() or fingerprint_file.read_text().strip() != base.fingerprint:
+        raise UserError(
+            f"the base weights at {path} have changed since {directory} was created; restore the earlier ones"
+        )
     return base
 
 
 def latest_delta(directory: pathlib.Path) -> pathlib.Path | None:
-    """The delta of a model directory, or of the latest finished checkpoint of a run directory."""
+    """Returns the path of the delta of a model directory or of a run's latest checkpoint; None if there is none."""
     directory = pathlib.Path(directory)
     if (directory / "delta").is_dir():
         return directory / "delta"
@@ -128,20 +144,23 @@ def latest_delta(directory: pathlib.Path) -> pathlib.Path | None:
 
 
 def can_start_run(directory: pathlib.Path) -> bool:
-    """Whether a run may begin in a directory: absent, empty, or with no more than what a begun run left."""
+    """Returns whether a run may start in a directory.
+
+    The directory must be absent or empty, or contain only files of a run that was interrupted during its start.
+    """
     if not directory.exists():
         return True
-    ours = (*TOKENIZER_FILES, *_EXTRA_HF_FILES, FINGERPRINT_FILE, "config.json.tmp")
-    return directory.is_dir() and all(p.name in ours or _is_weights(p) for p in directory.iterdir())
+    known_files = (*TOKENIZER_FILES, *_EXTRA_HF_FILES, FINGERPRINT_FILE, "config.json.tmp")
+    return directory.is_dir() and all(p.name in known_files or _is_weights(p) for p in directory.iterdir())
 
 
 def _is_weights(path: pathlib.Path) -> bool:
-    """Whether a directory was written, or begun, by Orbax."""
+    """Returns whether a path is an Orbax checkpoint, finished or not."""
     return path.is_dir() and ("orbax-checkpoint-tmp" in path.name or (path / "_METADATA").is_file())
 
 
 def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> None:
-    """Copies the tokenizer files there are."""
+    """Copies the tokenizer files that exist in `source` to `directory`."""
     for name in (*TOKENIZER_FILES, *_EXTRA_HF_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
@@ -152,11 +171,18 @@ def write_config_and_tokenizer(
     model_config: ModelConfig,
     base: BaseWeights,
     tokenizer_dir: pathlib.Path | None,
-    **more: Any,
+    **extra_fields: Any,
 ) -> None:
-    """Writes `config.json` (last, so that a directory without one is unfinished) and copies the tokenizer files.
+    """Copies the tokenizer files and writes `config.json`, which marks the directory as complete and so comes last.
 
-    One process writes; all go on when it is there.
+    Every process calls it. Process 0 writes, and the others wait until the file is written.
+
+    Args:
+      directory: model or run directory.
+      model_config: configuration of the model.
+      base: base weights; the stored path is relative if they are inside `directory`.
+      tokenizer_dir: directory of the tokenizer files; None for a model without a language model.
+      **extra_fields: further fields of `config.json`, as JSON values.
     """
     if not distributed.is_main_process():
         distributed.barrier("config.json is written")
@@ -164,13 +190,13 @@ def write_config_and_tokenizer(
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer_dir is not None:
         copy_tokenizer(tokenizer_dir, directory)
-    inside = base.path.resolve().is_relative_to(directory.resolve())
-    path = base.path.resolve().relative_to(directory.resolve()) if inside else base.path.resolve()
+    is_inside = base.path.resolve().is_relative_to(directory.resolve())
+    path = base.path.resolve().relative_to(directory.resolve()) if is_inside else base.path.resolve()
     description = {
         "format": FORMAT_VERSION,
         "model": configuration.to_dict(model_config),
         "base": {"path": str(path), "fingerprint": base.fingerprint},
-        **more,
+        **extra_fields,
     }
     temporary = directory / "config.json.tmp"
     temporary.write_text(json.dumps(description, indent=1) + "\n")
@@ -179,13 +205,19 @@ def write_config_and_tokenizer(
 
 
 def save_base(directory: pathlib.Path, params: Params) -> BaseWeights:
-    """Writes weights as `directory/base`, replacing an unfinished one."""
+    """Writes base weights to `directory/base`, replacing those of an interrupted attempt."""
     path = (directory / "base").resolve()
     return write_fingerprint(path, weights.save(path, params))
 
 
 def save_merged_base(directory: pathlib.Path, base: BaseWeights, delta_path: pathlib.Path) -> BaseWeights:
-    """Writes `directory/base` of a base and a delta laid over it, as they are on disk. Every process calls it."""
+    """Writes base weights with a delta applied to `directory/base`. Every process calls it, and process 0 writes.
+
+    Args:
+      directory: directory in which the new base is written.
+      base: present base weights.
+      delta_path: checkpoint of the delta. Parameters keep the dtype they have on disk.
+    """
     path = (directory / "base").resolve()
     if distributed.is_main_process():
         directory.mkdir(parents=True, exist_ok=True)
@@ -196,7 +228,7 @@ def save_merged_base(directory: pathlib.Path, base: BaseWeights, delta_path: pat
 
 
 def write_fingerprint(path: pathlib.Path, fingerprint: str) -> BaseWeights:
-    """Writes the fingerprint of weights beside them: to check it there, 26 GB need not be read."""
+    """Writes the fingerprint of weights to a file next to them, so that a check need not read all weights (26 GB)."""
     if distributed.is_main_process():
         path.with_name(FINGERPRINT_FILE).write_text(fingerprint + "\n")
     return BaseWeights(path, fingerprint)

@@ -1,9 +1,10 @@
-"""How a question, its clips and its answer become one sequence (original: `SALMONN.prompt_wrap` and `forward`).
+"""Encoding of prompts with audio, and of answers, as token ids (original: `SALMONN.prompt_wrap` and `forward`).
 
     <s> USER: <Speech> [88 audio tokens] </Speech> Describe the audio.\\nASSISTANT: a dog barks </s>
 
-Text on either side of a clip is tokenised on its own, as in the original: each part gets its own leading space piece.
-`<Speech>` and `</Speech>` are ordinary text.
+The text before and after a clip is tokenised separately, as in the original, so each piece of text starts with its own
+leading-space token. `<Speech>` and `</Speech>` are ordinary text. Data pipelines, `salmonn_jax.api` and evaluation use
+this module.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
 
 AUDIO_PLACEHOLDER = "<SpeechHere>"
-TEXT_SLOT = -1  # in `slots`: an ordinary token
+TEXT_SLOT = -1  # value in `audio_slots` at text tokens
 
 
 class EncodedPrompt(NamedTuple):
-    """Token ids, and beside each the audio token that stands in its place: window * audio tokens + index, or TEXT."""
+    """Token ids of a prompt and, at each position, the audio token that replaces the embedding of the token.
+
+    Audio token `i` of window `w` has the slot `w * num_audio_tokens + i`. Positions of text have `TEXT_SLOT`.
+    """
 
     tokens: list[int]
     audio_slots: list[int]
@@ -33,38 +37,46 @@ def encode_prompt(
     valid_audio_tokens: Collection[Collection[int]],
     num_audio_tokens: int,
 ) -> EncodedPrompt:
-    """Wraps `prompt` in the template and lays it out up to where the answer begins.
+    """Inserts the prompt into the template and encodes it up to the position where the answer begins.
 
     Args:
-      template: holds `{}` where the prompt goes.
-      prompt: holds one `<SpeechHere>` per clip.
-      clips: of each, how many audio tokens are read of each of its windows; the longest clips have several windows,
-        which are heard one after another.
-      audio_tokens: how many are made of a window.
+      tokenizer: tokenizer of the language model.
+      template: prompt template of the model, in which `{}` is replaced by the prompt.
+      prompt: prompt with one `<SpeechHere>` per clip.
+      valid_audio_tokens: for each clip, the number of audio tokens in the prompt for each of its windows. A clip
+        longer than one window has several windows, whose audio tokens follow each other.
+      num_audio_tokens: number of audio tokens that are computed for a window.
 
     Raises:
-      UserError: the prompt has not as many placeholders as there are clips, or is empty.
+      UserError: the number of placeholders differs from the number of clips, or the prompt is empty.
     """
-    parts = template.replace("{}", prompt, 1).split(AUDIO_PLACEHOLDER)
-    if len(parts) != len(valid_audio_tokens) + 1:
+    text_pieces = template.replace("{}", prompt, 1).split(AUDIO_PLACEHOLDER)
+    if len(text_pieces) != len(valid_audio_tokens) + 1:
         raise UserError(
-            f"prompt {prompt!r} has {len(parts) - 1} {AUDIO_PLACEHOLDER} for {len(valid_audio_tokens)} clip(s)"
+            f"prompt {prompt!r} has {len(text_pieces) - 1} {AUDIO_PLACEHOLDER} for {len(valid_audio_tokens)} clip(s)"
         )
-    tokens, slots = list(tokenizer.prefix_tokens), [TEXT_SLOT] * len(tokenizer.prefix_tokens)
+    tokens, audio_slots = list(tokenizer.prefix_tokens), [TEXT_SLOT] * len(tokenizer.prefix_tokens)
     window = 0
-    for part, clip in zip(parts, ((), *valid_audio_tokens), strict=True):
-        for read in clip:
-            tokens += [tokenizer.bos_token_id] * read  # replaced by the audio; any valid id will do
-            slots += range(window * num_audio_tokens, window * num_audio_tokens + read)
+    for text_piece, tokens_per_window in zip(text_pieces, ((), *valid_audio_tokens), strict=True):
+        for num_tokens in tokens_per_window:
+            tokens += [tokenizer.bos_token_id] * num_tokens  # any valid id: audio tokens replace these embeddings
+            audio_slots += range(window * num_audio_tokens, window * num_audio_tokens + num_tokens)
             window += 1
-        ids = tokenizer.encode(part)
+        ids = tokenizer.encode(text_piece)
         tokens += ids
-        slots += [TEXT_SLOT] * len(ids)
+        audio_slots += [TEXT_SLOT] * len(ids)
     if not tokens:
         raise UserError("the prompt is empty")
-    return EncodedPrompt(tokens, slots)
+    return EncodedPrompt(tokens, audio_slots)
 
 
 def encode_answer(tokenizer: Tokenizer, answer: str, max_answer_tokens: int | None = None) -> list[int]:
-    """The answer and `</s>`, cut to `limit` tokens; a cut answer has no `</s>`, as in the original."""
+    """Returns the token ids of the answer, with `</s>` at the end.
+
+    Args:
+      tokenizer: tokenizer of the language model.
+      answer: text of the answer.
+      max_answer_tokens: maximum number of tokens, `</s>` included; None for no limit. As in the original, an answer
+        that is cut has no `</s>`.
+    """
     return [*tokenizer.encode(answer), tokenizer.eos_token_id][:max_answer_tokens]

@@ -1,8 +1,8 @@
-"""Where arrays live: one mesh, batches split over its data axes, one rule for every frozen weight.
+"""Device mesh and shardings of batches and parameters. Training, inference, checkpoints and planning use them.
 
-The mesh has the axes `data` (replicas; across slices), `fsdp` and `tensor` (parts of big frozen weights). Batches are
-split over `data` and `fsdp`. What is trained is small, and the same everywhere. pjit today is `jax.jit` with these
-NamedShardings.
+The mesh has three axes. `data` replicates frozen weights and is the only axis that crosses slices; `fsdp` and `tensor`
+split large frozen weights. Batches are split over `data` and `fsdp`. Trainable parameters are small and replicated.
+All shardings are NamedShardings for `jax.jit`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from salmonn_jax.errors import UserError, unknown_name
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
-CLIP_SPEC = PartitionSpec(MESH_AXES)  # chips that share a language model by `tensor` share the clips it is to hear
+CLIP_SPEC = PartitionSpec(MESH_AXES)  # the encoders are not tensor-parallel, so clips are split over `tensor` as well
 
 P = PartitionSpec
-# One rule a frozen weight: which axis of the mesh each of its dimensions lies over. `fsdp` cuts the dimension that is
-# gathered layer by layer; `tensor` cuts heads, feed-forward width and vocabulary, so that a layer's two products need
-# one sum. The encoders are too small to be worth a sum in every layer, and what SALMONN adds too small to be cut.
-# Axes of size 1 do nothing: the sizes of the mesh alone choose between replicas, fsdp and tensor.
+# Sharding rules of frozen weights: (regular expression of the path, mesh axis of each dimension). Each path matches one
+# rule. `fsdp` splits the dimension that is gathered layer by layer. `tensor` splits attention heads, the feed-forward
+# hidden size and the vocabulary, so that attention and feed-forward network need one all-reduce each. The encoders are
+# too small for tensor parallelism to pay for an all-reduce in every layer. The weights that SALMONN adds are too small
+# to be split. An axis of size 1 has no effect, so the sizes of the mesh choose between replication, fsdp and tensor.
 FROZEN_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"llama/embedding", P("tensor", "fsdp")),
     (r"llama/layers/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
@@ -48,65 +49,85 @@ FROZEN_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 
 def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Builds the mesh over all devices (or those given). Axes left out have size 1; `data` takes what is left over."""
+    """Builds the device mesh.
+
+    Args:
+      axis_sizes: sizes by axis. By default `data` takes all remaining devices and the other axes have size 1.
+      devices: devices of the mesh; by default all.
+
+    Raises:
+      UserError: an axis is unknown, the sizes do not multiply to the number of devices, or the number of slices does
+        not divide the size of `data`.
+    """
     devices = jax.devices() if devices is None else list(devices)
     for axis in axis_sizes:
         if axis not in MESH_AXES:
             raise unknown_name("mesh axis", axis, MESH_AXES)
-    others = math.prod(size for axis, size in axis_sizes.items() if axis != "data")
+    num_model_devices = math.prod(size for axis, size in axis_sizes.items() if axis != "data")
     shape = [
-        axis_sizes.get("data", len(devices) // max(others, 1)),
+        axis_sizes.get("data", len(devices) // max(num_model_devices, 1)),
         axis_sizes.get("fsdp", 1),
         axis_sizes.get("tensor", 1),
     ]
     if math.prod(shape) != len(devices):
         raise UserError(
             f"mesh {dict(zip(MESH_AXES, shape, strict=True))} needs {math.prod(shape)} devices, not {len(devices)}; "
-            "change the sizes of `mesh` in the configuration"
+            "change `mesh` in the configuration"
         )
-    # Axis types are passed explicitly: the default differs between jax.make_mesh and Mesh, and between versions.
+    # Axis types are passed explicitly because the default differs between jax.make_mesh and Mesh, and between versions.
     return Mesh(_arrange(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _arrange(shape: list[int], devices: list[jax.Device]) -> np.ndarray:
-    """Devices so that neighbours on an axis are neighbours in the slice; only `data` goes over the network between."""
-    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
-    if slices == 1:
+    """Arranges devices in the shape of the mesh, so that neighbours on an axis are neighbours in the slice's network.
+
+    Only the axis `data` crosses slices.
+    """
+    num_slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if num_slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    if shape[0] % slices:
+    if shape[0] % num_slices:
         raise UserError(
-            f"{slices} slices are joined by the axis data, whose size {shape[0]} they do not divide; "
-            f"make mesh.fsdp times mesh.tensor divide the {len(devices) // slices} devices of one slice"
+            f"{num_slices} slices are joined by the axis data, but {num_slices} does not divide its size {shape[0]}; "
+            f"choose mesh.fsdp * mesh.tensor such that it divides the {len(devices) // num_slices} devices of one slice"
         )
     return mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+        (shape[0] // num_slices, *shape[1:]), (num_slices, 1, 1), devices, allow_split_physical_axes=True
     )
 
 
 def frozen_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """The rule of the frozen weight `path`; dimensions that an axis of this mesh does not divide stay whole.
+    """Returns the PartitionSpec of a frozen weight.
+
+    A dimension is not split if the size of its mesh axis does not divide it.
+
+    Args:
+      path: path of the parameter.
+      shape: shape of the parameter.
+      mesh: device mesh.
 
     Raises:
-      ValueError: not exactly one rule, or one that lays two dimensions over one axis: a fault of the table.
+      ValueError: `FROZEN_RULES` is wrong. Not exactly one rule matches the path, or the rule uses an axis twice or does
+        not have one entry per dimension.
     """
-    found = [spec for pattern, spec in FROZEN_RULES if re.fullmatch(pattern, path)]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} sharding rules for {path}, not one")
-    axes = [axis for axis in found[0] if axis is not None]
-    if len(axes) != len(set(axes)) or len(found[0]) not in (0, len(shape)):
-        raise ValueError(f"the sharding rule {found[0]} of {path} does not fit its shape {tuple(shape)}")
-    divides = (a if a and n % mesh.shape[a] == 0 else None for a, n in zip(found[0], shape, strict=False))
-    return PartitionSpec(*divides)
+    matching_specs = [spec for pattern, spec in FROZEN_RULES if re.fullmatch(pattern, path)]
+    if len(matching_specs) != 1:
+        raise ValueError(f"{len(matching_specs)} sharding rules for {path}; exactly one must match")
+    axes = [axis for axis in matching_specs[0] if axis is not None]
+    if len(axes) != len(set(axes)) or len(matching_specs[0]) not in (0, len(shape)):
+        raise ValueError(f"the sharding rule {matching_specs[0]} of {path} does not fit its shape {tuple(shape)}")
+    dims = (a if a and n % mesh.shape[a] == 0 else None for a, n in zip(matching_specs[0], shape, strict=False))
+    return PartitionSpec(*dims)
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where parameters go as they are read or made, and in which dtype.
+    """Dtype and sharding of parameters that are loaded or created.
 
     Attributes:
-      mesh: each device gets its part; None: all is on the first device of this host.
-      frozen_dtype: of frozen weights; None keeps the one they have.
-      trained: paths of what is trained: float32, and the same everywhere.
+      mesh: device mesh; None puts all parameters on the first device of this host.
+      frozen_dtype: dtype of frozen parameters; None keeps their dtype.
+      trainable_paths: paths of trainable parameters, which are float32 and replicated.
     """
 
     mesh: Mesh | None = None
@@ -114,77 +135,97 @@ class Placement:
     trainable_paths: frozenset[str] = frozenset()
 
     def __call__(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """Shape, dtype and sharding of the parameter `path`, of which `leaf` says what it is."""
+        """Returns the shape, dtype and sharding of a parameter, given its path and its present shape and dtype."""
         if path in self.trainable_paths:
             dtype, spec = jnp.float32, PartitionSpec()
         else:
             dtype = self.frozen_dtype or leaf.dtype
             spec = PartitionSpec() if self.mesh is None else frozen_spec(path, leaf.shape, self.mesh)
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if self.mesh is None else None
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=here or NamedSharding(self.mesh, spec))
+        local_sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if self.mesh is None else None
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=local_sharding or NamedSharding(self.mesh, spec))
 
 
-LOCAL = Placement()  # all on the first device of this host, as it is on disk
+LOCAL = Placement()  # on the first device of this host, with the dtype on disk
 
 
 def num_data_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is cut."""
+    """Returns the number of data shards, into which the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """A leading axis of rows, over the data axes."""
+    """Returns the sharding of an array with a leading axis of rows, which is split over `data` and `fsdp`."""
     return NamedSharding(mesh, BATCH_SPEC)
 
 
 def batch_shardings(mesh: Mesh, num_clips: int) -> Batch:
-    """Of every array of a batch with so many clips: rows over the data axes, clips over all where they divide."""
-    rows = NamedSharding(mesh, BATCH_SPEC)
-    sound = NamedSharding(mesh, CLIP_SPEC) if num_clips % mesh.size == 0 else rows
-    return Batch(**dict.fromkeys(Batch._fields, rows) | {"pcm": sound, "pcm_length": sound})
+    """Returns the sharding of every array of a batch.
+
+    Rows are split over `data` and `fsdp`. Clips are split over all axes if the number of devices divides `num_clips`,
+    and like rows otherwise.
+    """
+    rows_sharding = NamedSharding(mesh, BATCH_SPEC)
+    clip_sharding = NamedSharding(mesh, CLIP_SPEC) if num_clips % mesh.size == 0 else rows_sharding
+    return Batch(**dict.fromkeys(Batch._fields, rows_sharding) | {"pcm": clip_sharding, "pcm_length": clip_sharding})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Returns the sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def local_streams(mesh: Mesh, num_streams: int) -> tuple[int, ...]:
-    """Which of the streams that make a batch (stream v its v-th equal part) hold rows of this process' devices."""
-    here, parts = jax.process_index(), mesh.devices.reshape(num_data_shards(mesh), -1)
-    mine = {i for i, part in enumerate(parts) if any(device.process_index == here for device in part)}
-    return tuple(v for v in range(num_streams) if v * len(parts) // num_streams in mine)
+    """Returns the numbers of the data streams that this process reads.
+
+    Stream v fills the v-th of `num_streams` equal parts of a batch. A process reads the streams whose rows are on its
+    devices.
+    """
+    process_index, devices_by_shard = jax.process_index(), mesh.devices.reshape(num_data_shards(mesh), -1)
+    local_shards = {
+        i
+        for i, shard_devices in enumerate(devices_by_shard)
+        if any(device.process_index == process_index for device in shard_devices)
+    }
+    return tuple(v for v in range(num_streams) if v * len(devices_by_shard) // num_streams in local_shards)
 
 
 def make_global_batch(local_batch: Batch, mesh: Mesh, num_streams: int) -> Batch:
-    """The global arrays of a batch of which this process has read `local_streams(mesh, streams)`, in their order."""
-    place = {v: i for i, v in enumerate(local_streams(mesh, num_streams))}
+    """Builds the global arrays of a batch from the parts that the processes have read.
 
-    def put(array: np.ndarray, where: NamedSharding) -> jax.Array:
-        part = len(array) // len(place)  # rows, or clips, of a stream
+    Args:
+      local_batch: numpy arrays with the rows and clips of the streams `local_streams(mesh, num_streams)`, in order.
+      mesh: device mesh.
+      num_streams: number of streams of a batch.
+    """
+    stream_index = {v: i for i, v in enumerate(local_streams(mesh, num_streams))}
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(part * num_streams)
-            begin = place[start // part] * part + start % part if part else 0
-            return array[begin : begin + stop - start]
+    def make_global_array(array: np.ndarray, array_sharding: NamedSharding) -> jax.Array:
+        stream_size = len(array) // len(stream_index)  # rows or clips of a stream
 
-        return jax.make_array_from_callback((part * num_streams, *array.shape[1:]), where, read)
+        def read_local(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(stream_size * num_streams)
+            local_start = stream_index[start // stream_size] * stream_size + start % stream_size if stream_size else 0
+            return array[local_start : local_start + stop - start]
 
-    return jax.tree.map(put, local_batch, batch_shardings(mesh, len(local_batch.pcm) // len(place) * num_streams))
+        return jax.make_array_from_callback((stream_size * num_streams, *array.shape[1:]), array_sharding, read_local)
+
+    return jax.tree.map(
+        make_global_array, local_batch, batch_shardings(mesh, len(local_batch.pcm) // len(stream_index) * num_streams)
+    )
 
 
 def check_batch(data: DataConfig, mesh: Mesh) -> None:
-    """Raises UserError if a batch cannot be cut evenly over the mesh."""
+    """Raises UserError if rows, clips or streams do not divide evenly over the data shards of the mesh."""
     shards = num_data_shards(mesh)
     if data.streams % shards:
         raise UserError(
             f"data.streams={data.streams} does not divide over {shards} data shards (mesh {dict(mesh.shape)}); set it "
-            f"to a multiple of {shards}, which gives the run another order of its data, or change the mesh"
+            f"to a multiple of {shards} (this changes the order of the data) or change the mesh"
         )
     for name, size in (("rows", data.rows), ("clips", data.clips)):
         if size % shards:
-            near = max(shards, size // shards * shards)
+            suggested_size = max(shards, size // shards * shards)
             raise UserError(
                 f"data.{name}={size} does not divide over {shards} data shards (mesh {dict(mesh.shape)}); "
-                f"use a multiple of {shards}, such as data.{name}={near}"
+                f"use a multiple of {shards}, such as data.{name}={suggested_size}"
             )

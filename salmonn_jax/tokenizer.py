@@ -1,4 +1,4 @@
-"""Text to token ids and back, behind one small interface."""
+"""Tokenizers: one interface, with implementations for sentencepiece and Hugging Face `tokenizers` files."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from salmonn_jax.errors import UserError, import_optional
 
 
 class Tokenizer(Protocol):
-    """What the rest of the program knows of a tokenizer.
+    """Tokenizer interface used by prompts, data and decoding."""
 
-    `prefix` is what the language model was taught a text begins with: `<s>`, or nothing.
-    """
-
-    prefix_tokens: tuple[int, ...]
+    prefix_tokens: tuple[int, ...]  # tokens at the start of every text in the model's pretraining: `<s>`, or none
     bos_token_id: int
     eos_token_id: int
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone: no special tokens are added."""
+        """Returns the token ids of `text`, without special tokens."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, without special tokens."""
+        """Returns the text of `ids`, skipping special tokens."""
 
     def token_to_id(self, piece: str) -> int:
-        """The id of one piece of the vocabulary. Raises UserError if it has none."""
+        """Returns the id of a token of the vocabulary. Raises UserError if the vocabulary lacks it."""
 
 
 class SentencePieceTokenizer:
-    """A `tokenizer.model`, used as the slow `LlamaTokenizer` uses it. Picklable, so that data workers may hold it."""
+    """Tokenizer of a sentencepiece `tokenizer.model`, equal to the slow `LlamaTokenizer` of transformers.
+
+    It can be pickled, so it can be sent to data workers.
+    """
 
     def __init__(self, model_proto: bytes):
         self._model = model_proto
@@ -47,29 +47,30 @@ class SentencePieceTokenizer:
         return self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        # An embedding table may have rows beyond the vocabulary, which a model should not, but can, choose.
+        # An embedding table may have more rows than the vocabulary, so a model can emit ids that have no text.
         kept = [int(i) for i in ids if i not in (self.bos_token_id, self.eos_token_id) and i < self.vocab_size]
         return self._processor.decode(kept)
 
     def token_to_id(self, piece: str) -> int:
-        found = self._processor.piece_to_id(piece)
-        if found == self._processor.unk_id():
+        token_id = self._processor.piece_to_id(piece)
+        if token_id == self._processor.unk_id():
             raise UserError(f"the tokenizer has no piece {piece!r}")
-        return found
+        return token_id
 
     def __reduce__(self):
         return SentencePieceTokenizer, (self._model,)
 
 
 class HuggingFaceTokenizer:
-    """A Hugging Face `tokenizer.json` (byte-level BPE and others). Picklable.
+    """Tokenizer of a Hugging Face `tokenizer.json`, such as byte-level BPE. It can be pickled.
 
     Args:
-      definition: the contents of `tokenizer.json`.
-      bos, eos: the tokens that begin a text and end an answer.
+      tokenizer_json: contents of `tokenizer.json`.
+      bos_token: token at the start of a text.
+      eos_token: token at the end of an answer.
 
     Raises:
-      UserError: the package `tokenizers` is not installed, or the vocabulary lacks one of the two.
+      UserError: the package `tokenizers` is not installed, or the vocabulary lacks one of the two tokens.
     """
 
     def __init__(self, tokenizer_json: str, bos_token: str, eos_token: str):
@@ -87,37 +88,37 @@ class HuggingFaceTokenizer:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def token_to_id(self, piece: str) -> int:
-        found = self._tokenizer.token_to_id(piece)
-        if found is None:
+        token_id = self._tokenizer.token_to_id(piece)
+        if token_id is None:
             raise UserError(f"the tokenizer has no piece {piece!r}")
-        return found
+        return token_id
 
     def __reduce__(self):
         return HuggingFaceTokenizer, self._arguments
 
 
 def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
-    """Reads the tokenizer of a model directory or corpus cache. Raises UserError if there is none.
+    """Loads the tokenizer of a model directory or corpus. Raises UserError if there is none.
 
-    Where there are both files, `tokenizer.model` is what the original reads; `tokenizer.json` is taken if it knows
-    tokens that were added later.
+    If both files exist, `tokenizer.model` is loaded, as in the original. The exception is a `tokenizer.json` with added
+    tokens that `tokenizer.model` lacks.
     """
     directory = pathlib.Path(directory)
-    model, definition = directory / "tokenizer.model", directory / "tokenizer.json"
-    if model.is_file():
-        found = _load_sentencepiece(model)
+    sentencepiece_model, tokenizer_json = directory / "tokenizer.model", directory / "tokenizer.json"
+    if sentencepiece_model.is_file():
+        tokenizer = _load_sentencepiece(sentencepiece_model)
         return (
             _load_huggingface(directory)
-            if definition.is_file() and _max_added_token_id(definition) >= found.vocab_size
-            else found
+            if tokenizer_json.is_file() and _max_added_token_id(tokenizer_json) >= tokenizer.vocab_size
+            else tokenizer
         )
-    if definition.is_file():
+    if tokenizer_json.is_file():
         return _load_huggingface(directory)
     raise UserError(f"no tokenizer.model and no tokenizer.json in {directory}")
 
 
 def _max_added_token_id(path: pathlib.Path) -> int:
-    """The highest id of the added tokens of a `tokenizer.json`; -1 if there are none."""
+    """Returns the highest id of the added tokens in a `tokenizer.json`; -1 if there are none."""
     try:
         added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
         return max((token["id"] for token in added), default=-1)
@@ -133,19 +134,21 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
 
 
 def _load_huggingface(directory: pathlib.Path) -> Tokenizer:
-    """Which tokens are special stands beside `tokenizer.json`, in `tokenizer_config.json`."""
+    """Loads `tokenizer.json` with the special tokens that `tokenizer_config.json` names."""
     path = directory / "tokenizer_config.json"
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))
-        bos, eos = (named.get(name) for name in ("bos_token", "eos_token"))
+        tokenizer_config = json.loads(path.read_text(encoding="utf-8"))
+        bos, eos = (tokenizer_config.get(name) for name in ("bos_token", "eos_token"))
         bos, eos = (token["content"] if isinstance(token, dict) else token for token in (bos, eos))
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); it names the special tokens of tokenizer.json") from None
+        raise UserError(f"{path} cannot be read ({error}); name the bos_token and eos_token there") from None
     if not bos or not eos:
-        raise UserError(f"{path} names no {'eos_token' if bos else 'bos_token'}; add the one the model knows")
+        raise UserError(
+            f"{path} names no {'eos_token' if bos else 'bos_token'}; add the one the model was trained with"
+        )
     try:
         return HuggingFaceTokenizer((directory / "tokenizer.json").read_text(encoding="utf-8"), bos, eos)
     except UserError:
         raise
-    except Exception as error:  # the only kind that the package raises
+    except Exception as error:  # the package raises plain Exception
         raise UserError(f"{directory / 'tokenizer.json'} is not a tokenizer: {error}") from None

@@ -1,4 +1,8 @@
-"""Parameters on disk: Orbax checkpoints, written whole or as a stream, and the fingerprint that names them."""
+"""Reading and writing of parameters as Orbax checkpoints, and their fingerprint.
+
+`save` writes parameters that are in memory. `save_streamed` writes parameters that are produced piece by piece, so that
+conversion needs little memory. The fingerprint is a hash that identifies the parameters.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +25,11 @@ from salmonn_jax.errors import convert_disk_errors
 from salmonn_jax.models.parameters import Params
 from salmonn_jax.sharding import LOCAL
 
-_CHUNK_BYTES = 4 << 20  # on disk: what a device that holds a part of a tensor reads at a time
+_CHUNK_BYTES = 4 << 20  # maximum chunk on disk, the unit in which a device reads its shard
 
 
 class StoredParam:
-    """A parameter on disk, of which single layers can be read."""
+    """A parameter on disk that can be read layer by layer. It implements `StreamedParam`."""
 
     def __init__(self, store: tensorstore.TensorStore):
         self._store = store
@@ -33,33 +37,31 @@ class StoredParam:
         self.stacked = len(self.shape) > 2
 
     def read(self, layer: int | None = None) -> np.ndarray:
-        """One place on the leading axis, or all of it."""
+        """Reads one index of the leading axis, or the whole parameter if `layer` is None."""
         return (self._store if layer is None else self._store[layer]).read().result()
 
     def pieces(self) -> Iterator[tuple[int | None, np.ndarray]]:
-        """As `Streamed` asks."""
+        """Yields the pieces of the parameter, see `StreamedParam`."""
         for layer in range(self.shape[0]) if self.stacked else (None,):
             yield layer, self.read(layer)
 
 
 class StreamedParam(Protocol):
-    """A parameter that is made while it is written.
-
-    `pieces` yields (layer, array) for each place on the leading axis, in order, where it is `stacked`, else
-    (None, array) once for all of it.
-    """
+    """A parameter that `save_streamed` writes piece by piece."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    stacked: bool
+    stacked: bool  # whether the leading axis is the layer axis
 
-    def pieces(self) -> Iterator[tuple[int | None, np.ndarray]]: ...
+    def pieces(self) -> Iterator[tuple[int | None, np.ndarray]]:
+        """Yields (layer, array) for each layer in order if `stacked`, else (None, array) once."""
+        ...
 
 
 def save(path: pathlib.Path, params: Params) -> str:
-    """Writes parameters, each host its part; atomically: `path` appears when all is written.
+    """Writes parameters and returns their fingerprint. Every process calls it and writes its own shards.
 
-    Returns their fingerprint, which is computed from what was written.
+    The write is atomic: `path` appears when all parameters are written. The fingerprint is computed from the files.
     """
     with convert_disk_errors(path), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), unflatten_params(params), force=True)
@@ -69,48 +71,52 @@ def save(path: pathlib.Path, params: Params) -> str:
 def save_streamed(
     path: pathlib.Path, params: Mapping[str, StreamedParam], on_write: Callable[[int], object] = lambda count: None
 ) -> str:
-    """As `save`, holding no more than one piece of one parameter at a time. One process calls it, and no other waits.
+    """Writes parameters with only one piece in memory at a time, and returns their fingerprint.
+
+    Unlike `save`, a single process calls it, and the others do not wait for it.
 
     Args:
-      path: of the checkpoint.
-      params: by path.
-      written: called with the number of bytes of each piece that was handed over.
+      path: path of the checkpoint.
+      params: parameters by path.
+      on_write: called with the number of bytes of each chunk that was written.
     """
     writer = _StreamWriter(on_write)
     registry = ocp.type_handlers.create_type_handler_registry((_Leaf, writer))
     tree = unflatten_params({name: _Leaf(name, value) for name, value in params.items()})
-    arguments = ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_save_args, tree, is_leaf=_is_leaf))
-    alone = ocp.options.MultiprocessingOptions(
+    save_args = ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_save_args, tree, is_leaf=_is_leaf))
+    single_process = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="streamed"
     )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, multiprocessing_options=alone)
-    with convert_disk_errors(path), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(path.resolve(), args=arguments, force=True)
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, multiprocessing_options=single_process)
+    with convert_disk_errors(path), ocp.Checkpointer(handler, multiprocessing_options=single_process) as checkpointer:
+        checkpointer.save(path.resolve(), args=save_args, force=True)
     return _combine_digests(writer.digests)
 
 
 def load(path: pathlib.Path, placement: Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct] = LOCAL) -> Params:
-    """Reads parameters that `save`, `save_streamed` or a checkpoint wrote.
+    """Reads parameters that `save`, `save_streamed` or a training checkpoint wrote.
 
     Args:
-      path: of the checkpoint.
-      place: the dtype and sharding a parameter is read into, given its path and what it is on disk; each device reads
-        its own part. By default all is read as it is, to the first device of this host.
+      path: path of the checkpoint.
+      placement: returns the dtype and sharding of a parameter, given its path and its shape and dtype on disk. Each
+        device reads its own shard. By default parameters keep their dtype and go to the first device of this host.
     """
     with ocp.StandardCheckpointer() as checkpointer:
         saved = flatten_params(dict(checkpointer.metadata(path.resolve()).item_metadata))
     target = {name: placement(name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in saved.items()}
-    # What is read at a time, beside what is there already: by default Orbax would read all at once.
-    parts = (math.prod(x.sharding.shard_shape(x.shape)) * saved[name].dtype.itemsize for name, x in target.items())
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + max(parts, default=0) // 2**30)
+    # Limits how much is read concurrently, to save host memory. By default Orbax reads all parameters at once.
+    shard_bytes = (
+        math.prod(x.sharding.shard_shape(x.shape)) * saved[name].dtype.itemsize for name, x in target.items()
+    )
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + max(shard_bytes, default=0) // 2**30)
     tree = unflatten_params(target)
-    arguments = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+    restore_args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
     with ocp.Checkpointer(handler) as checkpointer:
-        return flatten_params(checkpointer.restore(path.resolve(), args=arguments))
+        return flatten_params(checkpointer.restore(path.resolve(), args=restore_args))
 
 
 def open_params(path: pathlib.Path) -> dict[str, StoredParam]:
-    """Opens parameters to be read a piece at a time."""
+    """Opens a checkpoint without reading it. The returned parameters can be read piece by piece."""
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _StreamReader()))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
@@ -118,29 +124,29 @@ def open_params(path: pathlib.Path) -> dict[str, StoredParam]:
 
 
 def unflatten_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as a tree, the form in which Orbax stores them."""
+    """Converts parameters by path to the nested dictionary that Orbax stores."""
     return traverse_util.unflatten_dict(params, sep="/")
 
 
 def flatten_params(tree: Any) -> dict[str, Any]:
-    """The reverse of `nested`."""
+    """Converts a nested dictionary to parameters by path; the inverse of `unflatten_params`."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
 def fingerprint(params: Params) -> str:
-    """A hash of names, shapes, dtypes and bytes, whatever the order or sharding."""
+    """Returns a hash of paths, shapes, dtypes and values, which does not depend on order or sharding."""
     return _combine_digests({path: _param_digest(path, x, [np.asarray(x)]) for path, x in params.items()})
 
 
 def fingerprint_checkpoint(path: pathlib.Path) -> str:
-    """The fingerprint of parameters on disk, of which little is in memory at a time."""
+    """Returns the fingerprint of parameters on disk, with one piece in memory at a time."""
     return _combine_digests(
         {name: _param_digest(name, x, (piece for _, piece in x.pieces())) for name, x in open_params(path).items()}
     )
 
 
 def _param_digest(path: str, value: Any, pieces: Iterable[np.ndarray]) -> str:
-    """Of one parameter: what it is, and the bytes of its pieces in the order of memory."""
+    """Returns the hash of one parameter: its path, shape, dtype, and the bytes of its pieces in C order."""
     digest = _start_digest(path, value.shape, value.dtype)
     for piece in pieces:
         digest.update(_bytes(piece))
@@ -160,7 +166,7 @@ def _bytes(value: np.ndarray) -> memoryview | bytes:
 
 
 class _Leaf:
-    """What stands in the tree that is saved: Orbax finds the handler of a leaf by its type."""
+    """Leaf of the tree that `save_streamed` saves. Orbax selects the type handler by the type of a leaf."""
 
     def __init__(self, path: str, value: StreamedParam):
         self.path, self.value = path, value
@@ -171,26 +177,26 @@ def _is_leaf(x: Any) -> bool:
 
 
 def _release_freed_memory() -> None:
-    """Returns freed memory to the system, where the C library would keep it for each of tensorstore's threads."""
+    """Returns freed memory to the operating system; glibc would keep it for each of tensorstore's threads."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # glibc has it
+    if trim is not None:  # other C libraries do not have it
         trim(0)
 
 
-def _chunk_slices(size: int, step: int) -> list[slice]:
-    return [slice(first, min(first + step, size)) for first in range(0, size, step)]
+def _chunk_slices(size: int, chunk_size: int) -> list[slice]:
+    return [slice(start, min(start + chunk_size, size)) for start in range(0, size, chunk_size)]
 
 
 def _save_args(leaf: _Leaf) -> ocp.SaveArgs:
-    """Chunks of one layer at most, so that a piece fills whole chunks."""
+    """Returns save arguments that limit chunks to one layer, so that a piece consists of whole chunks."""
     if not leaf.value.stacked:
         return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
-    layer = math.prod(leaf.value.shape[1:]) * leaf.value.dtype.itemsize
-    return ocp.SaveArgs(chunk_byte_size=max(1, min(layer, _CHUNK_BYTES)), shard_axes=(0,))
+    layer_bytes = math.prod(leaf.value.shape[1:]) * leaf.value.dtype.itemsize
+    return ocp.SaveArgs(chunk_byte_size=max(1, min(layer_bytes, _CHUNK_BYTES)), shard_axes=(0,))
 
 
 class _StreamWriter(ocp.type_handlers.TypeHandler):
-    """Writes `_Leaf`s piece by piece, in the layout of Orbax's own arrays; those are read back as usual."""
+    """Orbax type handler that writes `_Leaf`s piece by piece, in the format of Orbax's own arrays."""
 
     def __init__(self, on_write: Callable[[int], object]):
         self.digests: dict[str, str] = {}
@@ -216,26 +222,26 @@ class _StreamWriter(ocp.type_handlers.TypeHandler):
             digest = _start_digest(leaf.path, value.shape, value.dtype)
             for layer, piece in value.pieces():
                 digest.update(_bytes(piece))
-                place = store if layer is None else store[layer]
-                chunk = store.chunk_layout.write_chunk.shape[len(value.shape) - piece.ndim :]
-                # A chunk at a time: what is packed of a piece at once would else be as large as the piece.
-                for part in itertools.product(*map(_chunk_slices, piece.shape, chunk)):
-                    # It is not changed afterwards, so that tensorstore need not copy it first.
-                    await place[part].write(piece[part], can_reference_source_data_indefinitely=True)
-                    self._on_write(piece[part].nbytes)
+                target = store if layer is None else store[layer]
+                chunk_shape = store.chunk_layout.write_chunk.shape[len(value.shape) - piece.ndim :]
+                # Chunks are written one at a time: a whole piece would need as much memory again for its encoding.
+                for chunk_slice in itertools.product(*map(_chunk_slices, piece.shape, chunk_shape)):
+                    # The piece is not modified later, so tensorstore need not copy it.
+                    await target[chunk_slice].write(piece[chunk_slice], can_reference_source_data_indefinitely=True)
+                    self._on_write(piece[chunk_slice].nbytes)
             self.digests[leaf.path] = digest.hexdigest()
             _release_freed_memory()
         return []
 
     async def metadata(self, infos):
-        raise NotImplementedError("what was streamed is read by Orbax's own handlers")
+        raise NotImplementedError("this handler only writes; Orbax's own handlers read streamed parameters")
 
     async def deserialize(self, infos, args=None):
-        raise NotImplementedError("what was streamed is read by Orbax's own handlers")
+        raise NotImplementedError("this handler only writes; Orbax's own handlers read streamed parameters")
 
 
 class _StreamReader(ocp.type_handlers.TypeHandler):
-    """Opens arrays instead of reading them."""
+    """Orbax type handler that opens arrays as `StoredParam`s instead of reading them."""
 
     def typestr(self) -> str:
         return "jax.Array"
@@ -244,13 +250,13 @@ class _StreamReader(ocp.type_handlers.TypeHandler):
         raise NotImplementedError("this handler only reads")
 
     async def metadata(self, infos):
-        raise NotImplementedError("Orbax's own handlers tell of arrays")
+        raise NotImplementedError("this handler only opens arrays; Orbax's own handlers read their metadata")
 
     async def deserialize(self, infos, args=None):
-        found = []
+        params = []
         for info in infos:
             spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=info.is_ocdbt_checkpoint)
-            found.append(
+            params.append(
                 StoredParam(await tensorstore.open(tensorstore.Spec(spec), open=True, context=info.ts_context))
             )
-        return found
+        return params

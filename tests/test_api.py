@@ -125,7 +125,7 @@ def test_what_cannot_be_asked(model, examples):
     with pytest.raises(UserError, match="2 answers for 1 clips"):
         model.score(clip, "Which?", ["low", "high"])
     for ask in (lambda: model.generate(clip, "Which?", max_new_tokens=64), lambda: model.score(clip, "x " * 64, "low")):
-        with pytest.raises(UserError, match="more than the 64 the language model can see"):
+        with pytest.raises(UserError, match="more than the 64 tokens of the language model's context"):
             ask()
     with pytest.raises(UserError, match="no clips and no questions"):
         model.generate([], "Which?")

@@ -1,4 +1,4 @@
-"""Loading of audio: exact where it can be, one clear line where it cannot."""
+"""Tests of audio decoding: exactness, resampling, formats and error messages."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ PCM = np.random.default_rng(0).integers(-32768, 32768, 4000, dtype=np.int16)
 
 
 def wav(samples: np.ndarray, rate: int, **options) -> bytes:
+    """Returns the contents of a WAV file."""
     out = io.BytesIO()
     soundfile.write(out, samples, rate, format="WAV", **options)
     return out.getvalue()
@@ -29,7 +30,7 @@ def test_16_bit_wav_at_16_khz_is_exact(tmp_path):
     assert load_audio(path).dtype == np.int16
 
 
-def test_the_first_channel_is_taken():
+def test_the_first_channel_is_used():
     stereo = np.stack([PCM, PCM[::-1]], axis=1)
     np.testing.assert_array_equal(load_audio(wav(stereo, 16_000, subtype="PCM_16")), PCM)
     np.testing.assert_array_equal(load_audio((stereo, 16_000)), PCM)
@@ -42,15 +43,15 @@ def test_16_bit_values_survive_wider_formats():
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
-def test_resampling_keeps_a_tone(rate):
+def test_resampling_preserves_a_tone(rate):
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
-    heard = load_audio((tone, rate))
+    samples = load_audio((tone, rate))
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
-    assert len(heard) == 16_000
-    np.testing.assert_allclose(heard[400:-400] / 32768, expected[400:-400], atol=2e-3)
+    assert len(samples) == 16_000
+    np.testing.assert_allclose(samples[400:-400] / 32768, expected[400:-400], atol=2e-3)
 
 
-def test_what_is_too_loud_is_clipped():
+def test_samples_out_of_range_are_clipped():
     np.testing.assert_array_equal(load_audio((np.array([2.0, -2.0, 0.0]), 16_000)), [32767, -32768, 0])
 
 
@@ -68,13 +69,13 @@ def test_what_is_too_loud_is_clipped():
         ((np.array(["a"]), 16_000), "type <U1"),
     ],
 )
-def test_bad_audio_is_told_in_one_line(source, message):
+def test_error_for_bad_audio_is_one_line(source, message):
     with pytest.raises(UserError, match=message) as error:
         load_audio(source)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_missing_or_empty_is_named(tmp_path):
+def test_error_for_a_missing_or_empty_file_names_it(tmp_path):
     with pytest.raises(UserError, match=r"no audio file .*gone\.wav"):
         load_audio(tmp_path / "gone.wav")
     with pytest.raises(UserError, match="no audio file"):
@@ -84,7 +85,7 @@ def test_a_file_that_is_missing_or_empty_is_named(tmp_path):
         load_audio(tmp_path / "empty.wav")
 
 
-def test_codecs_that_libsndfile_lacks_come_through_av(tmp_path):
+def test_pyav_decodes_formats_that_libsndfile_lacks(tmp_path):
     av = pytest.importorskip("av")
     path = tmp_path / "a.g722"
     tone = (8000 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)).astype(np.int16)
@@ -94,14 +95,14 @@ def test_codecs_that_libsndfile_lacks_come_through_av(tmp_path):
         frame.rate = 16_000
         for packet in (*stream.encode(frame), *stream.encode(None)):
             container.mux(packet)
-    heard = load_audio(path)
-    assert heard.dtype == np.int16
-    assert abs(len(heard) - 16_000) < 200
-    spectrum = np.abs(np.fft.rfft(heard[:8_000]))
+    samples = load_audio(path)
+    assert samples.dtype == np.int16
+    assert abs(len(samples) - 16_000) < 200
+    spectrum = np.abs(np.fft.rfft(samples[:8_000]))
     assert np.argmax(spectrum) == 220
 
 
-def test_without_av_the_extra_is_named(monkeypatch):
+def test_error_without_pyav_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match=r"pip install 'salmonn-jax\[minicorpus\]'"):
         load_audio(b"not audio either, but it might have been" * 10)
@@ -109,8 +110,8 @@ def test_without_av_the_extra_is_named(monkeypatch):
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
-def test_flac_is_what_libsndfile_reads(channels, subtype, tmp_path):
-    """Decoded by another library where it is of 16 bits, as a whole; from a time on, or of more bits, by this one."""
+def test_flac_decodes_exactly(channels, subtype, tmp_path):
+    """Covers both decoders: miniaudio for whole 16-bit files, libsndfile for segments and files with more bits."""
     path = tmp_path / "a.flac"
     samples = np.random.default_rng(0).integers(-9000, 9000, (16_000, channels)).astype(np.int16)
     soundfile.write(path, samples, 16_000, subtype=subtype)
@@ -121,14 +122,14 @@ def test_flac_is_what_libsndfile_reads(channels, subtype, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0.99, 0.5, 0.01])
-def test_flac_that_is_cut_off_is_not_taken_for_whole(cut, tmp_path):
+def test_decode_flac_rejects_a_truncated_file(cut, tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, np.random.default_rng(0).integers(-9000, 9000, 16_000).astype(np.int16), 16_000)
     path.write_bytes(path.read_bytes()[: int(cut * path.stat().st_size)])
     assert decode_flac(path.read_bytes()) is None
 
 
-def test_flac_with_a_broken_frame_is_not_taken_for_whole(tmp_path):
+def test_decode_flac_rejects_a_damaged_frame(tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, np.random.default_rng(0).integers(-9000, 9000, 48_000).astype(np.int16), 16_000)
     data = bytearray(path.read_bytes())
@@ -137,23 +138,23 @@ def test_flac_with_a_broken_frame_is_not_taken_for_whole(tmp_path):
 
 
 def flac_with(rate: int, bits: int) -> bytes:
-    """A FLAC file of 16 bits, whose header says otherwise."""
+    """Returns a 16-bit FLAC file at 16 kHz with another rate and number of bits in its header."""
     out = io.BytesIO()
     soundfile.write(out, PCM, 16_000, format="FLAC", subtype="PCM_16")
     data = bytearray(out.getvalue())
-    said = int.from_bytes(data[18:26], "big") & (1 << 36) - 1  # the number of samples stays
-    data[18:26] = (rate << 44 | (bits - 1) << 36 | said).to_bytes(8, "big")
+    num_samples = int.from_bytes(data[18:26], "big") & (1 << 36) - 1  # the header keeps the number of samples
+    data[18:26] = (rate << 44 | (bits - 1) << 36 | num_samples).to_bytes(8, "big")
     return bytes(data)
 
 
-def test_flac_with_another_header_is_left_to_libsndfile():
+def test_decode_flac_rejects_unexpected_headers():
     np.testing.assert_array_equal(decode_flac(flac_with(16_000, 16))[0][:, 0], PCM)
     assert decode_flac(flac_with(0, 16)) is None
     assert decode_flac(flac_with(16_000, 20)) is None
     assert decode_flac(flac_with(16_000, 16)[:60]) is None
 
 
-def test_a_flac_file_that_may_not_be_read_is_left_to_libsndfile(tmp_path, monkeypatch):
+def test_libsndfile_reads_a_flac_file_if_read_bytes_fails(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(path)
 

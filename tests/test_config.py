@@ -1,4 +1,4 @@
-"""Configurations: JSON and back, changes from the command line, errors that name the field."""
+"""Tests of configurations: conversion to and from JSON, overrides from the command line, error messages."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from salmonn_jax.errors import UserError
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_json_and_back(name):
+def test_json_round_trip(name):
     values = json.loads(json.dumps(configuration.to_dict(CONFIGS[name])))
     assert configuration.from_dict(RunConfig, values) == CONFIGS[name]
 
 
-def test_the_released_models_make_88_audio_tokens():
+def test_the_released_models_have_88_audio_tokens():
     assert get_config("salmonn_13b_stage1").model.num_audio_tokens == 88
     assert get_config("salmonn_7b_stage1").model.num_windows == 88
 
 
-def test_the_language_model_reads_a_window_or_the_clip_in_it():
-    """Of 17 encoder frames, 0.34 s, is an audio token; shorter clips than a second are made a second long."""
+def test_num_valid_audio_tokens_of_window_and_clip():
+    """Compares token counts by hand: a token covers 17 frames (0.34 s), and clips are padded to at least a second."""
     model = get_config("salmonn_13b_stage1").model
     assert [model.num_valid_audio_tokens(samples) for samples in (1, 160_000, 480_000)] == [88, 88, 88]
     model = configuration.apply_override(model, "audio.tokens", "clip")
@@ -37,12 +37,12 @@ def test_the_language_model_reads_a_window_or_the_clip_in_it():
     ]
 
 
-def test_an_unknown_name_suggests_the_nearest():
+def test_error_for_an_unknown_configuration_suggests_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'salmonn_7b_stage2'"):
         get_config("salmon_7b_stage2")
 
 
-def test_changes_reach_nested_fields():
+def test_overrides_of_nested_fields():
     config = configuration.apply_override(get_config("debug"), "optimizer.peak_lr", "1")
     config = configuration.apply_override(config, "data.mixture.tones", "2.5")
     config = configuration.apply_override(config, "trainable", '["a", "b"]')
@@ -53,7 +53,7 @@ def test_changes_reach_nested_fields():
 
 
 @pytest.mark.parametrize(
-    ("path", "text", "says"),
+    ("path", "text", "message"),
     [
         ("optimizer.peek", "1", "did you mean 'peak_lr'"),
         ("num_train_steps", "1.5", "num_train_steps must be int"),
@@ -62,8 +62,8 @@ def test_changes_reach_nested_fields():
         ("model.llama.hidden_size", "wide", "hidden_size must be int"),
     ],
 )
-def test_a_wrong_change_names_the_field(path, text, says):
-    with pytest.raises(UserError, match=says):
+def test_error_for_a_wrong_override_names_the_field(path, text, message):
+    with pytest.raises(UserError, match=message):
         configuration.apply_override(get_config("debug"), path, text)
 
 
@@ -72,11 +72,11 @@ def test_first_difference_names_the_field():
     new = configuration.to_dict(
         configuration.apply_override(get_config("debug"), "model.llama.intermediate_size", "65")
     )
-    assert configuration.first_difference(old, new) == "model.llama.intermediate_size is 64 there and 65 here"
+    assert configuration.first_difference(old, new) == "model.llama.intermediate_size is 64, not 65"
     assert configuration.first_difference(old, old) is None
 
 
-def test_a_field_that_names_a_choice_takes_no_other():
+def test_a_literal_field_accepts_only_its_choices():
     with pytest.raises(UserError, match=r"unknown value of packing 'pak'; did you mean 'pack'"):
         configuration.apply_override(get_config("debug"), "data.packing", "pak")
     assert configuration.apply_override(get_config("debug"), "data.packing", "pack").data.packing == "pack"

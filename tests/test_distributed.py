@@ -196,5 +196,5 @@ def test_storage_that_is_no_storage(tmp_path, monkeypatch):
     # The other process writes to a disk of its own.
     monkeypatch.setattr(distributed, "barrier", lambda name, seconds: None)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match=r"sees only what 1 of 2 wrote .*; it must be shared"):
+    with pytest.raises(UserError, match=r"sees the files of only 1 of 2 processes in .*; it must be shared"):
         distributed.preflight(tmp_path / "own", timeout_seconds=60)

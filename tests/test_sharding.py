@@ -1,4 +1,4 @@
-"""The rules: one for every weight of every model, and none that lays two dimensions over one axis."""
+"""Tests of the sharding rules of frozen weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from salmonn_jax.configs import get_config
 from salmonn_jax.configs.salmonn import MODEL_13B
 from salmonn_jax.models import parameters
 
-EVERYWHERE = LoraConfig(target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+ALL_ADAPTERS = LoraConfig(target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 
 
 @pytest.mark.parametrize(
     "model",
     [
         MODEL_13B,
-        dataclasses.replace(MODEL_13B, lora=EVERYWHERE),
+        dataclasses.replace(MODEL_13B, lora=ALL_ADAPTERS),
         dataclasses.replace(
             MODEL_13B, beats=None, llama=dataclasses.replace(MODEL_13B.llama, tie_word_embeddings=True)
         ),
@@ -28,33 +28,33 @@ EVERYWHERE = LoraConfig(target_modules=("q_proj", "k_proj", "v_proj", "o_proj", 
     ],
     ids=["13B", "adapters everywhere", "tied, no BEATs", "debug"],
 )
-def test_every_parameter_has_one_rule(model):
+def test_every_parameter_matches_one_rule(model):
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})
     for path, leaf in parameters.model_structure(model).shapes.items():
         sharding.frozen_spec(path, leaf.shape, mesh)
 
 
-def test_what_is_cut_is_most_of_a_big_model():
-    """On fsdp=2 x tensor=4 a device holds little more than an eighth of the 13B's bytes."""
+def test_most_weights_of_the_13b_are_split():
+    """Checks that with fsdp=2 and tensor=4 a device holds little more than an eighth of the 13B's parameters."""
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})
-    total = held = 0
+    total = per_device = 0
     for path, leaf in parameters.model_structure(MODEL_13B).shapes.items():
         spec = sharding.frozen_spec(path, leaf.shape, mesh)
-        parts = [mesh.shape[axis] for axis in spec if axis]
+        axis_sizes = [mesh.shape[axis] for axis in spec if axis]
         total += leaf.size
-        held += leaf.size // (parts[0] if parts else 1) // (parts[1] if len(parts) > 1 else 1)
-    assert held < total / 8 * 1.25
+        per_device += leaf.size // (axis_sizes[0] if axis_sizes else 1) // (axis_sizes[1] if len(axis_sizes) > 1 else 1)
+    assert per_device < total / 8 * 1.25
 
 
-def test_a_dimension_that_does_not_divide_stays_whole():
+def test_a_dimension_that_does_not_divide_evenly_is_not_split():
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})
     assert sharding.frozen_spec("llama/embedding", (642, 64), mesh) == PartitionSpec(None, "fsdp")
     assert sharding.frozen_spec("llama/embedding", (640, 64), mesh) == PartitionSpec("tensor", "fsdp")
-    one = sharding.make_mesh({})
-    assert one.shape["fsdp"] == 1 and one.shape["tensor"] == 1
+    default_mesh = sharding.make_mesh({})
+    assert default_mesh.shape["fsdp"] == 1 and default_mesh.shape["tensor"] == 1
 
 
-def test_a_fault_of_the_table_is_told(monkeypatch):
+def test_errors_for_wrong_rules(monkeypatch):
     mesh = sharding.make_mesh({})
     with pytest.raises(ValueError, match="0 sharding rules for llama/other"):
         sharding.frozen_spec("llama/other", (2, 2), mesh)

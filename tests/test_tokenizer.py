@@ -1,4 +1,4 @@
-"""Both kinds of tokenizer behind one interface."""
+"""Tests of sentencepiece and Hugging Face tokenizers, and of the choice between them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ tokenizers = pytest.importorskip("tokenizers", reason="tokenizers reads tokenize
 
 @pytest.fixture
 def directory(tmp_path):
-    """A byte-level BPE with two special tokens, trained on a few words."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+    """Returns a directory with a byte-level BPE tokenizer, trained on a few words and with two special tokens."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=300,
         special_tokens=["<|start|>", "<|end|>"],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(["a dog barks", "die Hündin bellt"], trainer)
-    # A tokenizer that would add special tokens of its own accord, as LLaMA 3's does.
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<|start|> $A", special_tokens=[("<|start|>", made.token_to_id("<|start|>"))]
+    tokenizer.train_from_iterator(["a dog barks", "die Hündin bellt"], trainer)
+    # The post-processor adds special tokens by default, as that of LLaMA 3.
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|start|> $A", special_tokens=[("<|start|>", tokenizer.token_to_id("<|start|>"))]
     )
-    made.save(str(tmp_path / "tokenizer.json"))
-    named = {"bos_token": {"content": "<|start|>"}, "eos_token": "<|end|>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer_config = {"bos_token": {"content": "<|start|>"}, "eos_token": "<|end|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     return tmp_path
 
 
@@ -56,7 +56,7 @@ def test_tokenizer_json(directory):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "says"),
+    ("file", "content", "message"),
     [
         ("tokenizer_config.json", "{", "cannot be read"),
         ("tokenizer_config.json", '{"eos_token": "<|end|>"}', "names no bos_token"),
@@ -65,35 +65,39 @@ def test_tokenizer_json(directory):
         ("tokenizer.model", "no model", "is not a sentencepiece model"),
     ],
 )
-def test_what_is_wrong_is_told(directory, file, content, says):
+def test_errors_for_bad_tokenizer_files(directory, file, content, message):
     (directory / file).write_text(content)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         load_tokenizer(directory)
 
 
-def test_a_text_begins_with_what_the_model_was_taught(directory):
+def test_prefix_tokens_are_those_of_the_post_processor(directory):
     assert load_tokenizer(directory).prefix_tokens == (0,)
-    definition = json.loads((directory / "tokenizer.json").read_text())
-    (directory / "tokenizer.json").write_text(json.dumps(definition | {"post_processor": None}))
+    tokenizer_json = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer_json | {"post_processor": None}))
     assert load_tokenizer(directory).prefix_tokens == ()
 
 
-def test_of_two_files_the_one_that_knows_the_added_tokens(directory):
+def test_tokenizer_json_is_loaded_if_it_has_added_tokens(directory):
     golden.require()
-    model = (golden.GOLDEN_DIR / "vicuna" / "tokenizer.model").read_bytes()
-    (directory / "tokenizer.model").write_bytes(model)
-    plain = load_tokenizer(directory)
-    assert plain.vocab_size == 640 and plain.prefix_tokens == (plain.bos_token_id,)
-    assert plain.decode([*plain.encode("a dog"), 640, 700]) == "a dog"  # rows of a table that was made larger
-    definition = json.loads((directory / "tokenizer.json").read_text())
-    added = {"id": 640, "content": "<|im_end|>", "special": True}
-    added |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    definition["added_tokens"].append(added)
-    definition["model"]["vocab"] |= {f"x{i}": i for i in range(len(definition["model"]["vocab"]), 640)}
-    (directory / "tokenizer.json").write_text(json.dumps(definition))
+    model_bytes = (golden.GOLDEN_DIR / "vicuna" / "tokenizer.model").read_bytes()
+    (directory / "tokenizer.model").write_bytes(model_bytes)
+    sentencepiece_tokenizer = load_tokenizer(directory)
+    assert sentencepiece_tokenizer.vocab_size == 640 and sentencepiece_tokenizer.prefix_tokens == (
+        sentencepiece_tokenizer.bos_token_id,
+    )
+    assert (
+        sentencepiece_tokenizer.decode([*sentencepiece_tokenizer.encode("a dog"), 640, 700]) == "a dog"
+    )  # ids beyond the vocabulary
+    tokenizer_json = json.loads((directory / "tokenizer.json").read_text())
+    added_token = {"id": 640, "content": "<|im_end|>", "special": True}
+    added_token |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer_json["added_tokens"].append(added_token)
+    tokenizer_json["model"]["vocab"] |= {f"x{i}": i for i in range(len(tokenizer_json["model"]["vocab"]), 640)}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer_json))
     assert load_tokenizer(directory).vocab_size == 641
 
 
-def test_none(tmp_path):
+def test_error_if_there_is_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer\.model and no tokenizer\.json"):
         load_tokenizer(tmp_path)

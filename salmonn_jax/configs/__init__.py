@@ -1,4 +1,4 @@
-"""Named configurations of runs."""
+"""Registry of named run configurations, which the commands in `launch` look up by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONFIGS: dict[str, RunConfig] = {config.name: config for config in (*debug.RUNS,
 
 
 def get_config(name: str) -> RunConfig:
-    """The configuration of that name. Raises UserError with the nearest name for an unknown one."""
+    """Returns the configuration called `name`. Raises UserError with the nearest name if there is none."""
     if name not in CONFIGS:
         raise unknown_name("configuration", name, CONFIGS)
     return CONFIGS[name]

@@ -1,4 +1,4 @@
-"""`debug`: the real program at a size that compiles and trains in seconds, on made-up tones. For tests."""
+"""Configuration `debug`: a tiny model on synthetic tones that compiles and trains in seconds. Tests use it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""`mini`: a SALMONN of about a million parameters that learns to hear on two CPU cores, in minutes.
+"""Configurations `mini_stage0` to `mini_stage3`: a SALMONN of about a million parameters for two CPU cores.
 
-All its parts start from random weights. So a stage 0 first makes the language model that the paper takes ready-made,
-and stage 1 trains everything, with a CTC loss on the audio tokens to help. Stages 2 and 3 are the paper's: Q-Former
-and LoRA on a frozen rest, then twelve steps of activation tuning on the longest answers there are.
+Training takes minutes and starts from random weights. Stage 0 therefore trains the language model on text, in place of
+the pretrained one of the paper. Stage 1 trains all parameters, with an additional CTC loss on the audio tokens. Stages
+2 and 3 are those of the paper: stage 2 trains the Q-Former and LoRA and freezes the rest, and stage 3 is twelve steps
+of activation tuning on the source with the longest answers.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MODEL = ModelConfig(
         conv_pos=32,
         conv_pos_groups=4,
     ),
-    # Windows of 240 ms: shorter than a digit, and few to read.
+    # A window of 240 ms is shorter than a spoken digit, and long enough to keep the number of audio tokens small.
     qformer=QFormerConfig(
         hidden_size=64,
         num_hidden_layers=2,
@@ -46,7 +47,7 @@ MODEL = ModelConfig(
         second_stride=0.24,
         dropout=0.0,
     ),
-    # Deep and thin: it has more to do with order than with knowledge.
+    # Four layers with narrow feed-forward networks: the tasks need attention over sequences more than stored facts.
     llama=LlamaConfig(
         vocab_size=512,
         hidden_size=128,
@@ -63,7 +64,7 @@ MODEL = ModelConfig(
 )
 
 DATA = DataConfig(
-    # Of the 20 examples of a step, four are text alone.
+    # Weights in percent. Of the 20 examples of a step, four are text-only (the source "reading").
     mixture={"numbers": 27.2, "prompts": 4.8, "sounds": 13.6, "music": 20.8, "speech_over_sound": 13.6, "reading": 20},
     packing="pad",
     rows=20,
@@ -77,7 +78,7 @@ DATA = DataConfig(
 
 OPTIMIZER = OptimizerConfig(peak_lr=1e-3, init_lr=1e-4, end_lr=1e-4, warmup_steps=30, b2=0.98, clip_norm=1.0)
 
-# Stands in for the pretrained language model of the paper: text alone, with words where audio tokens will stand.
+# Replaces the pretrained language model of the paper. The data is text-only, with words in place of audio tokens.
 STAGE0 = RunConfig(
     name="mini_stage0",
     model=MODEL,
@@ -97,7 +98,7 @@ STAGE1 = RunConfig(
     num_train_steps=1400,
     save_every=350,
     ctc_weight=0.5,
-    ctc_blank=3,  # the corpus's filler, which its tokenizer knows as a piece of its own
+    ctc_blank=3,  # id of the filler token, which the corpus's tokenizer has as a separate piece
 )
 
 STAGE2 = dataclasses.replace(

@@ -1,8 +1,9 @@
-"""SALMONN-13B v1 (Vicuna-13B v1.1) and SALMONN-7B v0 (Vicuna-7B v1.5), in the three stages of the paper.
+"""Configurations of SALMONN-13B v1 (Vicuna-13B v1.1) and SALMONN-7B v0 (Vicuna-7B v1.5), for the paper's three stages.
 
-The recipe is the original's `configs/config.yaml`: 90,000 steps of AdamW, 3e-5 after 3,000 steps of warm-up, to 1e-5.
-The authors name 32 GPUs, and their code 8 examples on each; here a step has up to 384, packed. Stage 3 is the paper's
-activation tuning: 12 steps on one story each.
+The hyperparameters are those of the original's `configs/config.yaml`: 90,000 steps of AdamW, with a learning rate that
+rises to 3e-5 in 3,000 steps and decays to 1e-5. The authors report 32 GPUs, and their code uses 8 examples per GPU. A
+step here has up to 384 examples, packed into 64 rows. Stage 3 is the paper's activation tuning: 12 steps with one story
+each.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MODEL_7B = ModelConfig(
 )
 
 
-# Thousands of examples of each source, as the paper counts them (tables 1 and text of section 4): sampled by size.
+# Thousands of examples in each source, from the paper (table 1 and section 4): sources are sampled by their size.
 STAGE1_MIXTURE = {"librispeech": 280.0, "gigaspeech": 680.0, "wavcaps": 370.0, "audiocaps": 48.0, "clotho": 4.0}
 STAGE2_MIXTURE = {
     "librispeech": 280.0,
@@ -49,7 +50,8 @@ STAGE2_MIXTURE = {
 
 
 def _stages(size: str, model: ModelConfig) -> tuple[RunConfig, ...]:
-    # Six examples in a row: with fewer more is wasted (`python -m benchmarks.packing`). A row for each of 64 chips.
+    # 64 rows give one row to each of 64 chips. A row fits about six examples; shorter rows waste more tokens on padding
+    # (`python -m benchmarks.packing`).
     data = DataConfig(
         corpus="files", data_dir="data", mixture=STAGE1_MIXTURE, rows=64, clips=384, seq_len=1056, streams=64
     )

@@ -1,4 +1,7 @@
-"""Greedy decoding with a KV cache, for batches of unequal prompts."""
+"""Greedy decoding with a KV cache, for batches of prompts with different lengths.
+
+`salmonn_jax.api` uses `generate`; planning compiles `prefill` and `decode_step` separately.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from salmonn_jax.models.salmonn import Salmonn
 
 
 class PromptBatch(NamedTuple):
-    """Rows of prompts, padded at the end, with their clips (the fields of `salmonn_jax.batch.Batch`)."""
+    """Prompts with their clips, one per row and padded at the end. Fields are those of `salmonn_jax.batch.Batch`."""
 
     pcm: Array  # int16[A,N]
     pcm_length: Array  # int32[A]
@@ -23,44 +26,52 @@ class PromptBatch(NamedTuple):
 
 
 class DecodeResult(NamedTuple):
-    """What was decoded."""
+    """Decoded tokens and their scores."""
 
-    tokens: Array  # int32[R,max_new_tokens]; after a row's end, its end token
-    length: Array  # int32[R] tokens of the row, the end token included
-    finished: Array  # bool[R] whether the row ended by itself
-    score: Array  # float32[R] sum of the log-probabilities of its tokens
+    tokens: Array  # int32[R,max_new_tokens], padded with the end token
+    length: Array  # int32[R] tokens of each row, the end token included
+    finished: Array  # bool[R] whether the row has an end token
+    score: Array  # float32[R] sum of the log-probabilities of the tokens
 
 
 class DecodeState(NamedTuple):
-    """Rows in the middle of being decoded."""
+    """State of decoding between two steps."""
 
-    step: Array  # int32 scalar: tokens written
+    step: Array  # int32 scalar: tokens decoded so far
     tokens: Array  # int32[R,max_new_tokens]
-    score: Array
-    finished: Array
-    next_logits: Array  # float32[R,V] logits of the token to be chosen
-    cache: KVCache
+    score: Array  # float32[R], see `DecodeResult`
+    finished: Array  # bool[R], see `DecodeResult`
+    next_logits: Array  # float32[R,V] logits of the next token
+    cache: KVCache  # C = prompt length S + max_new_tokens
 
 
 def prefill(
     model: Salmonn, prompts: PromptBatch, *, max_new_tokens: int, eos_token_id: int, lora_scale: Array | float | None
 ) -> DecodeState:
-    """Hears the clips and reads the prompts: everything before the first token. Traceable."""
-    rows, width = prompts.tokens.shape
-    own = _prompt_mask(prompts)
+    """Encodes the clips and runs the language model on the prompts. It can be traced by JAX.
+
+    Args:
+      model: the model.
+      prompts: prompts and clips.
+      max_new_tokens: cache slots reserved for decoded tokens.
+      eos_token_id: end token, with which the output is initialised.
+      lora_scale: factor of the adapters; None leaves the adapters out.
+    """
+    num_rows, prompt_slots = prompts.tokens.shape
+    prompt_mask = _prompt_mask(prompts)
     x = model.merge_audio_tokens(
         prompts.tokens, prompts.audio_slot, model.encode_audio(prompts.pcm, prompts.pcm_length)
     )
-    cache = model.llama.empty_cache(rows, width + max_new_tokens, model.dtype)
-    mask = jnp.pad(causal_mask(own.astype(jnp.int32)), ((0, 0), (0, 0), (0, max_new_tokens)))
-    positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
+    cache = model.llama.empty_cache(num_rows, prompt_slots + max_new_tokens, model.dtype)
+    mask = jnp.pad(causal_mask(prompt_mask.astype(jnp.int32)), ((0, 0), (0, 0), (0, max_new_tokens)))
+    positions = jnp.broadcast_to(jnp.arange(prompt_slots), (num_rows, prompt_slots))
     hidden, cache = model.llama(x, positions, mask, lora_scale=lora_scale, cache=cache)
     last = jnp.take_along_axis(hidden, (prompts.prompt_length - 1)[:, None, None], axis=1)[:, 0]
     return DecodeState(
         jnp.zeros((), jnp.int32),
-        jnp.full((rows, max_new_tokens), eos_token_id, jnp.int32),
-        jnp.zeros(rows, jnp.float32),
-        jnp.zeros(rows, bool),
+        jnp.full((num_rows, max_new_tokens), eos_token_id, jnp.int32),
+        jnp.zeros(num_rows, jnp.float32),
+        jnp.zeros(num_rows, bool),
         model.llama.logits(last),
         cache,
     )
@@ -69,27 +80,36 @@ def prefill(
 def decode_step(
     model: Salmonn, prompts: PromptBatch, state: DecodeState, *, eos_token_id: int, lora_scale: Array | float | None
 ) -> DecodeState:
-    """Chooses the next token of every row and reads it. Traceable."""
-    width = prompts.tokens.shape[1]
-    slots = jnp.arange(width + state.tokens.shape[1])
+    """Selects the next token of every row and runs the language model on it. It can be traced by JAX.
+
+    Args:
+      model: the model.
+      prompts: the prompts that `prefill` got.
+      state: state after the previous step.
+      eos_token_id: end token; finished rows repeat it.
+      lora_scale: factor of the adapters; None leaves the adapters out.
+    """
+    prompt_slots = prompts.tokens.shape[1]
+    slots = jnp.arange(prompt_slots + state.tokens.shape[1])
     log_probability = log_probabilities(state.next_logits, model.config.pad_classes)
-    chosen = jnp.where(state.finished, eos_token_id, state.next_logits.argmax(-1)).astype(jnp.int32)
-    gained = jnp.take_along_axis(log_probability, chosen[:, None], axis=1)[:, 0]
-    # All rows write slot width + step; what differs between them is the position the token is rotated to.
-    readable = jnp.pad(_prompt_mask(prompts), ((0, 0), (0, state.tokens.shape[1])))
-    seen = readable | ((slots >= width) & (slots <= width + state.step))
+    next_token = jnp.where(state.finished, eos_token_id, state.next_logits.argmax(-1)).astype(jnp.int32)
+    token_log_probability = jnp.take_along_axis(log_probability, next_token[:, None], axis=1)[:, 0]
+    # All rows write the same cache slot, prompt_slots + step. Their rotary positions differ: each row continues from
+    # the length of its own prompt.
+    prompt_mask = jnp.pad(_prompt_mask(prompts), ((0, 0), (0, state.tokens.shape[1])))
+    attention_mask = prompt_mask | ((slots >= prompt_slots) & (slots <= prompt_slots + state.step))
     hidden, cache = model.llama(
-        model.llama.embed(chosen[:, None]).astype(model.dtype),
+        model.llama.embed(next_token[:, None]).astype(model.dtype),
         (prompts.prompt_length + state.step)[:, None],
-        seen[:, None],
+        attention_mask[:, None],
         lora_scale=lora_scale,
         cache=state.cache,
     )
     return DecodeState(
         state.step + 1,
-        state.tokens.at[:, state.step].set(chosen),
-        state.score + jnp.where(state.finished, 0.0, gained),
-        state.finished | (chosen == eos_token_id),
+        state.tokens.at[:, state.step].set(next_token),
+        state.score + jnp.where(state.finished, 0.0, token_log_probability),
+        state.finished | (next_token == eos_token_id),
         model.llama.logits(hidden[:, 0]),
         cache,
     )
@@ -98,22 +118,29 @@ def decode_step(
 def generate(
     model: Salmonn, prompts: PromptBatch, *, max_new_tokens: int, eos_token_id: int, lora_scale: Array | float | None
 ) -> DecodeResult:
-    """Decodes each row until it emits `end` or has `max_new_tokens`. Traceable; stops when all rows have ended.
+    """Decodes all rows until each has emitted the end token or `max_new_tokens` tokens. It can be traced by JAX.
 
-    Rows are independent of each other: a row's positions run on from its own prompt, and the slots of the cache that
-    hold padding are never attended to.
+    Rows do not affect each other: the positions of a row continue from its own prompt, and cache slots with padding are
+    masked.
+
+    Args:
+      model: the model.
+      prompts: prompts and clips.
+      max_new_tokens: maximum number of decoded tokens per row.
+      eos_token_id: end token.
+      lora_scale: factor of the adapters; None leaves the adapters out.
     """
     state = jax.lax.while_loop(
         lambda state: (state.step < max_new_tokens) & ~state.finished.all(),
         lambda state: decode_step(model, prompts, state, eos_token_id=eos_token_id, lora_scale=lora_scale),
         prefill(model, prompts, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, lora_scale=lora_scale),
     )
-    written = jnp.arange(max_new_tokens) < state.step
-    ended = (state.tokens == eos_token_id) & written
-    length = jnp.where(ended.any(axis=1), ended.argmax(axis=1) + 1, state.step)
+    is_decoded = jnp.arange(max_new_tokens) < state.step
+    is_end_token = (state.tokens == eos_token_id) & is_decoded
+    length = jnp.where(is_end_token.any(axis=1), is_end_token.argmax(axis=1) + 1, state.step)
     return DecodeResult(state.tokens, length, state.finished, state.score)
 
 
 def _prompt_mask(prompts: PromptBatch) -> Array:
-    """bool[R,S]: tokens of the prompts, as opposed to padding."""
+    """Returns bool[R,S], true for tokens of the prompts and false for padding."""
     return jnp.arange(prompts.tokens.shape[1]) < prompts.prompt_length[:, None]

@@ -1,8 +1,8 @@
 """BEATs, the encoder of non-speech audio (Chen et al. 2022; original module: `BEATs.BEATs` of microsoft/unilm).
 
-Post-norm transformer with DeepNorm residuals and a gated relative position bias, over 16 x 16 patches of a Kaldi
-filter bank. Tokens are laid out time-major: token i is frequency band i % 8 of time step i // 8, so eight tokens of
-one 160 ms column follow each other on what SALMONN then treats as the time axis.
+BEATs is a post-norm transformer with DeepNorm residuals and a gated relative position bias, over 16 x 16 patches of a
+Kaldi filter bank. Tokens are ordered by time first: token i is frequency band i % 8 of time step i // 8. The eight
+tokens of one time step (160 ms) are therefore neighbours on the axis that SALMONN treats as time.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from salmonn_jax.models.common import (
     stack_layers,
 )
 
-NUM_GATE_OUTPUTS = 8  # outputs of the gate's projection: two gates, each the sum of four
+NUM_GATE_OUTPUTS = 8  # outputs of the gate's projection: two gates, each the sum of four outputs
 
 
 class PositionalConv(nnx.Module):
-    """Grouped, weight-normalised convolution over time whose output is added to its input.
+    """Convolutional position embedding: a grouped, weight-normalised convolution over time, followed by GELU.
 
-    The norm is taken per kernel tap, over input and output channels (`weight_norm(dim=2)` in the original).
+    `Beats` adds its output to its input. The norm of the kernel is computed per tap, over input and output channels
+    (`weight_norm(dim=2)` in the original).
     """
 
     def __init__(self, config: BeatsConfig, rngs: nnx.Rngs):
@@ -45,7 +46,10 @@ class PositionalConv(nnx.Module):
         self.groups = config.conv_pos_groups
 
     def __call__(self, x: Array) -> Array:
-        """float[A,T,D] -> float[A,T,D]; an even kernel gives one frame too many, and the last is dropped."""
+        """Maps float[A,T,D] to float[A,T,D]. The padding is one shorter at the end if the kernel size is even.
+
+        The original pads both ends equally and drops the last frame, which gives the same output.
+        """
         direction = self.direction[...].astype(jnp.float32)
         norm = jnp.sqrt(jnp.square(direction).sum(axis=(1, 2)))
         kernel = direction * (self.magnitude[...].astype(jnp.float32) / norm)[:, None, None]
@@ -62,44 +66,55 @@ class PositionalConv(nnx.Module):
 
 
 class BeatsLayer(nnx.Module):
-    """A post-norm layer with DeepNorm: residuals are multiplied by `alpha` before each norm."""
+    """Post-norm transformer layer with DeepNorm: residuals are multiplied by `alpha` before each norm."""
 
     def __init__(self, config: BeatsConfig, rngs: nnx.Rngs):
-        width = config.encoder_embed_dim
-        self.q_proj = Linear(width, width, rngs=rngs)
-        self.k_proj = Linear(width, width, rngs=rngs)
-        self.v_proj = Linear(width, width, rngs=rngs)
-        self.out_proj = Linear(width, width, rngs=rngs)
-        self.gate = Linear(width // config.encoder_attention_heads, NUM_GATE_OUTPUTS, rngs=rngs)
+        hidden_size = config.encoder_embed_dim
+        self.q_proj = Linear(hidden_size, hidden_size, rngs=rngs)
+        self.k_proj = Linear(hidden_size, hidden_size, rngs=rngs)
+        self.v_proj = Linear(hidden_size, hidden_size, rngs=rngs)
+        self.out_proj = Linear(hidden_size, hidden_size, rngs=rngs)
+        self.gate = Linear(hidden_size // config.encoder_attention_heads, NUM_GATE_OUTPUTS, rngs=rngs)
         self.gate_scale = nnx.Param(jnp.ones(config.encoder_attention_heads, jnp.float32))
-        self.attention_norm = LayerNorm(width)
-        self.fc1 = Linear(width, config.encoder_ffn_embed_dim, rngs=rngs)
-        self.fc2 = Linear(config.encoder_ffn_embed_dim, width, rngs=rngs)
-        self.ffn_norm = LayerNorm(width)
+        self.attention_norm = LayerNorm(hidden_size)
+        self.fc1 = Linear(hidden_size, config.encoder_ffn_embed_dim, rngs=rngs)
+        self.fc2 = Linear(config.encoder_ffn_embed_dim, hidden_size, rngs=rngs)
+        self.ffn_norm = LayerNorm(hidden_size)
         self.num_heads = config.encoder_attention_heads
         self.alpha = (2.0 * config.encoder_layers) ** 0.25
 
     def __call__(self, x: Array, bias: Array, valid: Array) -> Array:
+        """Applies the layer to float[A,T,D]; `bias` and `valid` are those of `_attend`."""
         x = self.attention_norm(x * self.alpha + self._attend(x, bias, valid))
         return self.ffn_norm(x * self.alpha + self.fc2(gelu(self.fc1(x))))
 
     def _attend(self, x: Array, bias: Array, valid: Array) -> Array:
-        """Self-attention of float[A,T,D] with `bias` float32[H,T,T], over the keys that are `valid` bool[A,T].
+        """Applies self-attention with the gated position bias.
 
-        The original divides the logits by 32 and multiplies them back around a shift by the row's maximum, to stay in
-        float16's range; softmax in float32 needs no such trick and gives the same.
+        The original divides the logits by 32, subtracts the maximum of the row and multiplies by 32 again, to stay in
+        the range of float16. The softmax here is float32, so this is not needed and the result is the same.
+
+        Args:
+          x: float[A,T,D] hidden states.
+          bias: float32[H,T,T] relative position bias before the gates.
+          valid: bool[A,T] keys that may be attended to.
+
+        Returns:
+          float[A,T,D].
         """
         q, k, v = (split_heads(p(x), self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
         gates = self.gate(q).astype(jnp.float32)
         a, b = jnp.moveaxis(jax.nn.sigmoid(gates.reshape(*gates.shape[:-1], 2, NUM_GATE_OUTPUTS // 2).sum(-1)), -1, 0)
-        factor = a * (b * self.gate_scale[...].astype(jnp.float32) - 1.0) + 2.0  # [A,T,H]
-        gated = jnp.swapaxes(factor, 1, 2)[..., None] * bias
-        mixed = jax.nn.dot_product_attention(q, k, v, bias=gated.astype(x.dtype), mask=valid[:, None, None, :])
-        return self.out_proj(merge_heads(mixed))
+        gate = a * (b * self.gate_scale[...].astype(jnp.float32) - 1.0) + 2.0  # [A,T,H]
+        gated_bias = jnp.swapaxes(gate, 1, 2)[..., None] * bias
+        attention_output = jax.nn.dot_product_attention(
+            q, k, v, bias=gated_bias.astype(x.dtype), mask=valid[:, None, None, :]
+        )
+        return self.out_proj(merge_heads(attention_output))
 
 
 class Beats(nnx.Module):
-    """float[A,frames,128] filter bank -> float[A,T,D] with T = frames // 16 * 8."""
+    """BEATs encoder: maps a filter bank float[A,frames,128] to float[A,T,D], where T = frames // 16 * 8."""
 
     def __init__(self, config: BeatsConfig, *, rngs: nnx.Rngs):
         self.patch_kernel = nnx.Param(
@@ -116,7 +131,7 @@ class Beats(nnx.Module):
         self.config = config
 
     def __call__(self, fbank: Array, valid: Array) -> Array:
-        """Encodes; `valid` bool[A,T] marks the tokens that may be attended to (see `token_masks`)."""
+        """Encodes float[A,frames,M] to float[A,T,D]; `valid` bool[A,T] masks attention keys (see `token_masks`)."""
         x = self.patch_proj(self.patch_norm(self._patches(fbank) @ self.patch_kernel[...].astype(fbank.dtype)))
         x = jnp.where(valid[..., None], x, 0)
         x = self.norm(x + self.positional_conv(x))
@@ -125,7 +140,10 @@ class Beats(nnx.Module):
         return x
 
     def _patches(self, fbank: Array) -> Array:
-        """float[A,frames,M] -> float[A,T,patch*patch]: what a convolution with stride = kernel sees."""
+        """Cuts float[A,frames,M] into patches float[A,T,patch*patch].
+
+        The original applies a convolution with stride = kernel size, which is a matmul of these patches.
+        """
         p = self.config.input_patch_size
         clips, frames, mels = fbank.shape
         steps, bands = frames // p, mels // p
@@ -133,16 +151,28 @@ class Beats(nnx.Module):
         return x.swapaxes(2, 3).reshape(clips, steps * bands, p * p)
 
     def _position_bias(self, num_tokens: int) -> Array:
-        """The bias by distance, before the gates: float32[H,T,T] (query, key)."""
+        """Returns the relative position bias before the gates, float32[H,T,T], indexed by head, query and key."""
         distances = np.arange(-(num_tokens - 1), num_tokens)
         buckets = relative_position_buckets(distances, self.config.num_buckets, self.config.max_distance)
         by_distance = self.relative_bias[...].astype(jnp.float32)[buckets]  # [2T-1,H]
-        place = jnp.arange(num_tokens)
-        return jnp.moveaxis(by_distance[place[None, :] - place[:, None] + num_tokens - 1], -1, 0)
+        position = jnp.arange(num_tokens)
+        return jnp.moveaxis(by_distance[position[None, :] - position[:, None] + num_tokens - 1], -1, 0)
 
 
 def relative_position_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
-    """T5's bidirectional buckets int32[...] of key minus query position: half per sign, half of those exact."""
+    """Returns T5's bidirectional buckets of relative positions (Raffel et al. 2020).
+
+    Half of the buckets are for positive distances and half for the others. Half of the buckets of each sign hold one
+    distance each; the rest grow logarithmically up to `max_distance`.
+
+    Args:
+      distances: int[...] position of the key minus position of the query, in tokens.
+      num_buckets: number of buckets.
+      max_distance: distance in tokens from which on all positions share the last bucket.
+
+    Returns:
+      int32[...] bucket indices.
+    """
     half, exact = num_buckets // 2, num_buckets // 4
     size = np.abs(distances)
     far = np.log(np.maximum(size, 1).astype(np.float32) / exact) / np.log(max_distance / exact) * (half - exact)
@@ -151,11 +181,20 @@ def relative_position_buckets(distances: np.ndarray, num_buckets: int, max_dista
 
 
 def token_masks(pcm_length: Array, padded_length: Array, num_tokens: int, config: BeatsConfig) -> tuple[Array, Array]:
-    """Which of `tokens` BEATs tokens exist, and which may be attended to: two bool[A,T].
+    """Returns masks of the BEATs tokens that the original computes, and of those that it attends to.
 
-    The original pads a clip of `length` int32[A] samples to `padded` (its batch's longest), computes tokens for all of
-    it, and masks by dropping the remainder when samples are folded to frames and frames to tokens. A clip on its own
-    has padded == length, and then both masks are equal. Original: `BEATs.forward_padding_mask`.
+    The original pads each clip to the longest of its batch, computes tokens for the padded clip, and masks tokens that
+    begin in the padding (`BEATs.forward_padding_mask`). It drops remainders when it folds the mask of samples to frames
+    and the mask of frames to tokens. For a single clip, `padded_length` equals `pcm_length` and both masks are equal.
+
+    Args:
+      pcm_length: int32[A] samples of each clip.
+      padded_length: int32[A] samples of each clip after the original's padding.
+      num_tokens: number of BEATs tokens T of the whole window.
+      config: configuration of BEATs.
+
+    Returns:
+      Two bool[A,T]: tokens that exist, and tokens that may be attended to.
     """
     frames = num_fbank_frames(padded_length)
     existing = frames // config.input_patch_size * (config.num_mel_bins // config.input_patch_size)

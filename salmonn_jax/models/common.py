@@ -1,8 +1,8 @@
-"""Layers that every model here is made of.
+"""Layers and helpers shared by the models: linear, norm and convolution layers, dropout, stacked layers, remat.
 
-Modules are Flax NNX used as plain pytrees: parameters are `nnx.Param` leaves, nothing is mutated in a forward pass,
-and only `jax.jit`, `jax.value_and_grad`, `jax.lax.scan` and `jax.checkpoint` are applied to them. Activations keep the
-dtype they come in with; parameters are cast to it where they are used; normalisations and softmax are float32.
+Modules are Flax NNX modules used as plain pytrees. Parameters are `nnx.Param` leaves, forward passes mutate nothing,
+and only `jax.jit`, `jax.value_and_grad`, `jax.lax.scan` and `jax.checkpoint` are applied to modules. Activations keep
+the dtype of the input. Parameters are cast to it at their use. Norms and softmax are computed in float32.
 
 Axis letters, used in every docstring of `models/`:
   A clips, R rows of the language model, S tokens of a row, T encoder frames, W windows, Q queries, D width, H heads,
@@ -21,13 +21,14 @@ from flax import nnx
 from jax import Array
 
 NORMAL_INIT = jax.nn.initializers.normal(0.02)
-# 0.02 at BERT's width of 768, and as strong in narrower models, where 0.02 would drown the signal.
+# Standard deviation 0.02 at BERT's hidden size of 768, scaled with the fan-in so that outputs have the same variance in
+# narrower models.
 BERT_INIT = jax.nn.initializers.variance_scaling(0.02**2 * 768, "fan_in", "normal")
 FAN_IN_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel (+ bias), kernel float[D_in,D_out]."""
+    """Linear layer y = x @ kernel (+ bias), with kernel float[D_in,D_out]."""
 
     def __init__(
         self,
@@ -55,15 +56,15 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(axis=-1, keepdims=True)
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(axis=-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
         y = centred * inverse * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)
 
 
 class Conv1d(nnx.Module):
-    """A 1-D convolution with bias over the time axis of float[A,T,D], kernel float[width,D_in,D_out]."""
+    """1-D convolution with bias over the time axis of float[A,T,D], with kernel float[kernel_size,D_in,D_out]."""
 
     def __init__(self, in_features: int, out_features: int, *, kernel_size: int, stride: int, rngs: nnx.Rngs):
         self.kernel = nnx.Param(FAN_IN_INIT(rngs.params(), (kernel_size, in_features, out_features), jnp.float32))
@@ -80,43 +81,55 @@ class Conv1d(nnx.Module):
 
 
 def gelu(x: Array) -> Array:
-    """GELU by the error function, which all three original encoders use (not the tanh approximation)."""
+    """Applies the exact GELU (error function, not the tanh approximation), as in Whisper, BEATs and the Q-Former."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def split_heads(x: Array, num_heads: int) -> Array:
-    """float[...,H*K] -> float[...,H,K]."""
+    """Reshapes float[...,H*K] to float[...,H,K]."""
     return x.reshape(*x.shape[:-1], num_heads, -1)
 
 
 def merge_heads(x: Array) -> Array:
-    """float[...,H,K] -> float[...,H*K]."""
+    """Reshapes float[...,H,K] to float[...,H*K]."""
     return x.reshape(*x.shape[:-2], -1)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Drops entries with probability `rate`; the identity when `key` is None, as in inference."""
+    """Sets entries to zero with probability `rate` and scales the rest by 1 / (1 - rate).
+
+    Args:
+      x: float[...].
+      rate: dropout probability.
+      key: random key; None returns `x` unchanged, as in inference.
+    """
     if key is None or rate == 0.0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0).astype(x.dtype)
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:
-    """Splits a dropout key; None (no dropout) splits into Nones."""
+    """Splits a dropout key into `count` keys; None (no dropout) gives a list of Nones."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def stack_layers(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """Builds `count` equal layers as one module whose every parameter has a leading layer axis L."""
+    """Builds `num_layers` equal layers as one module, whose parameters all have a leading layer axis L.
+
+    Args:
+      make_layer: builds one layer from its random keys.
+      num_layers: number of layers.
+      rngs: random keys, which are split over the layers.
+    """
     return nnx.vmap(make_layer)(rngs.fork(split=num_layers))
 
 
-# What a layer keeps of its forward pass for the backward pass; the rest is computed again there. By name, with memory
-# falling and work rising from first to last.
+# Rematerialisation policies by name: which activations of a layer are saved for the backward pass, where all others are
+# recomputed. From first to last, memory falls and computation rises.
 REMAT_POLICIES: dict[str, Callable | None] = {
-    "none": None,  # keeps everything
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keeps what the weights were multiplied with
-    "full": jax.checkpoint_policies.nothing_saveable,  # keeps a layer's input alone
+    "none": None,  # saves all activations
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # saves outputs of weight matmuls
+    "full": jax.checkpoint_policies.nothing_saveable,  # saves only the input of each layer
 }
 
 _recording: contextvars.ContextVar[dict[str, Array] | None] = contextvars.ContextVar("recording", default=None)
@@ -124,9 +137,12 @@ _recording: contextvars.ContextVar[dict[str, Array] | None] = contextvars.Contex
 
 @contextlib.contextmanager
 def record_hidden_states() -> Iterator[dict[str, Array]]:
-    """While it lasts, `scan_layers` keeps what enters its layers and what leaves each: float[L+1,...] by name.
+    """Records the hidden states of all `scan_layers` calls in this context, for comparison with other implementations.
 
-    For comparisons with other implementations. To be entered within a traced function, which returns the dictionary.
+    It must be entered inside a traced function, which returns the yielded dictionary.
+
+    Yields:
+      A dictionary of float[L+1,...] by the `name` of the call: the input of the first layer and the output of each.
     """
     record: dict[str, Array] = {}
     token = _recording.set(record)
@@ -137,18 +153,27 @@ def record_hidden_states() -> Iterator[dict[str, Array]]:
 
 
 def scan_layers(name: str, body: Callable, carry: Array, layers: nnx.Module, *xs, remat_policy: str = "none") -> tuple:
-    """Runs `carry, y = body(carry, layer, *x)` through stacked layers, compiled once for all of them.
+    """Applies stacked layers one after the other with `jax.lax.scan`, so that the layer is compiled once.
 
-    `name` stands in profiles and in what `record_layers` keeps; `remat` is a name in `REMAT`.
+    Args:
+      name: name of the layers in profiles and in `record_hidden_states`.
+      body: computes `carry, y = body(carry, layer, *x)` for one layer.
+      carry: input of the first layer.
+      layers: module with stacked parameters (see `stack_layers`).
+      *xs: further inputs with a leading layer axis.
+      remat_policy: name in `REMAT_POLICIES`.
+
+    Returns:
+      The carry after the last layer, and the `y` of all layers with a leading layer axis.
     """
     record = _recording.get()
     if REMAT_POLICIES[remat_policy] is not None:
-        # Within a scan nothing can be merged with what is computed again, so no barrier against that is needed.
+        # A scan body cannot share subexpressions with its recomputation, so the barrier against CSE is not needed.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat_policy], prevent_cse=False)
 
     def step(carry, inputs):
-        after, y = body(carry, *inputs)
-        return after, (y, None if record is None else after)
+        new_carry, y = body(carry, *inputs)
+        return new_carry, (y, None if record is None else new_carry)
 
     with jax.named_scope(name):
         last, (ys, outputs) = jax.lax.scan(step, carry, (layers, *xs))

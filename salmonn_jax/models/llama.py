@@ -1,7 +1,8 @@
-"""A LLaMA-family decoder (Touvron et al. 2023; original module: transformers' `modeling_llama`), with LoRA.
+"""LLaMA-family decoder (Touvron et al. 2023; original module: transformers' `modeling_llama`) with LoRA.
 
-Rotate-half rotary positions, RMSNorm, SwiGLU, grouped-query attention. One forward pass serves training, prefill and
-decoding: it takes embeddings, positions and an attention mask, and optionally a KV cache to write into.
+The decoder has rotary positions in the rotate-half layout, RMSNorm, SwiGLU and grouped-query attention. Training,
+prefill and decoding use the same forward pass: it takes embeddings, positions and an attention mask, and optionally a
+KV cache to update.
 """
 
 from __future__ import annotations
@@ -30,64 +31,77 @@ from salmonn_jax.models.lora import make_projection
 
 
 class KVCache(NamedTuple):
-    """Keys (after rotation) and values of past tokens, float[L,R,C,H,K], and how many slots are written."""
+    """Keys and values of past tokens. H is the number of key-value heads."""
 
-    keys: Array
-    values: Array
-    length: Array  # int32 scalar
+    keys: Array  # float[L,R,C,H,K], after the rotary embedding
+    values: Array  # float[L,R,C,H,K]
+    length: Array  # int32 scalar: slots that are filled
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, in float32."""
+    """RMS normalisation x / rms(x) * scale over the last axis, with the division in float32."""
 
     def __init__(self, num_features: int, *, epsilon: float):
         self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        wide = x.astype(jnp.float32)
-        y = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.epsilon)
-        # The original casts down before it multiplies by the weight.
+        x32 = x.astype(jnp.float32)
+        y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=-1, keepdims=True) + self.epsilon)
+        # The original casts to the input's dtype before it multiplies by the scale.
         return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
 class LlamaLayer(nnx.Module):
-    """Pre-norm attention and SwiGLU feed-forward."""
+    """Pre-norm transformer layer with self-attention and a SwiGLU feed-forward network."""
 
     def __init__(self, config: LlamaConfig, lora: LoraConfig, rngs: nnx.Rngs):
-        width, head = config.hidden_size, config.head_size
-        self.attention_norm = RMSNorm(width, epsilon=config.rms_norm_eps)
-        self.q_proj = make_projection("q_proj", width, config.num_attention_heads * head, lora, rngs)
-        self.k_proj = make_projection("k_proj", width, config.num_key_value_heads * head, lora, rngs)
-        self.v_proj = make_projection("v_proj", width, config.num_key_value_heads * head, lora, rngs)
-        self.o_proj = make_projection("o_proj", config.num_attention_heads * head, width, lora, rngs)
-        self.ffn_norm = RMSNorm(width, epsilon=config.rms_norm_eps)
-        self.gate_proj = make_projection("gate_proj", width, config.intermediate_size, lora, rngs)
-        self.up_proj = make_projection("up_proj", width, config.intermediate_size, lora, rngs)
-        self.down_proj = make_projection("down_proj", config.intermediate_size, width, lora, rngs)
+        hidden_size, head_size = config.hidden_size, config.head_size
+        self.attention_norm = RMSNorm(hidden_size, epsilon=config.rms_norm_eps)
+        self.q_proj = make_projection("q_proj", hidden_size, config.num_attention_heads * head_size, lora, rngs)
+        self.k_proj = make_projection("k_proj", hidden_size, config.num_key_value_heads * head_size, lora, rngs)
+        self.v_proj = make_projection("v_proj", hidden_size, config.num_key_value_heads * head_size, lora, rngs)
+        self.o_proj = make_projection("o_proj", config.num_attention_heads * head_size, hidden_size, lora, rngs)
+        self.ffn_norm = RMSNorm(hidden_size, epsilon=config.rms_norm_eps)
+        self.gate_proj = make_projection("gate_proj", hidden_size, config.intermediate_size, lora, rngs)
+        self.up_proj = make_projection("up_proj", hidden_size, config.intermediate_size, lora, rngs)
+        self.down_proj = make_projection("down_proj", config.intermediate_size, hidden_size, lora, rngs)
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
 
     def __call__(self, x, rotation, mask, lora_scale, past_key_values, cache_index, key):
-        """float[R,S,D] -> (float[R,S,D], (keys, values) float[R,C,H,K]); `past` None attends to this call's tokens."""
-        on_q, on_k, on_v, on_o, on_gate, on_up, on_down = split_key(key, 7)
+        """Applies the layer.
+
+        Args:
+          x: float[R,S,D] hidden states.
+          rotation: cosines and sines of the rotary embedding, float32[R,S,1,K] each.
+          mask: bool[R,S,C] keys that each query may attend to.
+          lora_scale: factor of the adapters; None leaves the adapters out.
+          past_key_values: cached keys and values, float[R,C,H,K] each; None attends to the tokens of this call only.
+          cache_index: int32 scalar, the first cache slot to write.
+          key: random key of LoRA dropout; None in inference.
+
+        Returns:
+          float[R,S,D] hidden states, and the keys and values that were attended to, float[R,C,H,K] each.
+        """
+        q_key, k_key, v_key, o_key, gate_key, up_key, down_key = split_key(key, 7)
         y = self.attention_norm(x)
-        q = apply_rotary_embedding(split_heads(self.q_proj(y, lora_scale, on_q), self.num_heads), *rotation)
-        k = apply_rotary_embedding(split_heads(self.k_proj(y, lora_scale, on_k), self.num_kv_heads), *rotation)
-        v = split_heads(self.v_proj(y, lora_scale, on_v), self.num_kv_heads)
+        q = apply_rotary_embedding(split_heads(self.q_proj(y, lora_scale, q_key), self.num_heads), *rotation)
+        k = apply_rotary_embedding(split_heads(self.k_proj(y, lora_scale, k_key), self.num_kv_heads), *rotation)
+        v = split_heads(self.v_proj(y, lora_scale, v_key), self.num_kv_heads)
         if past_key_values is not None:
             k, v = (
                 jax.lax.dynamic_update_slice_in_dim(old, new, cache_index, axis=1)
                 for old, new in zip(past_key_values, (k, v), strict=True)
             )
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-        x = x + self.o_proj(merge_heads(mixed), lora_scale, on_o)
+        attention_output = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        x = x + self.o_proj(merge_heads(attention_output), lora_scale, o_key)
         y = self.ffn_norm(x)
-        y = jax.nn.silu(self.gate_proj(y, lora_scale, on_gate)) * self.up_proj(y, lora_scale, on_up)
-        return x + self.down_proj(y, lora_scale, on_down), (k, v)
+        y = jax.nn.silu(self.gate_proj(y, lora_scale, gate_key)) * self.up_proj(y, lora_scale, up_key)
+        return x + self.down_proj(y, lora_scale, down_key), (k, v)
 
 
 class Llama(nnx.Module):
-    """The decoder: `embed` tokens, call on embeddings, `logits` of hidden states."""
+    """LLaMA decoder: `embed` maps tokens to embeddings, a call maps embeddings to hidden states, `logits` to logits."""
 
     def __init__(self, config: LlamaConfig, lora: LoraConfig, *, rngs: nnx.Rngs):
         self.embedding = nnx.Param(
@@ -95,14 +109,14 @@ class Llama(nnx.Module):
         )
         self.layers = stack_layers(lambda rngs: LlamaLayer(config, lora, rngs), config.num_hidden_layers, rngs)
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps)
-        head = functools.partial(
+        make_lm_head = functools.partial(
             Linear, config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs, kernel_init=NORMAL_INIT
         )
-        self.lm_head = None if config.tie_word_embeddings else head()
+        self.lm_head = None if config.tie_word_embeddings else make_lm_head()
         self.config = config
 
     def embed(self, tokens: Array) -> Array:
-        """int32[...] -> float[...,D] in the parameters' dtype."""
+        """Returns the embeddings float[...,D] of int32[...] tokens, in the dtype of the parameters."""
         return self.embedding[...][tokens]
 
     def __call__(
@@ -121,14 +135,14 @@ class Llama(nnx.Module):
         Args:
           x: float[R,S,D] embeddings.
           positions: int32[R,S] rotary positions.
-          mask: bool[R,S,C]; which keys each query sees. Without a cache C is S.
-          lora_scale: multiplies every adapter; None leaves the adapters out.
-          cache: keys and values are written at its `length`, and attended to under `mask`.
-          key: for LoRA dropout, in training.
-          remat: what the backward pass computes again, by its name in `salmonn_jax.models.common.REMAT`.
+          mask: bool[R,S,C] keys that each query may attend to. Without a cache, C is S.
+          lora_scale: factor of the adapters; None leaves the adapters out.
+          cache: cache to which the keys and values of this call are appended, and whose slots are attended to.
+          key: random key of LoRA dropout in training; None in inference.
+          remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
 
         Returns:
-          float[R,S,D] hidden states, and the cache with S more slots written (None without one).
+          float[R,S,D] hidden states, and the cache with S more filled slots (None if there was no cache).
         """
         rotation = rotary_cos_sin(positions, self.config)
         start = None if cache is None else cache.length
@@ -136,68 +150,89 @@ class Llama(nnx.Module):
         keys = None if key is None else jax.random.split(key, self.config.num_hidden_layers)
 
         def body(x, layer, past, key):
-            x, written = layer(x, rotation, mask, lora_scale, past, start, key)
-            return x, None if past is None else written
+            x, new_kv = layer(x, rotation, mask, lora_scale, past, start, key)
+            return x, None if past is None else new_kv
 
-        x, written = scan_layers("llama", body, x, self.layers, past, keys, remat_policy=remat_policy)
-        cache = None if cache is None else KVCache(*written, cache.length + x.shape[1])
+        x, new_kv = scan_layers("llama", body, x, self.layers, past, keys, remat_policy=remat_policy)
+        cache = None if cache is None else KVCache(*new_kv, cache.length + x.shape[1])
         return self.norm(x), cache
 
     def logits(self, hidden: Array) -> Array:
-        """float[...,D] -> float32[...,V]."""
+        """Returns the logits float32[...,V] of hidden states float[...,D]."""
         kernel = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def empty_cache(self, num_rows: int, num_slots: int, dtype: jnp.dtype) -> KVCache:
-        """A cache of zeros for `rows` sequences of at most `slots` tokens."""
-        c = self.config
-        shape = (c.num_hidden_layers, num_rows, num_slots, c.num_key_value_heads, c.head_size)
+        """Returns an empty KV cache.
+
+        Args:
+          num_rows: number of sequences R.
+          num_slots: maximum number of tokens per sequence C.
+          dtype: dtype of keys and values.
+        """
+        config = self.config
+        shape = (config.num_hidden_layers, num_rows, num_slots, config.num_key_value_heads, config.head_size)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
 def log_probabilities(logits: Array, pad_classes: int) -> Array:
-    """Log-softmax of float32[...,V], in which so many further classes with a logit of zero take part."""
+    """Returns the log-softmax of float32[...,V] logits and `pad_classes` extra classes whose logit is zero."""
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     return logits - (jnp.logaddexp(total, jnp.log(float(pad_classes))) if pad_classes else total)
 
 
 def embedding_init(hidden_size: int) -> Callable:
-    """0.02 at the 13B's width, and vectors of the same length in narrower models."""
+    """Returns an initialiser with standard deviation 0.02 at the 13B's hidden size.
+
+    In narrower models the standard deviation is larger, so that embeddings have the same norm.
+    """
     return jax.nn.initializers.normal(0.02 * (5120 / hidden_size) ** 0.5)
 
 
 def rotary_cos_sin(positions: Array, config: LlamaConfig) -> tuple[Array, Array]:
-    """Cosines and sines float32[R,S,1,K] of int32[R,S] positions, halves repeated as `rotate` wants them."""
+    """Returns the cosines and sines, float32[R,S,1,K] each, of int32[R,S] positions.
+
+    The second half of the last axis repeats the first, as `apply_rotary_embedding` expects.
+    """
     angles = positions[..., None].astype(jnp.float32) * rotary_inv_freq(config)
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotary_inv_freq(config: LlamaConfig) -> np.ndarray:
-    """Radians per position, float32[K/2].
+    """Returns the rotary frequencies in radians per position, float32[K/2].
 
-    With `rope_scaling`, rates whose wavelength is long in the original context are divided by the factor, those whose
-    wavelength is short are kept, and those between are interpolated (transformers' `_compute_llama3_parameters`).
+    With `rope_scaling`, low frequencies are divided by the factor, high frequencies stay unchanged, and frequencies in
+    between are interpolated (transformers' `_compute_llama3_parameters`).
     """
-    rates = 1.0 / config.rope_theta ** (np.arange(0, config.head_size, 2, dtype=np.float32) / config.head_size)
+    inv_freq = 1.0 / config.rope_theta ** (np.arange(0, config.head_size, 2, dtype=np.float32) / config.head_size)
     scaling = config.rope_scaling
     if scaling is not None:
-        turns = scaling.original_max_position_embeddings * rates / (2 * np.pi)
+        num_periods = scaling.original_max_position_embeddings * inv_freq / (2 * np.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        rates = rates * (kept + (1.0 - kept) / scaling.factor)
-    return rates.astype(np.float32)
+        smooth_factor = np.clip((num_periods - low) / (high - low), 0.0, 1.0)
+        inv_freq = inv_freq * (smooth_factor + (1.0 - smooth_factor) / scaling.factor)
+    return inv_freq.astype(np.float32)
 
 
 def apply_rotary_embedding(x: Array, cosine: Array, sine: Array) -> Array:
-    """Rotary embedding of float[R,S,H,K], pairing entry i with entry i + K/2 (Hugging Face's layout)."""
+    """Applies the rotary embedding, which rotates entries i and i + K/2 as a pair (Hugging Face's layout).
+
+    Args:
+      x: float[R,S,H,K] queries or keys.
+      cosine: float32[R,S,1,K], from `rotary_cos_sin`.
+      sine: float32[R,S,1,K], from `rotary_cos_sin`.
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    return (x.astype(jnp.float32) * cosine + turned * sine).astype(x.dtype)
+    rotated_half = jnp.concatenate([-second, first], axis=-1)
+    return (x.astype(jnp.float32) * cosine + rotated_half * sine).astype(x.dtype)
 
 
 def causal_mask(segments: Array) -> Array:
-    """bool[R,S,S]: a token sees the tokens before it (and itself) in its own segment; segment 0 is padding."""
-    place = jnp.arange(segments.shape[1])
-    same = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
-    return same & (place[None, :] <= place[:, None])
+    """Returns the attention mask bool[R,S,S] of int32[R,S] segment numbers.
+
+    A token attends to itself and to the earlier tokens of its segment. Segment 0 is padding.
+    """
+    position = jnp.arange(segments.shape[1])
+    same_segment = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
+    return same_segment & (position[None, :] <= position[:, None])

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021; original: PEFT 0.3 `lora.Linear`)."""
+"""Linear layers with low-rank adapters (Hu et al. 2021; original: PEFT 0.3 `lora.Linear`). The decoder uses them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jax import Array
 from salmonn_jax.config import LoraConfig
 from salmonn_jax.models.common import FAN_IN_INIT, Linear, dropout
 
-# torch's kaiming_uniform_(a=sqrt(5)), which PEFT draws A from
+# torch's kaiming_uniform_(a=sqrt(5)), with which PEFT initialises A.
 KAIMING_UNIFORM_INIT = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class LoraLinear(Linear):
-    """y = x @ kernel + scale * dropout(x) @ lora_a @ lora_b, with lora_a float[D_in,r] and lora_b float[r,D_out].
+    """Linear layer with an adapter: y = x @ kernel + lora_scale * dropout(x) @ lora_a @ lora_b.
 
-    `scale` is an argument and not a property of the weights: it can be discounted while the program runs, and None
-    leaves the branch out, so that the base model's outputs come back bit for bit.
+    `lora_a` is float[D_in,r] and `lora_b` is float[r,D_out]. `lora_scale` is an argument of the call, so it can be
+    lowered at runtime. None leaves the adapter out, and the outputs are bit for bit those of the base model.
     """
 
     def __init__(
@@ -38,15 +38,16 @@ class LoraLinear(Linear):
         self.dropout_rate = lora.dropout
 
     def __call__(self, x: Array, lora_scale: Array | float | None, key: Array | None = None) -> Array:
+        """Maps float[...,D_in] to float[...,D_out]; `key` is the random key of dropout, None in inference."""
         y = super().__call__(x)
         if lora_scale is None:
             return y
-        low = dropout(x, self.dropout_rate, key) @ self.lora_a[...].astype(x.dtype)
-        return y + (low @ self.lora_b[...].astype(x.dtype) * jnp.asarray(lora_scale, x.dtype))
+        low_rank = dropout(x, self.dropout_rate, key) @ self.lora_a[...].astype(x.dtype)
+        return y + (low_rank @ self.lora_b[...].astype(x.dtype) * jnp.asarray(lora_scale, x.dtype))
 
 
 class PlainLinear(Linear):
-    """A projection without an adapter that takes, and ignores, the adapter's arguments."""
+    """Linear layer without an adapter, with the call signature of `LoraLinear`; the extra arguments are ignored."""
 
     def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, kernel_init: Callable = FAN_IN_INIT):
         super().__init__(in_features, out_features, use_bias=False, rngs=rngs, kernel_init=kernel_init)
@@ -59,7 +60,15 @@ class PlainLinear(Linear):
 def make_projection(
     name: str, in_features: int, out_features: int, lora: LoraConfig, rngs: nnx.Rngs
 ) -> LoraLinear | PlainLinear:
-    """The projection `name` of a layer, with an adapter if the configuration targets it."""
+    """Builds a projection, with an adapter if it is one of the adapter configuration's target modules.
+
+    Args:
+      name: name of the projection, such as "q_proj".
+      in_features: size of the input.
+      out_features: size of the output.
+      lora: configuration of the adapters.
+      rngs: random keys for the initial weights.
+    """
     if name in lora.target_modules:
         return LoraLinear(in_features, out_features, lora=lora, rngs=rngs)
     return PlainLinear(in_features, out_features, rngs=rngs)

@@ -1,7 +1,7 @@
-"""A model's parameters as a flat dictionary of arrays, and the way back to a module.
+"""Conversion between a model and a flat dictionary of its parameters.
 
-Paths such as `llama/layers/q_proj/lora_a` are the one name a parameter has: in the trainable filter, in checkpoints,
-in conversion tables and in error messages.
+Keys are paths such as `llama/layers/q_proj/lora_a`. Trainable patterns, checkpoints, conversion tables and error
+messages all name parameters by these paths.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Params = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class ModelStructure:
-    """The model without its numbers: what `merge` needs beside the parameters."""
+    """Structure of a model without its parameter values. `merge` combines it with parameters into a module."""
 
     graphdef: nnx.GraphDef
     abstract_state: nnx.State  # of jax.ShapeDtypeStruct
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """float32 shape of every parameter, by path."""
+        """Returns the shape of every parameter by path, with dtype float32."""
         return {"/".join(map(str, path)): leaf.get_raw_value() for path, leaf in nnx.to_flat_state(self.abstract_state)}
 
-    def merge(self, *parts: Params) -> Salmonn:
-        """Builds the module from dictionaries that together hold every parameter. Traceable."""
-        params = {path: value for part in parts for path, value in part.items()}
+    def merge(self, *param_dicts: Params) -> Salmonn:
+        """Builds the module from dictionaries that together hold every parameter. It can be traced by JAX."""
+        params = {path: value for param_dict in param_dicts for path, value in param_dict.items()}
         flat = [
             (path, leaf.replace(params["/".join(map(str, path))]))
             for path, leaf in nnx.to_flat_state(self.abstract_state)
@@ -44,22 +44,33 @@ class ModelStructure:
 
 
 def model_structure(config: ModelConfig) -> ModelStructure:
-    """The structure of the model a configuration describes; allocates nothing."""
+    """Returns the structure of the configured model without allocating its parameters."""
     return ModelStructure(*nnx.split(nnx.eval_shape(lambda: Salmonn(config, rngs=nnx.Rngs(0)))))
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
-    """Random float32 parameters by path. Traceable, so that `jax.jit(..., out_shardings)` can place them directly."""
+    """Returns random float32 parameters by path.
+
+    It can be traced by JAX, so `jax.jit` with `out_shardings` creates each parameter with its sharding.
+    """
     _, state = nnx.split(Salmonn(config, rngs=nnx.Rngs(seed)))
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
 def trainable_paths(paths: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    """The paths that one of the regular expressions matches whole. A pattern that matches nothing is an error."""
-    paths, chosen = list(paths), set()
+    """Returns the parameter paths that match a trainable pattern.
+
+    Args:
+      paths: all parameter paths of a model.
+      patterns: regular expressions, each of which must match a whole path.
+
+    Raises:
+      UserError: a pattern matches no path.
+    """
+    paths, trainable = list(paths), set()
     for pattern in patterns:
-        found = {path for path in paths if re.fullmatch(pattern, path)}
-        if not found:
+        matches = {path for path in paths if re.fullmatch(pattern, path)}
+        if not matches:
             raise UserError(f"trainable pattern {pattern!r} matches no parameter of the model; see RunConfig.trainable")
-        chosen |= found
-    return chosen
+        trainable |= matches
+    return trainable

@@ -1,6 +1,7 @@
 """Whisper's audio encoder (Radford et al. 2022; original module: `whisper.model.AudioEncoder`).
 
-Nothing is masked: the silence that pads a clip is attended to, and the released SALMONN was trained so.
+There is no attention mask. The encoder attends to the silence that pads a clip, and the released SALMONN was trained
+that way.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from salmonn_jax.models.common import (
 
 
 class WhisperLayer(nnx.Module):
-    """A pre-norm transformer layer. Whisper's key projection has no bias."""
+    """Pre-norm transformer layer. The key projection has no bias."""
 
     def __init__(self, config: WhisperConfig, rngs: nnx.Rngs):
-        width = config.d_model
-        self.attention_norm = LayerNorm(width)
-        self.q_proj = Linear(width, width, rngs=rngs)
-        self.k_proj = Linear(width, width, use_bias=False, rngs=rngs)
-        self.v_proj = Linear(width, width, rngs=rngs)
-        self.out_proj = Linear(width, width, rngs=rngs)
-        self.ffn_norm = LayerNorm(width)
-        self.fc1 = Linear(width, config.encoder_ffn_dim, rngs=rngs)
-        self.fc2 = Linear(config.encoder_ffn_dim, width, rngs=rngs)
+        hidden_size = config.d_model
+        self.attention_norm = LayerNorm(hidden_size)
+        self.q_proj = Linear(hidden_size, hidden_size, rngs=rngs)
+        self.k_proj = Linear(hidden_size, hidden_size, use_bias=False, rngs=rngs)
+        self.v_proj = Linear(hidden_size, hidden_size, rngs=rngs)
+        self.out_proj = Linear(hidden_size, hidden_size, rngs=rngs)
+        self.ffn_norm = LayerNorm(hidden_size)
+        self.fc1 = Linear(hidden_size, config.encoder_ffn_dim, rngs=rngs)
+        self.fc2 = Linear(config.encoder_ffn_dim, hidden_size, rngs=rngs)
         self.num_heads = config.encoder_attention_heads
 
     def __call__(self, x: Array) -> Array:
@@ -47,7 +48,7 @@ class WhisperLayer(nnx.Module):
 
 
 class WhisperEncoder(nnx.Module):
-    """float[A,2T,M] log-mel -> float[A,T,D], 50 frames a second."""
+    """Whisper encoder: maps a log-mel spectrogram float[A,2T,M] to float[A,T,D], at 50 frames a second."""
 
     def __init__(self, config: WhisperConfig, *, num_frames: int, rngs: nnx.Rngs):
         self.conv1 = Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, stride=1, rngs=rngs)
@@ -64,7 +65,10 @@ class WhisperEncoder(nnx.Module):
 
 
 def sinusoids(length: int, channels: int) -> np.ndarray:
-    """Whisper's position table float32[T,D]: sines then cosines, time scales geometric from 1 to 10,000."""
+    """Returns Whisper's position embeddings float32[T,D]: sines, then cosines, with time scales from 1 to 10,000.
+
+    `length` is T and `channels` is D. The time scales form a geometric series.
+    """
     rates = np.exp(-np.log(10_000.0) / (channels // 2 - 1) * np.arange(channels // 2))
     angles = np.arange(length)[:, None] * rates
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

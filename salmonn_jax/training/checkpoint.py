@@ -1,4 +1,7 @@
-"""Checkpoints of a run: what was trained, the optimiser, the step, the place in the data. Never the frozen weights."""
+"""Checkpoints of a training run: trainable parameters, optimiser state, step, and state of the data iterator.
+
+Frozen weights are not in a checkpoint. The training loop saves checkpoints, and `launch.train` restores them.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +22,27 @@ from salmonn_jax.weights import flatten_params, unflatten_params
 
 
 class DataIterator(Protocol):
-    """What yields a process' parts of the batches: `data_pipelines.stream.training_data.TrainingData`."""
+    """Iterator over the batches of a process, implemented by `data_pipelines.stream.training_data.TrainingData`."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def __next__(self) -> Batch: ...
 
     def get_state(self) -> Mapping[str, Any]:
-        """Where its streams stand, by their numbers, as JSON."""
+        """Returns the states of the streams of this process by stream number, as JSON values."""
         ...
 
     def set_state(self, states: Mapping[str, Any]) -> None:
-        """Moves there. `states` may hold streams that other processes read."""
+        """Restores the streams of this process. `states` may contain streams that other processes read."""
         ...
 
 
 class _StreamStatesHandler(ocp.CheckpointHandler):
-    """States of streams, each process writing those it reads, and reading all: so any other number may go on."""
+    """Orbax handler for the states of data streams.
+
+    Each process writes the states of its own streams and reads all states, so a run can be resumed with another number
+    of processes.
+    """
 
     def save(self, directory: Any, args: StreamStatesSave) -> None:
         (pathlib.Path(directory) / f"{jax.process_index()}.json").write_text(json.dumps(args.states))
@@ -51,28 +58,30 @@ class _StreamStatesHandler(ocp.CheckpointHandler):
 @register_with_handler(_StreamStatesHandler, for_save=True)
 @dataclasses.dataclass
 class StreamStatesSave(CheckpointArgs):
+    """Orbax arguments that save the states of data streams, by stream number."""
+
     states: Mapping[str, Any]
 
 
 @register_with_handler(_StreamStatesHandler, for_restore=True)
 @dataclasses.dataclass
 class StreamStatesRestore(CheckpointArgs):
-    pass
+    """Orbax arguments that restore the states of data streams."""
 
 
 class Checkpoints:
-    """The checkpoints under `RUN/checkpoints`. Saving is asynchronous; a cut-off save leaves no checkpoint."""
+    """The checkpoints in `RUN/checkpoints`. Saving is asynchronous, and an interrupted save leaves no checkpoint."""
 
-    def __init__(self, run: pathlib.Path, *, max_to_keep: int):
+    def __init__(self, run_dir: pathlib.Path, *, max_to_keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager((run / CHECKPOINTS_DIR).resolve(), options=options)
+        self._manager = ocp.CheckpointManager((run_dir / CHECKPOINTS_DIR).resolve(), options=options)
 
     def latest_step(self) -> int | None:
-        """The step of the latest finished checkpoint."""
+        """Returns the step of the latest finished checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data: DataIterator) -> None:
-        """Saves the state with the iterator that will yield the next step's batch."""
+        """Saves the training state and the state of the data iterator, which must not have yielded the next batch."""
         items = {
             "delta": ocp.args.StandardSave(unflatten_params(state.trainable)),
             "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
@@ -81,23 +90,31 @@ class Checkpoints:
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
     def restore(self, abstract_state: TrainState, data_iterator: DataIterator) -> TrainState:
-        """Reads the latest checkpoint into the shapes and shardings of `abstract`, and moves `data` to its place."""
+        """Restores the latest checkpoint.
+
+        Args:
+          abstract_state: shapes, dtypes and shardings of the training state (see `abstract_like`).
+          data_iterator: iterator whose state is restored.
+
+        Returns:
+          The restored training state.
+        """
         items = {
             "delta": ocp.args.StandardRestore(unflatten_params(abstract_state.trainable)),
             "optimizer": ocp.args.StandardRestore({"step": abstract_state.step, "state": abstract_state.opt_state}),
             "data": StreamStatesRestore(),
         }
-        read = self._manager.restore(self.latest_step(), args=ocp.args.Composite(**items))
-        data_iterator.set_state(read["data"])
-        optimizer = read["optimizer"]
-        return TrainState(optimizer["step"], flatten_params(read["delta"]), optimizer["state"])
+        restored = self._manager.restore(self.latest_step(), args=ocp.args.Composite(**items))
+        data_iterator.set_state(restored["data"])
+        optimizer = restored["optimizer"]
+        return TrainState(optimizer["step"], flatten_params(restored["delta"]), optimizer["state"])
 
     def close(self) -> None:
-        """Waits for what is being saved."""
+        """Waits until all checkpoints are saved, and closes the manager."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
 def abstract_like(state: TrainState) -> TrainState:
-    """Shapes, dtypes and shardings of a state."""
+    """Returns the shapes, dtypes and shardings of a training state."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, JSON lines and TensorBoard."""
+"""Writers of training metrics: progress bar, JSON lines and TensorBoard. The training loop uses them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ from salmonn_jax import distributed
 
 
 class MetricWriter(Protocol):
-    """What the training loop tells."""
+    """Interface of the metric writers."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records step number `step`, counted from 1."""
+        """Writes the metrics of step number `step`, counted from 1."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes all files."""
 
 
 def open_metric_writer(
-    run: pathlib.Path, *, name: str, start_step: int, num_train_steps: int, program_start: float
+    run_dir: pathlib.Path, *, name: str, start_step: int, num_train_steps: int, program_start: float
 ) -> MetricWriter:
-    """That of a run that goes on from step `start`: one process writes. `began` is when the program did."""
+    """Returns the metric writer. Only process 0 writes; other processes get a no-op writer.
+
+    Args:
+      run_dir: run directory.
+      name: label of the progress bar.
+      start_step: number of steps that are already done.
+      num_train_steps: total number of steps.
+      program_start: `time.monotonic()` at the start of the program, to report the time to the first step.
+    """
     return (
         FileMetricWriter(
-            run, name=name, start_step=start_step, num_train_steps=num_train_steps, program_start=program_start
+            run_dir, name=name, start_step=start_step, num_train_steps=num_train_steps, program_start=program_start
         )
         if distributed.is_main_process()
         else NoOpMetricWriter()
@@ -38,7 +47,7 @@ def open_metric_writer(
 
 
 class NoOpMetricWriter:
-    """Of the processes that leave the writing to another."""
+    """Metric writer that writes nothing, for all processes but process 0."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         del step, metrics
@@ -48,51 +57,54 @@ class NoOpMetricWriter:
 
 
 class FileMetricWriter:
-    """Writes metrics of finished steps to `metrics.jsonl` and `tensorboard/`, and shows progress.
+    """Metric writer with a progress bar, `metrics.jsonl` and `tensorboard/`. Arguments: see `open_metric_writer`.
 
-    A run that goes on from a checkpoint first drops the lines of steps that will be done again, so that every step
-    stands in the file once.
+    A resumed run first deletes the lines of the steps that it will repeat, so every step is in the file once.
     """
 
-    def __init__(self, run: pathlib.Path, *, name: str, start_step: int, num_train_steps: int, program_start: float):
-        self._path = run / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= start_step]
-        self._path.write_text("".join(line + "\n" for line in kept))
+    def __init__(
+        self, run_dir: pathlib.Path, *, name: str, start_step: int, num_train_steps: int, program_start: float
+    ):
+        self._path = run_dir / "metrics.jsonl"
+        lines = [line for line in self._complete_lines() if json.loads(line)["step"] <= start_step]
+        self._path.write_text("".join(line + "\n" for line in lines))
         self._file = self._path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
-        self._bar = tqdm(
+        self._summary_writer = tensorboardX.SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+        self._progress_bar = tqdm(
             total=num_train_steps, initial=start_step, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0
         )
-        self._clock = time.monotonic()
+        self._last_log_time = time.monotonic()
         self._program_start: float | None = program_start
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
         if self._program_start is not None:
-            self._bar.write(f"the first step ended {now - self._program_start:.1f} s after the start", file=sys.stderr)
+            startup_seconds = now - self._program_start
+            self._progress_bar.write(f"the first step ended {startup_seconds:.1f} s after the start", file=sys.stderr)
             self._program_start = None
-        seconds, self._clock = now - self._clock, now
+        seconds, self._last_log_time = now - self._last_log_time, now
         values = dict(metrics)
         for key in ("examples", "audio_seconds"):
             values[f"{key}_per_second"] = values.pop(key) / seconds
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for key, value in values.items():
-            self._board.add_scalar(key, value, step)
-        self._bar.set_postfix_str(
+            self._summary_writer.add_scalar(key, value, step)
+        self._progress_bar.set_postfix_str(
             f"loss {values['loss']:.3f}, {values['examples_per_second']:.0f} examples/s, "
             f"{values['audio_seconds_per_second']:.0f} s audio/s",
             refresh=False,
         )
-        self._bar.update(step - self._bar.n)
+        self._progress_bar.update(step - self._progress_bar.n)
 
     def close(self) -> None:
-        self._bar.close()
-        self._board.close()
+        """Closes the progress bar and all files."""
+        self._progress_bar.close()
+        self._summary_writer.close()
         self._file.close()
 
-    def _lines(self) -> list[str]:
-        """The whole lines of an earlier start; one that a kill cut short is left out."""
+    def _complete_lines(self) -> list[str]:
+        """Returns the lines in `metrics.jsonl`, without a last line that is incomplete because the run was killed."""
         if not self._path.exists():
             return []
         return [line for line in self._path.read_text().split("\n")[:-1] if line]

@@ -1,4 +1,4 @@
-"""AdamW with the original's schedule and its rule for weight decay (original: `optims.py`, `runner.py`)."""
+"""AdamW with the original's learning rate schedule and weight decay mask (original: `optims.py`, `runner.py`)."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ import optax
 from salmonn_jax.config import OptimizerConfig
 from salmonn_jax.models.parameters import Params
 
-# The original decays tensors of two or more dimensions whose name has neither "bias" nor "ln". Layers are stacked
-# here, so that dimensions say nothing; these last parts of a path are what is left undecayed there.
+# Last components of the paths of parameters without weight decay. The original decays tensors with two or more
+# dimensions whose name contains neither "bias" nor "ln". Layers are stacked here, so the number of dimensions cannot
+# decide; these names select the same parameters.
 NO_WEIGHT_DECAY = ("bias", "scale", "gate_scale", "magnitude", "relative_bias")
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_train_steps: int) -> optax.Schedule:
-    """Linear warm-up from `start` to `peak`, then a cosine to `end` over all steps.
+    """Returns a schedule with linear warm-up from `init_lr` to `peak_lr` and cosine decay to `end_lr`.
 
-    The cosine runs over the global step, and the warm-up is not subtracted from it, as in the original.
+    As in the original, the cosine is a function of the global step, from which the warm-up is not subtracted.
     """
 
     def schedule(step):
-        warm = config.init_lr + (config.peak_lr - config.init_lr) * step / max(config.warmup_steps, 1)
+        warmup = config.init_lr + (config.peak_lr - config.init_lr) * step / max(config.warmup_steps, 1)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * step / num_train_steps))
-        return jnp.where(step < config.warmup_steps, warm, config.end_lr + (config.peak_lr - config.end_lr) * cosine)
+        return jnp.where(step < config.warmup_steps, warmup, config.end_lr + (config.peak_lr - config.end_lr) * cosine)
 
     return schedule
 
 
 def weight_decay_mask(params: Params) -> dict[str, bool]:
-    """Which parameters weight decay applies to, by path."""
+    """Returns for each path whether weight decay applies to the parameter."""
     return {path: path.rsplit("/", 1)[-1] not in NO_WEIGHT_DECAY for path in params}
 
 
 def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformation:
-    """The optimiser of the trainable parameters. It never sees the frozen ones."""
+    """Returns the optimiser, which is applied to the trainable parameters only."""
     adamw = optax.adamw(
         learning_rate_schedule(config, num_train_steps),
         b1=config.b1,

@@ -1,4 +1,7 @@
-"""Starting a run, or taking one up: its directory, its weights, and what must not have changed in between."""
+"""Start and resumption of a training run: creates or checks its directory, and loads its weights.
+
+`launch.train` uses it.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +23,39 @@ from salmonn_jax.sharding import Placement
 
 @dataclasses.dataclass(frozen=True)
 class RunWeights:
-    """The weights a run starts from, split by its trainable filter, where the mesh wants them."""
+    """Initial weights of a run, on the mesh, split into trainable and frozen parameters."""
 
     structure: ModelStructure
     trainable: Params  # float32
-    frozen: Params  # in the configuration's frozen dtype
+    frozen: Params  # `frozen_dtype` of the configuration
 
 
 def open_run(
     config: RunConfig, output: pathlib.Path, model_dir: pathlib.Path | None, *, tokenizer_dir: pathlib.Path, mesh: Mesh
 ) -> RunWeights:
-    """Makes `output` the directory of this run, or checks that it already is. Every process calls it.
+    """Creates the run directory, or checks that it contains this run, and loads the initial weights.
+
+    Every process calls it.
 
     Args:
-      config: of the run.
-      output: the directory; absent, empty, or of a run with this start and configuration (but for `OPERATIONAL`).
-      model: model or run directory to start from; None starts from random weights drawn with `config.seed`.
-      tokenizer: directory of the tokenizer for a run that starts from random weights.
-      mesh: on which the weights are created, or to which they are read; no host holds them all.
+      config: configuration of the run.
+      output: run directory. It must be absent, empty, or contain a run with the same initial model and configuration,
+        except for the fields `MUTABLE_RUN_FIELDS` and `MUTABLE_DATA_FIELDS` of `salmonn_jax.config`.
+      model_dir: model or run directory to start from; None starts from random weights with `config.seed`.
+      tokenizer_dir: directory of the tokenizer, for a run that starts from random weights.
+      mesh: device mesh. Each device creates or reads its own shards, and no host holds all weights.
 
     Raises:
-      UserError: the directory holds something else, or the model does not fit the configuration. Nothing is changed.
+      UserError: the directory contains something else, or the model does not match the configuration. In these cases
+        nothing is written.
     """
     structure = parameters.model_structure(config.model)
-    chosen = frozenset(parameters.trainable_paths(structure.shapes, config.trainable))
-    placement = Placement(mesh, config.model.frozen_dtype, chosen)
+    trainable = frozenset(parameters.trainable_paths(structure.shapes, config.trainable))
+    placement = Placement(mesh, config.model.frozen_dtype, trainable)
     if (output / "config.json").exists():
         return _resume_run(config, output, model_dir, structure, placement)
     if not model_directory.can_start_run(output):
-        raise UserError(f"{output} holds something that is not a run; name a new directory with --output")
+        raise UserError(f"{output} holds something that is not a run; choose another directory with --output")
     return _start_run(config, output, model_dir, tokenizer_dir, structure, placement)
 
 
@@ -61,16 +68,17 @@ def _start_run(
     placement: Placement,
 ) -> RunWeights:
     if model_dir is None:
-        params, start = _init_params(config, structure, placement), None
+        params, initial_fingerprint = _init_params(config, structure, placement), None
         base = model_directory.save_base(output, params)
     else:
         loaded = model_directory.load_model(model_dir, placement)
         _check_same_config(loaded.config, config.model, f"the model in {model_dir}")
-        params, tokenizer_dir, start, base = loaded.params, model_dir, loaded.fingerprint, loaded.base
-        # A checkpoint holds what this run trains. If the model's own delta holds more, a base with it is needed.
+        params, tokenizer_dir, initial_fingerprint, base = loaded.params, model_dir, loaded.fingerprint, loaded.base
+        # Checkpoints contain only what this run trains. If the delta of the initial model has other parameters too, the
+        # run needs a new base that includes them.
         if not loaded.delta_param_paths <= placement.trainable_paths:
             base = model_directory.save_merged_base(output, base, model_directory.latest_delta(model_dir))
-    description = {"run": configuration.to_dict(config), "start": {"model": start}}
+    description = {"run": configuration.to_dict(config), "start": {"model": initial_fingerprint}}
     model_directory.write_config_and_tokenizer(output, config.model, base, tokenizer_dir, **description)
     return _split_params(structure, params, placement)
 
@@ -84,36 +92,43 @@ def _resume_run(
 ) -> RunWeights:
     description = model_directory.read_config_json(output)
     if "run" not in description:
-        raise UserError(f"{output} is a model directory, not a run; name a new directory with --output")
-    # Fields that came after it was written have their defaults, which mean what was done before.
-    theirs = configuration.from_dict(RunConfig, description["run"])
+        raise UserError(f"{output} is a model directory, not a run; choose another directory with --output")
+    # The stored configuration may lack newer fields. Their defaults keep the earlier behaviour.
+    stored_config = configuration.from_dict(RunConfig, description["run"])
     difference = configuration.first_difference(
-        _without_mutable_fields(configuration.to_dict(theirs)), _without_mutable_fields(configuration.to_dict(config))
+        _without_mutable_fields(configuration.to_dict(stored_config)),
+        _without_mutable_fields(configuration.to_dict(config)),
     )
     if difference:
-        raise UserError(f"{output} holds another run: {difference}; name a new directory with --output")
-    start = None if model_dir is None else model_directory.load_model(model_dir, placement)
-    if description["start"]["model"] != (None if start is None else start.fingerprint):
+        raise UserError(f"{output} holds another run: {difference}; choose another directory with --output")
+    initial_model = None if model_dir is None else model_directory.load_model(model_dir, placement)
+    if description["start"]["model"] != (None if initial_model is None else initial_model.fingerprint):
         raise UserError(
-            f"{output} holds a run that started from other weights than --model {model_dir}; name a new directory"
+            f"{output} holds a run that started from other weights than --model {model_dir}; choose another directory "
+            "with --output"
         )
     base = model_directory.find_base(output, description)
-    return _split_params(structure, start.params if start else weights.load(base.path, placement), placement)
+    return _split_params(
+        structure, initial_model.params if initial_model else weights.load(base.path, placement), placement
+    )
 
 
 def _init_params(config: RunConfig, structure: ModelStructure, placement: Placement) -> Params:
-    """Random float32 weights, each device drawing its part."""
-    places = {path: placement(path, leaf).sharding for path, leaf in structure.shapes.items()}
-    return jax.jit(lambda: parameters.init_params(config.model, config.seed), out_shardings=places)()
+    """Returns random float32 weights, of which each device creates its own shards."""
+    shardings = {path: placement(path, leaf).sharding for path, leaf in structure.shapes.items()}
+    return jax.jit(lambda: parameters.init_params(config.model, config.seed), out_shardings=shardings)()
 
 
 def _split_params(structure: ModelStructure, params: Params, placement: Placement) -> RunWeights:
-    """Splits by what is trained, everything in the dtype and place it belongs; what is there already is not copied."""
-    wanted = {path: placement(path, leaf) for path, leaf in params.items()}
-    places = {path: leaf.sharding for path, leaf in wanted.items()}
+    """Splits parameters into trainable and frozen ones, with the dtypes and shardings of `placement`.
+
+    `params` is donated, so parameters that already have them are not copied.
+    """
+    targets = {path: placement(path, leaf) for path, leaf in params.items()}
+    shardings = {path: leaf.sharding for path, leaf in targets.items()}
     cast = jax.jit(
-        lambda params: {path: x.astype(wanted[path].dtype) for path, x in params.items()},
-        out_shardings=places,
+        lambda params: {path: x.astype(targets[path].dtype) for path, x in params.items()},
+        out_shardings=shardings,
         donate_argnums=0,
     )
     params = cast(params)
@@ -124,11 +139,15 @@ def _split_params(structure: ModelStructure, params: Params, placement: Placemen
 
 
 def _without_mutable_fields(run: dict[str, Any]) -> dict[str, Any]:
+    """Returns the JSON values of a run's configuration without the fields that may change when it is resumed."""
     data = {key: value for key, value in run["data"].items() if key not in configuration.MUTABLE_DATA_FIELDS}
     return {key: value for key, value in run.items() if key not in configuration.MUTABLE_RUN_FIELDS} | {"data": data}
 
 
-def _check_same_config(theirs: configuration.ModelConfig, ours: configuration.ModelConfig, what: str) -> None:
-    difference = configuration.first_difference(configuration.to_dict(theirs), configuration.to_dict(ours))
+def _check_same_config(
+    model_config: configuration.ModelConfig, run_config: configuration.ModelConfig, what: str
+) -> None:
+    """Raises UserError if two model configurations differ; `what` names the first one in the message."""
+    difference = configuration.first_difference(configuration.to_dict(model_config), configuration.to_dict(run_config))
     if difference:
-        raise UserError(f"{what} is not the configuration's: {difference}")
+        raise UserError(f"{what} has another configuration than the run: {difference}; change the run's configuration")

@@ -1,4 +1,7 @@
-"""One training step: loss, gradient with respect to what is trained, update."""
+"""The training step: loss, gradient with respect to the trainable parameters, and optimiser update.
+
+The training loop and `salmonn_jax.aot` compile it.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ from salmonn_jax.training.optimizer import learning_rate_schedule, make_optimize
 
 
 class TrainState(NamedTuple):
-    """What training changes, and all that a checkpoint must hold beside the place in the data."""
+    """State of training, which a checkpoint stores together with the state of the data."""
 
-    step: Array  # int32 scalar: steps done
-    trainable: Params
-    opt_state: Any
+    step: Array  # int32 scalar: number of finished steps
+    trainable: Params  # float32
+    opt_state: Any  # optax state
 
 
 def init_train_state(config: RunConfig, trainable: Params) -> TrainState:
-    """The state before the first step. Traceable."""
-    optimizer = make_optimizer(config.optimizer, config.num_train_steps).init(trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer)
+    """Returns the state before the first step. It can be traced by JAX."""
+    opt_state = make_optimizer(config.optimizer, config.num_train_steps).init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state)
 
 
 def batch_loss(
@@ -42,80 +45,110 @@ def batch_loss(
     num_shards: int,
     key: Array | None,
 ) -> tuple[Array, dict[str, Array]]:
-    """The loss of a batch: mean over all its answer tokens (as the original), plus the CTC loss if it is weighed in.
+    """Computes the loss of a batch: the mean over all answer tokens, as in the original, plus the weighted CTC loss.
+
+    Args:
+      config: configuration of the run.
+      structure: structure of the model.
+      trainable: trainable parameters by path.
+      frozen: frozen parameters by path.
+      batch: the global batch.
+      num_shards: number of data shards.
+      key: random key of dropout; None turns dropout off.
 
     Returns:
-      The float32 scalar, and the float32 scalars `loss` (of the answers alone), `accuracy` (of teacher-forced
-      answer tokens) and, where configured, `ctc`.
+      The loss as a float32 scalar, and a dictionary of float32 scalars: `loss` (without CTC), `accuracy` of the
+      teacher-forced answer tokens, and `ctc` if `config.ctc_weight` is not 0.
     """
     model = structure.merge(trainable, frozen)
     logits, audio_tokens = model(
         batch, lora_scale=config.model.lora.scale, num_shards=num_shards, key=key, remat_policy=config.remat_policy
     )
-    losses, counted = answer_losses(logits, batch, config.model.pad_classes)
-    total = jnp.maximum(counted.sum(), 1)
-    right = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & counted
-    metrics = {"loss": losses.sum() / total, "accuracy": right.sum() / total}
+    losses, target_mask = answer_losses(logits, batch, config.model.pad_classes)
+    num_targets = jnp.maximum(target_mask.sum(), 1)
+    correct = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & target_mask
+    metrics = {"loss": losses.sum() / num_targets, "accuracy": correct.sum() / num_targets}
     if not config.ctc_weight:
         return metrics["loss"], metrics
-    read = num_valid_audio_tokens(config.model, batch.pcm_length)
-    metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, read, batch.transcript, config.ctc_blank)
+    num_valid = num_valid_audio_tokens(config.model, batch.pcm_length)
+    metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, num_valid, batch.transcript, config.ctc_blank)
     return metrics["loss"] + config.ctc_weight * metrics["ctc"], metrics
 
 
 def num_valid_audio_tokens(model_config: ModelConfig, pcm_length: Array) -> Array:
-    """int32[A]: how many audio tokens the language model reads of clips of int32[A] samples."""
-    frame = 2 * HOP_LENGTH
-    by_frames = [
-        model_config.num_valid_audio_tokens(frames * frame) for frames in range(model_config.audio.whisper_frames + 1)
+    """Returns int32[A], how many audio tokens of each clip the language model reads.
+
+    Args:
+      model_config: configuration of the model.
+      pcm_length: int32[A] samples of each clip.
+    """
+    samples_per_frame = 2 * HOP_LENGTH
+    tokens_by_frames = [
+        model_config.num_valid_audio_tokens(num_frames * samples_per_frame)
+        for num_frames in range(model_config.audio.whisper_frames + 1)
     ]
-    return jnp.asarray(by_frames, jnp.int32)[-(-pcm_length // frame)]
+    return jnp.asarray(tokens_by_frames, jnp.int32)[-(-pcm_length // samples_per_frame)]
 
 
 def ctc_loss(embedding: Array, audio_tokens: Array, num_valid_tokens: Array, transcript: Array, blank_id: int) -> Array:
-    """CTC on the audio tokens (mean over transcribed tokens), read off with the language model's word embeddings.
+    """Computes a CTC loss on the audio tokens, with the language model's token embeddings as output projection.
 
-    It teaches audio tokens to lie where the words they stand for lie, which a model that starts from random weights
-    otherwise takes very long to find. Not part of the original, whose parts are pretrained. Clips without a
-    transcript, or with one too long for their audio tokens, do not count.
+    The loss moves audio tokens close to the embeddings of the spoken words. A model with random initial weights
+    otherwise learns this very slowly. The original has pretrained components and does not use this loss. Clips without
+    a transcript do not count, nor do clips with fewer audio tokens than their transcript needs.
 
     Args:
-      embedding: float[V,D]; audio_tokens: float[A,T,D]; transcript: int32[A,U], -1 for padding.
-      read: int32[A] how many of the audio tokens of a clip the language model reads; words are sought in these.
-      blank: the token that stands for no word.
+      embedding: float[V,D] token embeddings.
+      audio_tokens: float[A,T,D].
+      num_valid_tokens: int32[A] audio tokens of each clip that the language model reads; the others are masked.
+      transcript: int32[A,U] token ids, -1 for padding.
+      blank_id: token id of CTC's blank.
+
+    Returns:
+      float32 scalar, the mean over transcript tokens.
     """
     logits = audio_tokens.astype(jnp.float32) @ embedding.astype(jnp.float32).T
-    absent = transcript < 0
-    unread = (jnp.arange(logits.shape[1]) >= num_valid_tokens[:, None]).astype(jnp.float32)
-    losses = optax.ctc_loss(logits, unread, jnp.maximum(transcript, 0), absent.astype(jnp.float32), blank_id=blank_id)
-    words = (~absent).sum(axis=1)
-    # A token for each word and a blank between equal ones: a clip with fewer audio tokens than that has no alignment.
-    repeats = ((transcript[:, 1:] == transcript[:, :-1]) & ~absent[:, 1:]).sum(axis=1)
-    counted = (words > 0) & (words + repeats <= num_valid_tokens)
-    return jnp.where(counted, losses, 0).sum() / jnp.maximum(jnp.where(counted, words, 0).sum(), 1)
+    is_padding = transcript < 0
+    logit_paddings = (jnp.arange(logits.shape[1]) >= num_valid_tokens[:, None]).astype(jnp.float32)
+    losses = optax.ctc_loss(
+        logits, logit_paddings, jnp.maximum(transcript, 0), is_padding.astype(jnp.float32), blank_id=blank_id
+    )
+    num_words = (~is_padding).sum(axis=1)
+    # An alignment needs one audio token per transcript token, and one for the blank between two equal tokens.
+    repeats = ((transcript[:, 1:] == transcript[:, :-1]) & ~is_padding[:, 1:]).sum(axis=1)
+    clip_mask = (num_words > 0) & (num_words + repeats <= num_valid_tokens)
+    return jnp.where(clip_mask, losses, 0).sum() / jnp.maximum(jnp.where(clip_mask, num_words, 0).sum(), 1)
 
 
 def make_train_step(config: RunConfig, structure: ModelStructure, mesh: Mesh) -> Callable:
-    """Compiles `(state, frozen, batch) -> (state, metrics)`; `state` is donated, frozen weights lie as their rules say.
+    """Returns the jitted training step `(state, frozen, batch) -> (state, metrics)`.
 
-    Metrics are float32 scalars: those of `batch_loss`, `gradient_norm`, `learning_rate`, and how many `examples` and
-    `audio_seconds` the batch holds.
+    `state` is donated. Frozen parameters have the shardings of `FROZEN_RULES` in `salmonn_jax.sharding`. Metrics are
+    float32 scalars: those of `batch_loss`, `gradient_norm`, `learning_rate`, and the `examples` and `audio_seconds` of
+    the batch.
+
+    Args:
+      config: configuration of the run.
+      structure: structure of the model.
+      mesh: device mesh.
     """
     optimizer = make_optimizer(config.optimizer, config.num_train_steps)
     schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
-    shards = sharding.num_data_shards(mesh)
-    everywhere, split = sharding.replicated(mesh), sharding.batch_shardings(mesh, config.data.clips)
-    chosen = trainable_paths(structure.shapes, config.trainable)
+    num_shards = sharding.num_data_shards(mesh)
+    replicated, batch_shardings = sharding.replicated(mesh), sharding.batch_shardings(mesh, config.data.clips)
+    trainable_set = trainable_paths(structure.shapes, config.trainable)
     placement = sharding.Placement(mesh)
-    parts = {p: placement(p, leaf).sharding for p, leaf in structure.shapes.items() if p not in chosen}
+    frozen_shardings = {
+        p: placement(p, leaf).sharding for p, leaf in structure.shapes.items() if p not in trainable_set
+    }
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss(trainable):
-            return batch_loss(config, structure, trainable, frozen, batch, shards, key)
+            return batch_loss(config, structure, trainable, frozen, batch, num_shards, key)
 
-        # With respect to the trainable parameters only: no gradient, and no memory, for the frozen ones.
+        # Only trainable parameters are differentiated, so frozen ones need no memory for gradients.
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
         updates, optimizer_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -126,7 +159,7 @@ def make_train_step(config: RunConfig, structure: ModelStructure, mesh: Mesh) ->
 
     return jax.jit(
         train_step,
-        in_shardings=(everywhere, parts, split),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(replicated, frozen_shardings, batch_shardings),
+        out_shardings=(replicated, replicated),
         donate_argnums=0,
     )

@@ -150,7 +150,7 @@ def test_a_run_starts_from_another_run(folder, whole):
         (("debug", "--output", "x", "data.corpus=tonse"), "did you mean 'tones'"),
         (("debug", "--output", "x", "data.seq_len=20"), "set data.seq_len to at least"),
         (("debug", "--output", "x", 'trainable=["qformer/nothing"]'), "matches no parameter"),
-        (("debug", "--output", "whole", "seed=1"), "another run: seed is 42 there and 1 here"),
+        (("debug", "--output", "whole", "seed=1"), "another run: seed is 42, not 1"),
         (("debug", "--output", "x", "--model", "nowhere"), "nowhere"),
         (("debug", "--output", "occupied"), "holds something that is not a run"),
     ],

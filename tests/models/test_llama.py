@@ -1,4 +1,4 @@
-"""What the golden set does not show of the decoder: embeddings that are tied to the output."""
+"""Tests of the decoder with tied embeddings, which the golden outputs do not cover."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MODEL = get_config("debug").model
 TIED = dataclasses.replace(MODEL, llama=dataclasses.replace(MODEL.llama, tie_word_embeddings=True))
 
 
-def test_tied_embeddings_are_one_table():
+def test_tied_embeddings_share_one_table():
     tied, untied = parameters.init_params(TIED, 0), parameters.init_params(MODEL, 0)
     assert set(untied) - set(tied) == {"llama/lm_head/kernel"}
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, MODEL.llama.hidden_size)), jnp.float32)
-    as_untied = tied | {"llama/lm_head/kernel": tied["llama/embedding"].T}
-    ours = parameters.model_structure(TIED).merge(tied).llama.logits(hidden)
-    theirs = parameters.model_structure(MODEL).merge(as_untied).llama.logits(hidden)
-    np.testing.assert_array_equal(ours, theirs)
+    untied_params = tied | {"llama/lm_head/kernel": tied["llama/embedding"].T}
+    tied_logits = parameters.model_structure(TIED).merge(tied).llama.logits(hidden)
+    untied_logits = parameters.model_structure(MODEL).merge(untied_params).llama.logits(hidden)
+    np.testing.assert_array_equal(tied_logits, untied_logits)

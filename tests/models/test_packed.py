@@ -1,4 +1,4 @@
-"""Packed examples do not see each other: each token's loss is what it is in a row of its own."""
+"""Tests that packed examples do not affect each other: losses equal those of examples in rows of their own."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from salmonn_jax.models.salmonn import answer_losses
 MODEL = get_config("debug").model
 
 
-def test_packed_losses_are_those_of_rows_of_their_own():
-    random, tokens = np.random.default_rng(0), MODEL.num_audio_tokens
+def test_losses_of_packed_and_separate_rows_are_equal():
+    rng, num_audio_tokens = np.random.default_rng(0), MODEL.num_audio_tokens
 
-    def example(prompt: int, answer: int, windows: int) -> Segment:
-        heard = list(range(windows * tokens))
-        slots = [-1] * 2 + heard + [-1] * (prompt + answer)
-        clips = tuple(random.integers(-9000, 9000, MODEL.audio.window_samples).astype(np.int16) for _ in range(windows))
-        return Segment(random.integers(3, 60, len(slots)).tolist(), slots, len(slots) - answer, clips)
+    def example(prompt_length: int, answer_length: int, num_windows: int) -> Segment:
+        audio_slots = list(range(num_windows * num_audio_tokens))
+        slots = [-1] * 2 + audio_slots + [-1] * (prompt_length + answer_length)
+        clips = tuple(
+            rng.integers(-9000, 9000, MODEL.audio.window_samples).astype(np.int16) for _ in range(num_windows)
+        )
+        return Segment(rng.integers(3, 60, len(slots)).tolist(), slots, len(slots) - answer_length, clips)
 
     examples = [example(4, 5, 1), example(6, 3, 0), example(2, 7, 2), example(3, 4, 1)]
-    sizes = {"seq_len": 128, "window_samples": MODEL.audio.window_samples, "num_audio_tokens": tokens}
-    alone = collate([[one] for one in examples], **sizes)
-    packed = collate([examples[:3], examples[3:]], **sizes, num_clips=6)  # with slots that nobody uses
+    sizes = {"seq_len": 128, "window_samples": MODEL.audio.window_samples, "num_audio_tokens": num_audio_tokens}
+    separate = collate([[example_segment] for example_segment in examples], **sizes)
+    packed = collate([examples[:3], examples[3:]], **sizes, num_clips=6)  # two clip slots stay empty
     model = parameters.model_structure(MODEL).merge(parameters.init_params(MODEL, 1))
 
     @jax.jit
     def losses(batch):
         return answer_losses(model(batch, lora_scale=2.0)[0], batch)
 
-    (ours, our_places), (theirs, their_places) = losses(packed), losses(alone)
-    assert our_places.sum() == their_places.sum() == 5 + 3 + 7 + 4
-    np.testing.assert_allclose(ours[our_places], theirs[their_places], rtol=1e-5)
+    (packed_losses, packed_mask), (separate_losses, separate_mask) = losses(packed), losses(separate)
+    assert packed_mask.sum() == separate_mask.sum() == 5 + 3 + 7 + 4
+    np.testing.assert_allclose(packed_losses[packed_mask], separate_losses[separate_mask], rtol=1e-5)

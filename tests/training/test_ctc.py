@@ -1,4 +1,4 @@
-"""The CTC loss on audio tokens, against a sum over all alignments written out."""
+"""Tests of the CTC loss on audio tokens against an explicit sum over all alignments."""
 
 from __future__ import annotations
 
@@ -18,44 +18,45 @@ from salmonn_jax.training.step import batch_loss, ctc_loss, num_valid_audio_toke
 BLANK = 3
 
 
-def aligned(path: tuple[int, ...]) -> list[int]:
-    """What a path of tokens says: equal neighbours joined, then blanks left out."""
+def collapse(path: tuple[int, ...]) -> list[int]:
+    """Returns the transcript of an alignment: merges equal neighbours, then removes blanks."""
     return [token for token, _ in itertools.groupby(path) if token != BLANK]
 
 
-def by_enumeration(logits: np.ndarray, words: list[int]) -> float:
-    """Minus the log of the summed probability of all paths of float[T,V] logits that say `words`."""
+def ctc_by_enumeration(logits: np.ndarray, words: list[int]) -> float:
+    """Returns the negative log of the total probability of all alignments of `words` with float[T,V] logits."""
     probability = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
     paths = itertools.product(range(logits.shape[1]), repeat=len(logits))
     return -np.log(
-        sum(np.prod([probability[t, token] for t, token in enumerate(p)]) for p in paths if aligned(p) == words)
+        sum(np.prod([probability[t, token] for t, token in enumerate(p)]) for p in paths if collapse(p) == words)
     )
 
 
-def arrays(seed: int = 0):
+def random_arrays(seed: int = 0):
+    """Returns the embeddings of five tokens and three clips of four audio tokens, with hidden size 6."""
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(5, 6)), rng.normal(size=(3, 4, 6))  # five tokens; three clips of four audio tokens
+    return rng.normal(size=(5, 6)), rng.normal(size=(3, 4, 6))
 
 
-def test_is_the_mean_over_tokens_of_the_sum_over_alignments():
-    embedding, audio_tokens = arrays()
+def test_loss_is_the_mean_over_transcript_tokens():
+    embedding, audio_tokens = random_arrays()
     words = [[0, 2], [1, 1, 4], []]
-    expected = [by_enumeration(a @ embedding.T, w) for a, w in zip(audio_tokens, words, strict=True) if w]
+    expected = [ctc_by_enumeration(a @ embedding.T, w) for a, w in zip(audio_tokens, words, strict=True) if w]
     transcript = np.array([[0, 2, -1], [1, 1, 4], [-1, -1, -1]])
     loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), np.full(3, 4), transcript, BLANK)
     np.testing.assert_allclose(loss, sum(expected) / 5, rtol=1e-5)
 
 
-def test_words_are_sought_in_the_audio_tokens_that_are_read():
-    embedding, audio_tokens = arrays()
-    read, words = np.array([3, 4, 1]), [[0, 2], [1, 4], [2, 0]]  # no alignment of the last one
-    heard = zip(audio_tokens[:2], read, words, strict=False)
-    expected = sum(by_enumeration(a[:n] @ embedding.T, w) for a, n, w in heard) / 4
-    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), read, np.array(words), BLANK)
+def test_loss_uses_only_valid_audio_tokens():
+    embedding, audio_tokens = random_arrays()
+    num_valid, words = np.array([3, 4, 1]), [[0, 2], [1, 4], [2, 0]]  # the last one has no alignment
+    alignable = zip(audio_tokens[:2], num_valid, words, strict=False)
+    expected = sum(ctc_by_enumeration(a[:n] @ embedding.T, w) for a, n, w in alignable) / 4
+    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), num_valid, np.array(words), BLANK)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_how_many_are_read_of_a_clip():
+def test_num_valid_audio_tokens():
     model = get_config("salmonn_13b_stage1").model
     clips = np.array([0, 1, 16_000, 5440 * 4, 5440 * 4 + 1, 200_000, 479_999, 480_000])
     assert num_valid_audio_tokens(model, clips).tolist() == [88] * 8
@@ -63,36 +64,38 @@ def test_how_many_are_read_of_a_clip():
     assert num_valid_audio_tokens(model, clips).tolist() == [3, 3, 3, 4, 5, 37, 88, 88]
 
 
-def test_the_loss_of_a_batch_seeks_words_in_what_is_read():
-    """Of a model whose outputs are made up."""
-    random, config = np.random.default_rng(0), get_config("salmonn_13b_stage1")
+def test_batch_loss_uses_only_valid_audio_tokens():
+    """Replaces the model by a stand-in with fixed outputs."""
+    rng, config = np.random.default_rng(0), get_config("salmonn_13b_stage1")
     model = dataclasses.replace(config.model, audio=dataclasses.replace(config.model.audio, tokens="clip"))
     config = dataclasses.replace(config, model=model, ctc_weight=0.5, ctc_blank=BLANK)
-    embedding, heard = jnp.asarray(random.normal(size=(9, 6))), jnp.asarray(random.normal(size=(2, 88, 6)))
+    embedding, audio_tokens = jnp.asarray(rng.normal(size=(9, 6))), jnp.asarray(rng.normal(size=(2, 88, 6)))
     clips = [np.ones(size, np.int16) for size in (30_000, 480_000)]
     rows = [[Segment([1, 5, 6, 2], [TEXT_SLOT] * 4, 2, (clip,))] for clip in clips]
     batch = collate(rows, seq_len=4, window_samples=480_000, num_audio_tokens=88)
     batch = batch._replace(transcript=np.array([[5, 6], [7, 8]], np.int32))
 
-    def outputs(batch, **_):
-        return jnp.zeros((2, 4, 9)), heard
+    def stand_in_model(batch, **_):
+        return jnp.zeros((2, 4, 9)), audio_tokens
 
-    outputs.llama = types.SimpleNamespace(embedding=embedding)
-    structure = types.SimpleNamespace(merge=lambda *_: outputs)
+    stand_in_model.llama = types.SimpleNamespace(embedding=embedding)
+    structure = types.SimpleNamespace(merge=lambda *_: stand_in_model)
     _, metrics = batch_loss(config, structure, {}, {}, batch, 1, None)
-    part, all_ = (ctc_loss(embedding, heard, np.array([n, 88]), batch.transcript, BLANK) for n in (6, 88))
-    np.testing.assert_allclose(metrics["ctc"], part, rtol=1e-6)
-    assert abs(all_ / part - 1) > 1e-2
+    loss_of_valid, loss_of_all = (
+        ctc_loss(embedding, audio_tokens, np.array([n, 88]), batch.transcript, BLANK) for n in (6, 88)
+    )
+    np.testing.assert_allclose(metrics["ctc"], loss_of_valid, rtol=1e-6)
+    assert abs(loss_of_all / loss_of_valid - 1) > 1e-2
 
 
-def test_a_transcript_that_has_no_alignment_does_not_count():
-    embedding, audio_tokens = arrays()
+def test_a_transcript_without_an_alignment_does_not_count():
+    embedding, audio_tokens = random_arrays()
     possible = np.array([[0, 2, -1, -1], [1, 1, -1, -1], [4, -1, -1, -1]])
-    # Four tokens and two blanks between equal ones do not go into four audio tokens.
+    # This transcript has four tokens and needs two blanks between equal ones, but there are four audio tokens.
     with_impossible = np.concatenate([possible, [[1, 1, 1, 0]]])
-    more = np.concatenate([audio_tokens, audio_tokens[:1]])
-    loss, embedding = jax.value_and_grad(ctc_loss), jnp.asarray(embedding)
-    of_possible = loss(embedding, jnp.asarray(audio_tokens), np.full(3, 4), possible, BLANK)
-    of_both = loss(embedding, jnp.asarray(more), np.full(4, 4), with_impossible, BLANK)
-    for ours, theirs in zip(of_both, of_possible, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)  # rounding; counted, it would add 1e5
+    four_clips = np.concatenate([audio_tokens, audio_tokens[:1]])
+    loss_and_gradient, embedding = jax.value_and_grad(ctc_loss), jnp.asarray(embedding)
+    expected = loss_and_gradient(embedding, jnp.asarray(audio_tokens), np.full(3, 4), possible, BLANK)
+    actual = loss_and_gradient(embedding, jnp.asarray(four_clips), np.full(4, 4), with_impossible, BLANK)
+    for actual_value, expected_value in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(actual_value, expected_value, rtol=1e-5, atol=1e-6)  # counting it would add 1e5
