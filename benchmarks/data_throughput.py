@@ -85,7 +85,13 @@ def original_batches(paths: list[str], workers: int) -> Generator[int, None, Non
 
 
 def salmonn_jax_batches(folder: pathlib.Path, source: str, workers: int) -> Generator[int, None, None]:
-    """Yields the number of clips in each batch."""
+    """Yields the number of clips in each batch.
+
+    Args:
+      folder: directory of the corpus and the tokenizer.
+      source: name of the source in the corpus.
+      workers: number of worker processes; 0 reads with threads.
+    """
     model = ModelConfig()
     data = DataConfig(
         corpus="files", data_dir=str(folder), mixture={source: 1.0}, rows=8, clips=32, seq_len=1024, streams=4,

@@ -161,7 +161,13 @@ def drawn_sources(config: RunConfig, stream: int) -> Iterator[str]:
 
 
 def simulate_examples(config: RunConfig, sources: Iterable[str], rng: np.random.Generator) -> Iterator[ExampleTokens]:
-    """Yields one simulated example for each source in `sources`."""
+    """Yields one simulated example for each source in `sources`.
+
+    Args:
+      config: run configuration.
+      sources: names of the sources, in order.
+      rng: generator of the lengths.
+    """
     for source in sources:
         lengths = SOURCES[source]
         question_tokens = lengths.question_tokens and lengths.question_tokens + int(rng.integers(-6, 10))
@@ -197,7 +203,13 @@ def simulate_packing(data: DataConfig, examples: Iterator[ExampleTokens]) -> Ite
 
 
 def packed_by_grain(config: RunConfig, num_examples: int, num_bins: int) -> tuple[float, float]:
-    """Returns the fractions of tokens and clip slots that grain's best-fit packer fills with simulated examples."""
+    """Returns the fractions of tokens and clip slots that grain's best-fit packer fills with simulated examples.
+
+    Args:
+      config: run configuration.
+      num_examples: number of examples.
+      num_bins: number of rows that the packer fills at the same time.
+    """
     examples = simulate_examples(config, drawn_sources(config, 0), np.random.default_rng(0))
     items = [
         {"tokens": np.zeros(sum(lengths), np.int8), "clips": np.zeros(1, np.int8)}

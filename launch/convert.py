@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _add_verbose(parser: argparse.ArgumentParser) -> None:
     """Adds the option --verbose."""
-    parser.add_argument("--verbose", action="store_true", help="list each ignored tensor instead of their numbers")
+    parser.add_argument("--verbose", action="store_true", help="list each ignored tensor, not only how many there are")
 
 
 def _add_to_jax(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ PROMPT_TOKENS, MAX_NEW_TOKENS = 256, 200  # sizes of the decoding programs
 
 
 class CompilationError(UserError):
-    """The TPU compiler failed on a program for another reason than its size."""
+    """Failure of the TPU compiler for another reason than the size of the program."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,6 +102,7 @@ def _walk(text: str) -> Iterator[tuple[Instruction, int, dict[str, tuple]]]:
     computations, entry = _parse(text)
 
     def visit(name: str, times: int) -> Iterator:
+        """Yields the instructions of a computation that runs `times` times, and those of the computations it calls."""
         body = computations.get(name, [])
         shapes = {instruction.name: instruction.shapes for instruction in body}
         for instruction in body:

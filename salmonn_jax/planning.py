@@ -142,6 +142,7 @@ def search(
         def try_batch(
             remat: str, multiple: int, placement: str | None = placement, shards: int = shards
         ) -> Plan | None:
+            """Returns the plan with `multiple` smallest batches, or None if it does not fit or fails to compile."""
             rows, clips = (multiple * shards * n // gcd for n in (config.data.rows, config.data.clips))
             data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=shards)
             plan_config = dataclasses.replace(config, remat_policy=remat, data=data)

@@ -191,18 +191,19 @@ def ignored_tensors(table: Table, tensors: LazyStateDict) -> dict[str, str]:
 
 
 def summarize_ignored(ignored: Mapping[str, str]) -> list[str]:
-    """Returns one line per reason: the number of ignored names and one or two of them as examples.
+    """Returns one line per reason: the number of ignored keys and one or two of them as examples.
 
     Args:
-      ignored: reason why each name is ignored, as `ignored_tensors` returns it.
+      ignored: reason why each key is ignored, as `ignored_tensors` returns it.
     """
     names_of: dict[str, list[str]] = {}
     for name, reason in ignored.items():
         names_of.setdefault(reason, []).append(name)
-    return [
-        f"ignored {len(names)} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''}): {reason}"
-        for reason, names in names_of.items()
-    ]
+    lines = []
+    for reason, names in names_of.items():
+        examples = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+        lines.append(f"ignored {len(names)} {'key' if len(names) == 1 else 'keys'} ({examples}): {reason}")
+    return lines
 
 
 def _common_dtype(sources: list) -> np.dtype:

@@ -86,7 +86,7 @@ def test_what_the_checkpoint_tells_and_what_is_left_out_is_printed(tmp_path, cap
     assert "num_attention_heads: 4 (from the command line)" in told
     assert "second_per_window: 0.333333 (from the checkpoint)" in told
     assert "lora_alpha: 16.0 (from the command line)" in told
-    assert "ignored 1 (speech_Qformer.bert.embeddings.position_ids): an index buffer, not a weight" in told
+    assert "ignored 1 key (speech_Qformer.bert.embeddings.position_ids): an index buffer, not a weight" in told
     config = json.loads((tmp_path / "model" / "config.json").read_text())["model"]
     assert config["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
 
@@ -236,7 +236,7 @@ def test_what_the_checkpoint_s_configuration_says_is_heeded(tmp_path, capsys):
     file = rewritten(tmp_path / "other.pth", config=told(prompt_template=template), epoch=lambda _: 3)
     convert.main(arguments(tmp_path / "model", **{"--checkpoint": file}))
     assert salmonn_jax.load(tmp_path / "model").config.prompt_template == template
-    assert "training state" in capsys.readouterr().err
+    assert "ignored 1 key (epoch): training state" in capsys.readouterr().err
     convert.main(["to-torch", "salmonn", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "back.pth")])
     assert tensors.load_torch(tmp_path / "back.pth")["config"]["model"]["prompt_template"] == template
     file = rewritten(tmp_path / "other.pth", config=told(window_level_Qformer=False))

@@ -140,8 +140,8 @@ def test_inspect(name, lines, capsys):
 def test_ignored_tensors_are_grouped_by_reason():
     reasons = {"decoder.a": "the decoder", "decoder.b": "the decoder", "decoder.c": "the decoder", "epoch": "state"}
     assert mapping.summarize_ignored(reasons) == [
-        "ignored 3 (decoder.a, decoder.b, ...): the decoder",
-        "ignored 1 (epoch): state",
+        "ignored 3 keys (decoder.a, decoder.b, ...): the decoder",
+        "ignored 1 key (epoch): state",
     ]
 
 
@@ -155,7 +155,9 @@ def test_verbose_inspect_lists_each_ignored_tensor(capsys):
     num_ignored = sum("  ignored: the decoder" in line for line in listed)
     assert num_ignored > 2 and not any("  ignored: " in line for line in grouped)
     assert len(grouped) == len(listed) - num_ignored + 1
-    assert grouped[-1].startswith(f"  ignored {num_ignored} (") and grouped[-1].endswith("only the encoder is used")
+    assert grouped[-1].startswith(f"  ignored {num_ignored} keys (") and grouped[-1].endswith(
+        "only the encoder is used"
+    )
 
 
 def test_conversion_prints_one_line_per_reason(tmp_path, capsys):
@@ -165,7 +167,7 @@ def test_conversion_prints_one_line_per_reason(tmp_path, capsys):
     (grouped,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ignored ")]
     convert.main([*words, str(tmp_path / "listed"), "--verbose"])
     listed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ignored ")]
-    assert grouped.startswith(f"ignored {len(listed)} (") and len(listed) > 2
+    assert grouped.startswith(f"ignored {len(listed)} keys (") and len(listed) > 2
 
 
 def test_unsupported_beats_is_refused(tmp_path):
