@@ -1,4 +1,4 @@
-"""What every entry point shares: errors become one line and an exit code."""
+"""Helpers shared by all entry points: JAX start-up, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import absl.logging
 
 from salmonn_jax.errors import UserError
 
-START_TIME = time.monotonic()  # for the time to the first step
+START_TIME = time.monotonic()  # start of the process, for the metric "time to the first step"
 
 
 def start_jax() -> None:
-    """What every entry point does before it computes: joins the other hosts, and keeps what is compiled.
+    """Joins the other hosts and enables JAX's persistent compilation cache.
 
-    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR (a bucket will do), by default `.cache/xla`, so that the
-    second start of a job does not compile again.
+    The cache is in JAX_COMPILATION_CACHE_DIR, which may be in a bucket, or by default in `.cache/xla`. With it, a
+    restarted job does not compile its programs again.
     """
     import jax
 
@@ -30,23 +30,25 @@ def start_jax() -> None:
 
 
 def exit_immediately(code: int) -> None:
-    """Ends at once: the TPU compiler may hang in the orderly way out."""
+    """Ends the process without interpreter shutdown, in which the TPU compiler may hang."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry point. Bad input: one line, exit code 2. A disk or network that fails: one line, exit code 1.
-    Interrupted by the user: exit code 130."""
-    # Libraries log what concerns their own developers; what concerns the user is raised.
+    """Runs an entry point and turns errors into one line on stderr and an exit code.
+
+    Bad input (UserError) exits with 2, a disk or network failure (OSError) with 1, an interrupt by the user with 130.
+    """
+    # Warnings of libraries are of no use to the user. Errors are raised as exceptions.
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # whoever reads the output has seen enough, as `head` has
+    except BrokenPipeError:  # the reader of the output closed it early, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

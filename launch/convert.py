@@ -1,7 +1,8 @@
 """Convert checkpoints: python -m launch.convert to-jax salmonn --whisper DIR --beats FILE --llm DIR --output MODEL
 
---checkpoint FILE adds the original's .pth; without it the model's trained parts are newly drawn. What its tensors
-cannot tell is taken from the flags, else from the configuration inside the file, else it is the original's default.
+--checkpoint FILE adds the original's .pth; without it, the trained parameters get random values. Settings that cannot
+be read from its tensors come from the options, or else from the configuration in the file, or else they are the
+defaults of the original.
 """
 
 from __future__ import annotations
@@ -21,83 +22,94 @@ _SOURCE_HELP = {
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Parses the command line and runs the chosen subcommand."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    _add_to_jax(verbs.add_parser("to-jax", help="from PyTorch to a model directory"))
-    _add_to_torch(verbs.add_parser("to-torch", help="from a model or run directory to PyTorch"))
-    inspect = verbs.add_parser("inspect", help="what a file or directory holds, and what would be left out and why")
-    inspect.add_argument("path", type=pathlib.Path, metavar="FILE")
+    _add_to_jax(verbs.add_parser("to-jax", help="convert PyTorch checkpoints to a model directory"))
+    _add_to_torch(verbs.add_parser("to-torch", help="convert a model or run directory to PyTorch"))
+    inspect = verbs.add_parser("inspect", help="list the tensors of a checkpoint and those a conversion ignores")
+    inspect.add_argument("path", type=pathlib.Path, metavar="PATH", help="checkpoint file or Hugging Face directory")
+    _add_verbose(inspect)
     inspect.set_defaults(run=inspect_checkpoint)
-    _add_compare(verbs.add_parser("compare", help="a converted model beside its files in PyTorch, layer by layer"))
+    _add_compare(verbs.add_parser("compare", help="compare a converted model with PyTorch, layer by layer"))
     options = parser.parse_args(argv)
     options.run(options)
 
 
+def _add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Adds the option --verbose."""
+    parser.add_argument("--verbose", action="store_true", help="list each ignored tensor, not only how many there are")
+
+
 def _add_to_jax(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `to-jax`."""
     kinds = parser.add_subparsers(dest="kind", required=True)
-    salmonn = kinds.add_parser("salmonn", help="a whole SALMONN from its parts")
+    salmonn = kinds.add_parser("salmonn", help="a whole SALMONN from its checkpoints")
     salmonn.add_argument("--whisper", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["whisper"])
     salmonn.add_argument(
         "--beats",
         type=pathlib.Path,
         metavar="FILE",
-        help=f"{_SOURCE_HELP['beats']}; without, it hears through Whisper alone",
+        help=f"{_SOURCE_HELP['beats']}; omit it for a model whose only encoder is Whisper",
     )
     salmonn.add_argument("--llm", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["llama"])
     salmonn.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="SALMONN .pth file")
-    salmonn.add_argument("--qformer-heads", type=int, metavar="N")
-    salmonn.add_argument("--second-per-window", type=float, metavar="SECONDS")
-    salmonn.add_argument("--second-stride", type=float, metavar="SECONDS")
-    salmonn.add_argument("--lora-alpha", type=float, metavar="ALPHA")
+    salmonn.add_argument("--qformer-heads", type=int, metavar="N", help="attention heads of the Q-Former")
+    salmonn.add_argument("--second-per-window", type=float, metavar="SECONDS", help="length of a Q-Former window")
+    salmonn.add_argument("--second-stride", type=float, metavar="SECONDS", help="stride of the Q-Former windows")
+    salmonn.add_argument("--lora-alpha", type=float, metavar="ALPHA", help="LoRA scale is alpha / rank")
     salmonn.add_argument(
         "--audio-tokens",
         choices=("window", "clip"),
         default="window",
-        help="which the language model reads: of the whole window, as the original; or, to train anew, of the clip",
+        help="audio tokens in a prompt: of the whole window, as in the original, or of the clip only, for new training",
     )
     salmonn.add_argument(
-        "--own-checkpoint", action="store_true", help="the checkpoint is not a released one: its LLM may be any"
+        "--own-checkpoint", action="store_true", help="accept any LLM: the checkpoint is not a released one"
     )
     salmonn.set_defaults(run=to_jax_salmonn)
     for kind, flag in (("whisper", "--whisper"), ("beats", "--beats"), ("llama", "--llm")):
-        part = kinds.add_parser(kind, help=f"this part alone, from a {_SOURCE_HELP[kind]}")
-        part.add_argument(flag, required=True, type=pathlib.Path, dest="path", help=_SOURCE_HELP[kind])
-        part.set_defaults(run=to_jax_component)
+        component = kinds.add_parser(kind, help=f"only this component, from a {_SOURCE_HELP[kind]}")
+        component.add_argument(flag, required=True, type=pathlib.Path, dest="path", help=_SOURCE_HELP[kind])
+        component.set_defaults(run=to_jax_component)
     for kind in kinds.choices.values():
         kind.add_argument("--output", required=True, type=pathlib.Path, metavar="MODEL", help="directory to write")
+        _add_verbose(kind)
 
 
 def _add_to_torch(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `to-torch`."""
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, run, help in (
-        ("salmonn", to_torch, "the original's .pth, with all that it trains"),
-        ("peft", to_torch, "a PEFT directory, with the adapters alone"),
-        ("llama", to_torch_llama, "a Hugging Face directory of the language model, its adapters merged into it"),
+        ("salmonn", to_torch, "the original's .pth, with the trained parameters"),
+        ("peft", to_torch, "a PEFT directory, with the LoRA adapters"),
+        ("llama", to_torch_llama, "a Hugging Face directory of the language model, with merged adapters"),
     ):
-        verb = kinds.add_parser(kind, help=help)
-        verb.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
-        verb.add_argument("--output", required=True, type=pathlib.Path, help="file or directory to write")
-        verb.set_defaults(run=run)
+        subparser = kinds.add_parser(kind, help=help)
+        subparser.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
+        subparser.add_argument("--output", required=True, type=pathlib.Path, help="file or directory to write")
+        subparser.set_defaults(run=run)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, type=pathlib.Path, help="what was converted")
-    parser.add_argument("--whisper", type=pathlib.Path, metavar="DIR", help="from this directory or .pt file")
-    parser.add_argument("--beats", type=pathlib.Path, metavar="FILE", help="and this file")
-    parser.add_argument("--llm", type=pathlib.Path, metavar="DIR", help="and this Hugging Face directory")
-    parser.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="and this SALMONN .pth")
-    parser.add_argument("--prompt", default="Describe the audio.", help="question (default: %(default)s)")
+    """Adds the options of `compare`."""
+    parser.add_argument("--model", required=True, type=pathlib.Path, help="directory of the converted model")
+    parser.add_argument("--whisper", type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["whisper"])
+    parser.add_argument("--beats", type=pathlib.Path, metavar="FILE", help=_SOURCE_HELP["beats"])
+    parser.add_argument("--llm", type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["llama"])
+    parser.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="SALMONN .pth file")
+    parser.add_argument("--prompt", default="Describe the audio.", help="prompt (default: %(default)s)")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-3, help="relative difference that is let pass (default: %(default)s)"
+        "--tolerance", type=float, default=1e-3, help="largest relative error that passes (default: %(default)s)"
     )
     parser.add_argument("clip", metavar="CLIP", help="audio file")
     parser.set_defaults(run=compare)
 
 
 def to_torch(arguments: argparse.Namespace) -> None:
-    """Writes what was trained in the form that was asked for."""
+    """Writes the trained parameters as a SALMONN `.pth` or a PEFT directory."""
     from salmonn_jax.conversion import to_torch
 
     write = {"salmonn": to_torch.write_salmonn_checkpoint, "peft": to_torch.write_peft_adapter}[arguments.kind]
@@ -106,7 +118,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
 
 
 def to_torch_llama(arguments: argparse.Namespace) -> None:
-    """Writes the language model, with a bar: it may be large."""
+    """Writes the language model as a Hugging Face directory, with a progress bar."""
     from salmonn_jax.conversion import to_torch
 
     with _bar(to_torch.llama_bytes(arguments.model), arguments.output) as bar:
@@ -115,56 +127,55 @@ def to_torch_llama(arguments: argparse.Namespace) -> None:
 
 
 def inspect_checkpoint(arguments: argparse.Namespace) -> None:
-    """Prints what a checkpoint is."""
+    """Prints the contents of a checkpoint."""
     from salmonn_jax.conversion import inspection
 
-    for line in inspection.describe_checkpoint(arguments.path):
+    for line in inspection.describe_checkpoint(arguments.path, verbose=arguments.verbose):
         print(line)
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Prints how far each stage lies from PyTorch's, and names the first that parts; exit code 1 if one does."""
+    """Prints the error of each layer against PyTorch. On a mismatch, prints the first such layer and exits with 1."""
     import warnings
 
     from salmonn_jax.conversion import compare
 
-    warnings.simplefilter("ignore")  # of the packages, among themselves
-    files = compare.CheckpointPaths(
+    warnings.simplefilter("ignore")  # the PyTorch packages warn about each other
+    paths = compare.CheckpointPaths(
         whisper=arguments.whisper, beats=arguments.beats, llm=arguments.llm, checkpoint=arguments.checkpoint
     )
-    first = None
-    print(f"{'stage':24} {'relative':>10} {'largest':>10}")
-    for found in compare.compare(arguments.model, files, arguments.clip, arguments.prompt):
-        parts = not found.relative_error <= arguments.tolerance  # what is not a number parts too
-        print(
-            f"{found.layer:24} {found.relative_error:10.1e} {found.max_abs_error:10.1e}{' <- parts' if parts else ''}"
-        )
-        first = first or (found if parts else None)
-    if first is None:
-        print(f"all stages agree within {arguments.tolerance:g}")
+    first_mismatch = None
+    print(f"{'layer':24} {'relative':>10} {'max abs':>10}")
+    for difference in compare.compare(arguments.model, paths, arguments.clip, arguments.prompt):
+        mismatch = not difference.relative_error <= arguments.tolerance  # NaN is a mismatch too
+        errors = f"{difference.relative_error:10.1e} {difference.max_abs_error:10.1e}"
+        print(f"{difference.layer:24} {errors}{' <- mismatch' if mismatch else ''}")
+        first_mismatch = first_mismatch or (difference if mismatch else None)
+    if first_mismatch is None:
+        print(f"all layers agree within {arguments.tolerance:g}")
         return
     print(
-        f"the first stage that parts is {first.layer}: {first.relative_error:.1e} relative, "
-        f"{first.max_abs_error:.1e} at most"
+        f"first mismatching layer: {first_mismatch.layer} (relative error {first_mismatch.relative_error:.1e}, "
+        f"max abs error {first_mismatch.max_abs_error:.1e})"
     )
     sys.exit(1)
 
 
 def to_jax_component(arguments: argparse.Namespace) -> None:
-    """Converts one part."""
+    """Converts one component to a model directory."""
     from salmonn_jax.conversion import to_jax
 
-    _execute_plan(to_jax.plan_component(arguments.kind, arguments.path), arguments.output)
+    _execute_plan(to_jax.plan_component(arguments.kind, arguments.path), arguments.output, verbose=arguments.verbose)
 
 
 def to_jax_salmonn(arguments: argparse.Namespace) -> None:
-    """Converts a whole SALMONN."""
+    """Converts a whole SALMONN to a model directory."""
     from salmonn_jax.conversion import to_jax
 
     options = to_jax.SalmonnOptions(
-        heads=arguments.qformer_heads,
-        window_seconds=arguments.second_per_window,
-        stride_seconds=arguments.second_stride,
+        num_attention_heads=arguments.qformer_heads,
+        second_per_window=arguments.second_per_window,
+        second_stride=arguments.second_stride,
         lora_alpha=arguments.lora_alpha,
         audio_tokens=arguments.audio_tokens,
     )
@@ -176,26 +187,28 @@ def to_jax_salmonn(arguments: argparse.Namespace) -> None:
         options,
         own_checkpoint=arguments.own_checkpoint,
     )
-    _execute_plan(plan, arguments.output)
+    _execute_plan(plan, arguments.output, verbose=arguments.verbose)
 
 
-def _execute_plan(plan: Any, output: pathlib.Path) -> None:
-    """Tells what was chosen and what is left out, and writes."""
-    from salmonn_jax.conversion import to_jax
+def _execute_plan(plan: Any, output: pathlib.Path, *, verbose: bool) -> None:
+    """Prints the options and the ignored tensors of a `ConversionPlan`, and writes the model directory."""
+    from salmonn_jax.conversion import mapping, to_jax
     from salmonn_jax.model_directory import TOKENIZER_FILES
 
     for name, (value, origin) in plan.resolved_options.items():
         print(f"{name}: {value} (from {origin})", file=sys.stderr)
-    for name, why in plan.ignored.items():
-        print(f"not needed: {name} ({why})", file=sys.stderr)
+    ignored = [f"ignored {name}: {reason}" for name, reason in plan.ignored.items()]
+    for line in ignored if verbose else mapping.summarize_ignored(plan.ignored):
+        print(line, file=sys.stderr)
     if plan.tokenizer_dir and not any((plan.tokenizer_dir / name).is_file() for name in TOKENIZER_FILES):
-        print(f"{plan.tokenizer_dir} has no tokenizer: put its files into {output} before you use it", file=sys.stderr)
+        print(f"{plan.tokenizer_dir} has no tokenizer: copy tokenizer files into {output} before use", file=sys.stderr)
     with _bar(plan.nbytes, output) as bar:
         to_jax.write_model(plan, output, bar.update)
     print(f"wrote {output}")
 
 
 def _bar(total: int, output: pathlib.Path) -> Any:
+    """Returns a progress bar over `total` bytes."""
     from tqdm import tqdm
 
     return tqdm(total=total, unit="B", unit_scale=True, desc=str(output))

@@ -1,4 +1,4 @@
-"""A training job as hosts run it, and the commands that bring it there: what `launch.submit` and its backends share."""
+"""Training job on TPU hosts, and the backend interface. Shared by `launch.submit`, `launch.gke` and `launch.tpu_vm`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Protocol
 
 from salmonn_jax.topologies import Topology
 
-# Buckets are directories of the hosts, for training reads and writes files. What one host wrote the others must see at
-# once; directories need no objects of their own; a checkpoint is finished by renaming its directory.
+# Buckets are mounted because training reads and writes files. Metadata is not cached, so that all hosts see a new file
+# at once. Directories are implicit, because they may have no object of their own. The rename limit is high, because a
+# checkpoint is completed by renaming its directory.
 BUCKET_MOUNT_ROOT = pathlib.PurePosixPath("/gcs")
 MOUNT_OPTIONS = (
     "implicit-dirs",
@@ -26,30 +27,30 @@ _GCS_URL = re.compile(r"((?:[\w.]+=)?)gs://([^/]+)(.*)")
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command of this machine, and what it reads."""
+    """Command line on this machine, with the text of its stdin."""
 
     argv: tuple[str, ...]
     stdin: str | None = None
 
     def to_shell(self) -> str:
-        """As a shell takes it."""
+        """Returns the command in shell syntax, with stdin as a here-document."""
         line = shlex.join(self.argv)
         return line if self.stdin is None else f"{line} <<'END_OF_INPUT'\n{self.stdin}END_OF_INPUT"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What every host of a slice, or of several, is to run.
+    """Training job that every host of the slices runs.
 
     Attributes:
-      name: under which it is listed.
+      name: name in the backend's list of jobs.
       topology: the slices.
-      words: of `python -m launch.train`, as on the hosts.
-      buckets: that the hosts see as directories.
-      output: bucket of the run, which also keeps compiled programs.
-      spot: on machines that may be taken away at any time.
-      restarts: how often it is started again after a failure.
-      service_account: as which it runs; None: the default one.
+      argv: command line of `python -m launch.train` on the hosts.
+      buckets: buckets to mount on the hosts.
+      output_bucket: bucket of the run directory, which also has the compilation cache.
+      spot: use machines that may be preempted at any time.
+      max_restarts: number of restarts after failures.
+      service_account: service account of the hosts or pods; None for the default one.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Job:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of the training process."""
+        """Environment variables of the training process."""
         variables = {"JAX_COMPILATION_CACHE_DIR": str(BUCKET_MOUNT_ROOT / self.output_bucket / ".cache" / "xla")}
         if self.topology.slices > 1:
             variables["LIBTPU_INIT_ARGS"] = " ".join(json.loads(LIBTPU_FLAGS_FILE.read_text())["several slices"])
@@ -71,39 +72,45 @@ class Job:
 
 
 class Backend(Protocol):
-    """Where slices come from."""
+    """Interface of the services that provide slices. Methods return commands and run nothing."""
 
-    submit_note: str  # what the user should know once the job is submitted
+    submit_note: str  # note to the user after a submission
 
-    def submit_command(self, job: Job) -> Command: ...
-
-    def list_command(self) -> Command: ...
-
-    def logs_command(self, name: str) -> Command:
-        """Of the first host, to the end and on."""
+    def submit_command(self, job: Job) -> Command:
+        """Returns the command that submits a job."""
         ...
 
-    def delete_command(self, name: str) -> Command: ...
+    def list_command(self) -> Command:
+        """Returns the command that lists all jobs."""
+        ...
+
+    def logs_command(self, name: str) -> Command:
+        """Returns the command that prints and follows the log of a job's first host."""
+        ...
+
+    def delete_command(self, name: str) -> Command:
+        """Returns the command that ends a job and releases its slices."""
+        ...
 
 
 def to_mounted_path(argument: str) -> str:
-    """A word of the command line, its gs://BUCKET/DIRECTORY as the hosts see it."""
-    found = _GCS_URL.fullmatch(argument)
-    return f"{found[1]}{BUCKET_MOUNT_ROOT / found[2]}{found[3]}" if found else argument
+    """Returns a command-line argument with gs://BUCKET/DIRECTORY replaced by the path of the mounted bucket."""
+    match = _GCS_URL.fullmatch(argument)
+    return f"{match[1]}{BUCKET_MOUNT_ROOT / match[2]}{match[3]}" if match else argument
 
 
 def referenced_buckets(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    """The buckets that words of a command line name, each once."""
-    return tuple(dict.fromkeys(found[2] for found in map(_GCS_URL.fullmatch, arguments) if found))
+    """Returns the distinct buckets in command-line arguments."""
+    return tuple(dict.fromkeys(match[2] for match in map(_GCS_URL.fullmatch, arguments) if match))
 
 
 def render_template(template: pathlib.Path, **values: object) -> str:
-    """The template filled in."""
+    """Renders a Jinja template. A variable without a value is an error."""
     import jinja2
 
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["quote"] = shlex.quote
-    environment.filters["json"] = json.dumps  # which is YAML too
+    environment.filters["json"] = json.dumps  # JSON is valid YAML
     return environment.from_string(template.read_text()).render(values)

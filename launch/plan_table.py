@@ -1,7 +1,7 @@
-"""The README's tables of plans, made anew: python -m launch.plan_table [--only PREFIX]
+"""Update the README's tables of plans: python -m launch.plan_table [--only PREFIX]
 
-`launch/plans.json` lists commands of `launch.plan` and what each gave. This runs them again, each in a process of its
-own (some minutes each for the big models), writes what they give now, and prints both tables in Markdown.
+`launch/plans.json` lists commands of `launch.plan` with their results. This command runs them again, each in its own
+process, writes the new results and prints both tables in Markdown. A command takes minutes for large models.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ GB, MB = 1e9, 1e6
 
 
 def main() -> None:
+    """Parses the command line, runs the plans and prints the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.plan_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", metavar="PREFIX", help="only commands that begin so, such as debug")
-    parser.add_argument("--print", action="store_true", help="print the tables of what is there; compile nothing")
+    parser.add_argument(
+        "--only", default="", metavar="PREFIX", help="run only commands with this prefix, such as debug"
+    )
+    parser.add_argument("--print", action="store_true", help="print the tables of the stored results; compile nothing")
     arguments = parser.parse_args()
     entries = json.loads(PLANS_FILE.read_text())
     for entry in entries:
@@ -37,18 +40,18 @@ def main() -> None:
 
 
 def run_plan(command: Sequence[str]) -> dict[str, Any]:
-    """What `launch.plan` gives for these words."""
+    """Returns the result of `launch.plan` with these arguments."""
     with tempfile.TemporaryDirectory() as folder:
         output = pathlib.Path(folder) / "plan.json"
-        words = [sys.executable, "-m", "launch.plan", *command, "--output", str(output)]
-        done = subprocess.run(words, stdout=subprocess.DEVNULL, check=False)
+        argv = [sys.executable, "-m", "launch.plan", *command, "--output", str(output)]
+        process = subprocess.run(argv, stdout=subprocess.DEVNULL, check=False)
         if not output.exists():
-            raise OSError(f"launch.plan {' '.join(command)} ended with exit code {done.returncode}")
+            raise OSError(f"launch.plan {' '.join(command)} failed with exit code {process.returncode}")
         return json.loads(output.read_text())["plan"]
 
 
 def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Bytes of a chip by kind, and the projection: Markdown lines, one a plan with decoding of a released model."""
+    """Returns the Markdown table of memory and projection, with the released models' plans that include decoding."""
     lines = [
         "| configuration, slice | chips | mesh | rows x tokens, clips | frozen | trained, optimiser | temporary "
         "| train step | prefill | decode step | of | *projected:* step | MFU | clips/s | chip-hours of the stage |",
@@ -67,14 +70,14 @@ def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
             f"{train['temporary'] / GB:.2f}",
             *(f"{program['needed'] / GB:.1f}" for program in (train, *decoding)),
             f"{plan['hbm'] / GB:.1f} GB",
-            *_projected(plan),
+            *_projection_cells(plan),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
 
 def scaling_table(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """What grows with the number of chips: Markdown lines, one a plan of the train step alone."""
+    """Returns the Markdown table of the cost by number of chips, with the plans that do not include decoding."""
     lines = [
         "| configuration, slice | chips | rows | lowered in | compiled in | inputs of a chip | batch of a chip "
         "| handed to collectives by a chip | *projected:* collectives | chip-hours a million clips |",
@@ -82,7 +85,7 @@ def scaling_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     ]
     plans = [entry["plan"] for entry in entries if entry["plan"] and len(entry["plan"]["programs"]) == 1]
     for plan in plans:
-        train, chips, projected = plan["programs"][0], plan["topology"]["chips"], plan["projection"]
+        train, chips, projection = plan["programs"][0], plan["topology"]["chips"], plan["projection"]
         inputs = sum(train[kind] for kind in ("frozen", "trained", "optimizer", "batch"))
         cells = [
             f"{plan['config']['name']}, {plan['topology']['name']}",
@@ -92,25 +95,27 @@ def scaling_table(entries: Sequence[dict[str, Any]]) -> list[str]:
             f"{train['compile_seconds']:.0f} s",
             f"{inputs / GB:.2f} GB",
             f"{train['batch'] / MB:.2f} MB",
-            f"{sum(one['bytes'] * one['times'] for one in train['collectives']) / MB:.1f} MB",
-            f"{1000 * projected['collective_seconds']:.1f} ms",
-            f"{chips * 1e6 / projected['clips_per_second'] / 3600:.0f}",
+            f"{sum(collective['bytes'] * collective['times'] for collective in train['collectives']) / MB:.1f} MB",
+            f"{1000 * projection['collective_seconds']:.1f} ms",
+            f"{chips * 1e6 / projection['clips_per_second'] / 3600:.0f}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines if plans else []
 
 
-def _projected(plan: dict[str, Any]) -> list[str]:
-    projected, chips = plan["projection"], plan["topology"]["chips"]
+def _projection_cells(plan: dict[str, Any]) -> list[str]:
+    """Returns the table cells of a plan's projection."""
+    projection, chips = plan["projection"], plan["topology"]["chips"]
     return [
-        f"{projected['step_seconds']:.2f} s",
-        f"{projected['mfu']:.0%}",
-        f"{projected['clips_per_second']:.0f}",
-        f"{projected['stage_hours'] * chips:.0f}",
+        f"{projection['step_seconds']:.2f} s",
+        f"{projection['mfu']:.0%}",
+        f"{projection['clips_per_second']:.0f}",
+        f"{projection['stage_hours'] * chips:.0f}",
     ]
 
 
 def _mesh(sizes: dict[str, int]) -> str:
+    """Returns the mesh axes larger than one as text."""
     return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
 
 

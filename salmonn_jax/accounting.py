@@ -1,8 +1,8 @@
-"""What a training step costs, from the configuration alone: floating-point operations of its matrix products.
+"""FLOPs of the matrix products in a training step, computed from the configuration. Used by `planning`.
 
-A language model that is frozen, with gradients flowing through it to adapters inside and audio tokens before it, costs
-4 operations a parameter and token, not 6: the forward pass and the gradients of activations, but none of weights. The
-encoders have a forward pass only; what is trained costs its forward pass three times.
+A frozen language model costs 4 FLOPs per parameter and token instead of 6. Its backward pass computes the gradients of
+the activations, which the adapters and the audio tokens need, but not those of the weights. The encoders have a forward
+pass only. Trained parts cost three times their forward pass.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from salmonn_jax.config import (
 
 @dataclasses.dataclass(frozen=True)
 class StepFlops:
-    """Operations of one step over all chips, by part; a multiply and an add are two. Elementwise work is not counted.
+    """FLOPs of one step on all chips, by component. A multiply-add counts as two; elementwise operations do not count.
 
     Attributes:
-      features: the filters of both front ends, of all clips (their Fourier transforms are not products).
-      whisper, beats: forward, of all clips.
-      qformer: with the projection, forward and backward.
-      llama: the frozen products, forward and backward: the 4N rule.
-      attention: of the language model, forward and backward, over whole rows.
-      lora: forward and backward.
-      remat: what the backward pass computes again; not part of `model`.
-      duplicated: the encoders, where chips that share a language model by `tensor` cannot share its clips; not part
-        of `model`.
+      features: mel filters of both front ends. Their Fourier transforms do not count as matrix products.
+      whisper: forward pass of the Whisper encoder.
+      beats: forward pass of the BEATs encoder.
+      qformer: forward and backward pass of the Q-Former and the projection.
+      llama: forward and backward pass of the frozen matrix products of the language model, 4 FLOPs per parameter.
+      attention: forward and backward pass of the language model's attention over whole rows.
+      lora: forward and backward pass of the adapters.
+      remat: recomputation in the backward pass; not part of `model_flops`.
+      duplicated: repeated work of the encoders if the clips do not divide over the `tensor` axis; not part of
+        `model_flops`.
     """
 
     features: int
@@ -48,62 +49,67 @@ class StepFlops:
 
     @property
     def model_flops(self) -> int:
-        """What the mathematics asks for: the numerator of MFU."""
+        """FLOPs without recomputation and duplication: the numerator of MFU."""
         return self.features + self.whisper + self.beats + self.qformer + self.llama + self.attention + self.lora
 
     @property
     def hardware_flops(self) -> int:
-        """What is computed: the numerator of HFU."""
+        """FLOPs with recomputation and duplication: the numerator of HFU."""
         return self.model_flops + self.remat + self.duplicated
 
 
 def step_flops(config: RunConfig, num_devices: int = 1) -> StepFlops:
-    """Of a training step as `training.step` computes it, with the released models' choice of what is trained."""
+    """Returns the FLOPs of a `training.step` that trains the parameters which the released models train."""
     model, clips, tokens = config.model, config.data.clips, config.data.rows * config.data.seq_len
-    layers = llama_layers_flops(model.llama) * tokens
-    head = 2 * model.llama.hidden_size * model.llama.vocab_size * tokens
-    attention = llama_attention_flops(model.llama, config.data.seq_len) * config.data.rows
-    adapters = lora_flops(model.llama, model.lora) * tokens
-    heard = {
+    layers_flops = llama_layers_flops(model.llama) * tokens
+    head_flops = 2 * model.llama.hidden_size * model.llama.vocab_size * tokens
+    attention_flops = llama_attention_flops(model.llama, config.data.seq_len) * config.data.rows
+    adapter_flops = lora_flops(model.llama, model.lora) * tokens
+    audio_flops = {
         "features": feature_flops(model) * clips,
         "whisper": whisper_flops(model.whisper, model.audio.whisper_frames) * clips,
         "beats": beats_flops(model.beats, model.audio.window_samples) * clips if model.beats else 0,
         "qformer": 3 * qformer_flops(model) * clips,
     }
     return StepFlops(
-        **heard,
-        llama=2 * (layers + head),
-        attention=3 * attention,
-        lora=3 * adapters,
-        remat=remat_flops(config, layers, attention, adapters),
-        duplicated=(config.mesh.get("tensor", 1) - 1) * sum(heard.values()) if clips % num_devices else 0,
+        **audio_flops,
+        llama=2 * (layers_flops + head_flops),
+        attention=3 * attention_flops,
+        lora=3 * adapter_flops,
+        remat=remat_flops(config, layers_flops, attention_flops, adapter_flops),
+        duplicated=(config.mesh.get("tensor", 1) - 1) * sum(audio_flops.values()) if clips % num_devices else 0,
     )
 
 
-def remat_flops(config: RunConfig, layers: int, attention: int, adapters: int) -> int:
-    """What the backward pass computes again of a forward pass of these costs.
+def remat_flops(config: RunConfig, layers_flops: int, attention_flops: int, adapter_flops: int) -> int:
+    """Returns the FLOPs that the backward pass recomputes under `config.remat_policy`.
 
-    Of a frozen product only the gradient of its input is wanted, which takes its weights and not its input. So the
-    last product of a layer is never computed again, and with the scores alone kept that of attention is not either.
+    The gradient of a frozen product with respect to its input needs its weights, but not its input. Therefore the last
+    product of a layer is never recomputed. The policy "dots" keeps the outputs of all products with weights, so only
+    attention is recomputed: the scores, and if `o_proj` has an adapter also the weighted sum of the values.
+
+    Args:
+      config: run configuration.
+      layers_flops: FLOPs of a forward pass through the weights of all layers.
+      attention_flops: FLOPs of a forward pass through the attention of all layers.
+      adapter_flops: FLOPs of a forward pass through all adapters.
     """
     if config.remat_policy == "none":
         return 0
     if config.remat_policy == "dots":
-        return attention if "o_proj" in config.model.lora.target_modules else attention // 2
-    c, lora_config = config.model.llama, config.model.lora
+        return attention_flops if "o_proj" in config.model.lora.target_modules else attention_flops // 2
+    llama_config, lora_config = config.model.llama, config.model.lora
     tokens = config.data.rows * config.data.seq_len
     if "down_proj" in lora_config.target_modules:
-        last = (
-            c.num_hidden_layers * 2 * lora_config.rank * c.hidden_size * tokens
-            + c.num_hidden_layers * 2 * c.intermediate_size * c.hidden_size * tokens
-        )
+        last_matmul_inputs = llama_config.intermediate_size + lora_config.rank
     else:
-        last = c.num_hidden_layers * 2 * c.intermediate_size * c.hidden_size * tokens
-    return layers + attention + adapters - last
+        last_matmul_inputs = llama_config.intermediate_size
+    last_matmul = llama_config.num_hidden_layers * 2 * last_matmul_inputs * llama_config.hidden_size * tokens
+    return layers_flops + attention_flops + adapter_flops - last_matmul
 
 
 def feature_flops(config: ModelConfig) -> int:
-    """Both filter banks of a clip that fills the window."""
+    """Returns the FLOPs of both filter banks for one clip of the window's length."""
     samples = config.audio.window_samples
     mel = samples // 160 * 201 * config.whisper.num_mel_bins if config.whisper else 0
     kaldi = ((samples - 400) // 160 + 1) * 257 * config.beats.num_mel_bins if config.beats else 0
@@ -111,7 +117,7 @@ def feature_flops(config: ModelConfig) -> int:
 
 
 def whisper_flops(config: WhisperConfig, frames: int) -> int:
-    """Forward pass of a clip."""
+    """Returns the FLOPs of a forward pass of one clip. `frames` is the number of encoder frames."""
     d, t = config.d_model, frames
     convolutions = 2 * (2 * t) * 3 * config.num_mel_bins * d + 2 * t * 3 * d * d
     layer = 2 * t * d * (4 * d + 2 * config.encoder_ffn_dim) + 4 * t * t * d
@@ -119,7 +125,7 @@ def whisper_flops(config: WhisperConfig, frames: int) -> int:
 
 
 def beats_flops(config: BeatsConfig, samples: int) -> int:
-    """Forward pass of a clip that fills the window."""
+    """Returns the FLOPs of a forward pass of one clip of `samples` samples."""
     frames = (samples - 400) // 160 + 1
     t = frames // config.input_patch_size * (config.num_mel_bins // config.input_patch_size)
     d = config.encoder_embed_dim
@@ -131,40 +137,34 @@ def beats_flops(config: BeatsConfig, samples: int) -> int:
 
 
 def qformer_flops(config: ModelConfig) -> int:
-    """Forward pass of a clip, with the projection."""
+    """Returns the FLOPs of a forward pass of one clip through the Q-Former and the projection."""
     q: QFormerConfig = config.qformer
     d, frames, windows = q.hidden_size, config.audio.whisper_frames, config.num_windows
     tokens = windows * q.num_speech_query_token
-    memory = config.whisper.d_model + (config.beats.encoder_embed_dim if config.beats else 0)
-    own = 8 * tokens * d * d + 4 * tokens * q.num_speech_query_token * d
-    cross = 4 * tokens * d * d + 4 * frames * memory * d + 4 * tokens * q.window_frames * d
-    layer = own + cross + 4 * tokens * d * q.intermediate_size
+    encoder_hidden_size = config.whisper.d_model + (config.beats.encoder_embed_dim if config.beats else 0)
+    self_attention = 8 * tokens * d * d + 4 * tokens * q.num_speech_query_token * d
+    cross_attention = 4 * tokens * d * d + 4 * frames * encoder_hidden_size * d + 4 * tokens * q.window_frames * d
+    layer = self_attention + cross_attention + 4 * tokens * d * q.intermediate_size
     return q.num_hidden_layers * layer + 2 * tokens * d * config.llama.hidden_size
 
 
 def llama_layers_flops(config: LlamaConfig) -> int:
-    """Forward pass of a token through the products with weights of all layers."""
-    d, heads, shared = (
-        config.hidden_size,
-        config.num_attention_heads * config.head_size,
-        config.num_key_value_heads * config.head_size,
-    )
-    return config.num_hidden_layers * 2 * d * (2 * heads + 2 * shared + 3 * config.intermediate_size)
+    """Returns the FLOPs of a forward pass of one token through the weights of all layers."""
+    d = config.hidden_size
+    q_dim, kv_dim = config.num_attention_heads * config.head_size, config.num_key_value_heads * config.head_size
+    return config.num_hidden_layers * 2 * d * (2 * q_dim + 2 * kv_dim + 3 * config.intermediate_size)
 
 
 def llama_attention_flops(config: LlamaConfig, seq_len: int) -> int:
-    """Forward pass of a row's attention; masked scores are computed too."""
+    """Returns the FLOPs of a forward pass of one row's attention, including masked positions."""
     return config.num_hidden_layers * 4 * seq_len * seq_len * config.num_attention_heads * config.head_size
 
 
 def lora_flops(config: LlamaConfig, lora_config: LoraConfig) -> int:
-    """Forward pass of a token through the adapters."""
-    d, heads, shared = (
-        config.hidden_size,
-        config.num_attention_heads * config.head_size,
-        config.num_key_value_heads * config.head_size,
-    )
-    sizes = {"q_proj": (d, heads), "k_proj": (d, shared), "v_proj": (d, shared), "o_proj": (heads, d)}
+    """Returns the FLOPs of a forward pass of one token through the adapters of all layers."""
+    d = config.hidden_size
+    q_dim, kv_dim = config.num_attention_heads * config.head_size, config.num_key_value_heads * config.head_size
+    sizes = {"q_proj": (d, q_dim), "k_proj": (d, kv_dim), "v_proj": (d, kv_dim), "o_proj": (q_dim, d)}
     sizes |= {
         "gate_proj": (d, config.intermediate_size),
         "up_proj": (d, config.intermediate_size),

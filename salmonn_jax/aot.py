@@ -1,7 +1,8 @@
-"""Programs compiled for TPU slices that nobody here owns: what they need of a chip, and what they send between chips.
+"""Ahead-of-time compilation of the train step and the decoding programs for TPU slices, used by `planning`.
 
-The TPU compiler comes with `pip install 'salmonn-jax[tpu]'` and runs on any machine. The programs are those of training
-and decoding, unchanged; their inputs are shapes with shardings.
+The results are the memory that each program needs on a chip and its collectives. The TPU compiler comes with
+`pip install 'salmonn-jax[tpu]'` and runs on any machine. The compiled functions are those of training and decoding;
+their inputs are shapes with shardings.
 """
 
 from __future__ import annotations
@@ -28,23 +29,29 @@ from salmonn_jax.models.parameters import ModelStructure
 from salmonn_jax.topologies import Topology
 from salmonn_jax.training.step import init_train_state, make_train_step
 
-PROMPT_TOKENS, MAX_NEW_TOKENS = 256, 200  # of the decoding programs
+PROMPT_TOKENS, MAX_NEW_TOKENS = 256, 200  # sizes of the decoding programs
 
 
 class CompilationError(UserError):
-    """The compiler gave up on a program, and not because it is too large."""
+    """Failure of the TPU compiler for another reason than the size of the program."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledProgram:
-    """One compiled program. All bytes are those of one chip.
+    """Compiled program. All sizes are bytes on one chip.
 
     Attributes:
-      frozen, trained, optimizer, batch: of its inputs; a decoding program's cache counts as batch.
-      temporary: activations and whatever else lives only while it runs; None if it does not fit.
-      needed: all of it at once, as the compiler lays it out.
-      collectives: see `hlo.Collective`.
-      lower_seconds, compile_seconds: on this machine.
+      name: "train step", "prefill" or "decode step".
+      frozen: frozen parameters.
+      trained: trainable parameters.
+      optimizer: optimizer state.
+      batch: batch; for a decoding program also the key-value cache.
+      temporary: activations, other temporary buffers and code; None if the program does not fit.
+      needed: peak memory according to the compiler.
+      collectives: collective instructions of the program.
+      lower_seconds: seconds of lowering on this machine.
+      compile_seconds: seconds of compilation on this machine.
+      hlo_text: text of the optimised HLO module.
     """
 
     name: str
@@ -61,61 +68,75 @@ class CompiledProgram:
 
     @property
     def sent(self) -> int:
-        """Bytes that one execution hands to collectives."""
+        """Bytes that one chip passes to collectives in one execution."""
         return sum(c.bytes * c.times for c in self.collectives)
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """The chips of a topology, to compile for. Raises UserError where the TPU compiler is not installed."""
-    # Without these the compiler looks for the machine it would run on, and for other users of it.
+    """Returns devices to compile for. Raises UserError if the TPU compiler is not installed."""
+    # These variables stop libtpu from looking for a TPU machine and from locking it against other processes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
-    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    slice_options = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
-        described = topologies.get_topology_desc(
+        topology_desc = topologies.get_topology_desc(
             platform="tpu",
             topology_name=f"{topology.chip.kind}:{topology.grid}",
             chip_config_name=topology.chip.chip_config_name,
-            **more,
+            **slice_options,
         )
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        why = str(error).splitlines()[0][:160]
-        raise UserError(f"no TPU compiler for {topology.name} ({why}): pip install 'salmonn-jax[tpu]'") from None
-    return list(described.devices)
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(f"no TPU compiler for {topology.name} ({reason}): pip install 'salmonn-jax[tpu]'") from None
+    return list(topology_desc.devices)
 
 
 def compile_train_step(config: RunConfig, mesh: Mesh, hbm_limit: float = math.inf) -> CompiledProgram:
-    """The train step of a configuration; not compiled where its inputs alone take more than `memory` of a chip."""
+    """Compiles the train step of a configuration.
+
+    Args:
+      config: run configuration.
+      mesh: mesh of the devices to compile for.
+      hbm_limit: bytes of one chip. A step whose inputs alone need more is not compiled; its `temporary` is None.
+
+    Raises:
+      CompilationError: the compiler failed.
+    """
     structure = parameters.model_structure(config.model)
     trained, frozen = _abstract_weights(config, structure, mesh)
-    everywhere = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     state = jax.eval_shape(lambda params: init_train_state(config, params), trained)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
     batch = _abstract_batch(config, mesh)
     step = make_train_step(config, structure, mesh)
-    kinds = {"frozen": frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
-    return _compile("train step", step, (state, frozen, batch), kinds, hbm_limit)
+    inputs_by_kind = {"frozen": frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
+    return _compile("train step", step, (state, frozen, batch), inputs_by_kind, hbm_limit)
 
 
 def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[CompiledProgram, CompiledProgram]:
-    """The two programs of decoding, for as many prompts as a step has rows, each with a clip of its own.
+    """Compiles the prefill and the decode step, for `config.data.rows` prompts with one clip each.
 
-    Reading the prompts, and choosing one token of each.
+    Args:
+      config: run configuration.
+      mesh: mesh of the devices to compile for.
+
+    Raises:
+      CompilationError: the compiler failed.
     """
     structure = parameters.model_structure(config.model)
     trained, frozen = _abstract_weights(config, structure, mesh)
     options = {"eos_token_id": 2, "lora_scale": config.model.lora.scale}
-    split = sharding.row_sharding(mesh)
+    row_sharding = sharding.row_sharding(mesh)
     rows = config.data.rows
     batch = _abstract_batch(dataclasses.replace(config, data=dataclasses.replace(config.data, clips=rows)), mesh)
 
-    def over_rows(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=split)
+    def int32_rows(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=row_sharding)
 
     prompts = greedy.PromptBatch(
-        batch.pcm, batch.pcm_length, over_rows(PROMPT_TOKENS), over_rows(PROMPT_TOKENS), over_rows()
+        batch.pcm, batch.pcm_length, int32_rows(PROMPT_TOKENS), int32_rows(PROMPT_TOKENS), int32_rows()
     )
 
     def prefill(trained, frozen, prompts):
@@ -126,97 +147,105 @@ def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[CompiledProgram, Co
         return greedy.decode_step(structure.merge(trained, frozen), prompts, state, **options)
 
     state = jax.eval_shape(prefill, trained, frozen, prompts)
-    places = _decoding_shardings(state, mesh)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
-    kinds = {"frozen": frozen, "trained": trained, "optimizer": (), "batch": prompts}
+    shardings = _decoding_shardings(state, mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    inputs_by_kind = {"frozen": frozen, "trained": trained, "optimizer": (), "batch": prompts}
     return (
-        _compile("prefill", jax.jit(prefill, out_shardings=places), (trained, frozen, prompts), kinds),
+        _compile("prefill", jax.jit(prefill, out_shardings=shardings), (trained, frozen, prompts), inputs_by_kind),
         _compile(
             "decode step",
-            jax.jit(decode_step, out_shardings=places, donate_argnums=3),
+            jax.jit(decode_step, out_shardings=shardings, donate_argnums=3),
             (trained, frozen, prompts, state),
-            kinds | {"batch": (prompts, state)},
+            inputs_by_kind | {"batch": (prompts, state)},
         ),
     )
 
 
 def _abstract_weights(config: RunConfig, structure: ModelStructure, mesh: Mesh) -> tuple[dict, dict]:
-    chosen = frozenset(parameters.trainable_paths(structure.shapes, config.trainable))
-    placement = sharding.Placement(mesh, config.model.frozen_dtype, chosen)
-    placed = {path: placement(path, leaf) for path, leaf in structure.shapes.items()}
-    return {p: x for p, x in placed.items() if p in chosen}, {p: x for p, x in placed.items() if p not in chosen}
+    """Returns shapes, dtypes and shardings of the trainable and of the frozen parameters, by path."""
+    trainable = frozenset(parameters.trainable_paths(structure.shapes, config.trainable))
+    placement = sharding.Placement(mesh, config.model.frozen_dtype, trainable)
+    params = {path: placement(path, leaf) for path, leaf in structure.shapes.items()}
+    return {p: x for p, x in params.items() if p in trainable}, {p: x for p, x in params.items() if p not in trainable}
 
 
 def _abstract_batch(config: RunConfig, mesh: Mesh) -> Batch:
+    """Returns shapes, dtypes and shardings of a training batch."""
     data, array = config.data, jax.ShapeDtypeStruct
     sharding.check_batch(data, mesh)
-    rows, sequence, clips = data.rows, data.seq_len, data.clips
-    text, sound = (rows, sequence), (clips, config.model.audio.window_samples)
+    rows, clips = data.rows, data.clips
+    token_shape, pcm_shape = (rows, data.seq_len), (clips, config.model.audio.window_samples)
     batch = Batch(
-        pcm=array(sound, jnp.int16),
+        pcm=array(pcm_shape, jnp.int16),
         pcm_length=array((clips,), jnp.int32),
-        tokens=array(text, jnp.int32),
-        positions=array(text, jnp.int32),
-        segments=array(text, jnp.int32),
-        loss_mask=array(text, jnp.bool_),
-        audio_slot=array(text, jnp.int32),
+        tokens=array(token_shape, jnp.int32),
+        positions=array(token_shape, jnp.int32),
+        segments=array(token_shape, jnp.int32),
+        loss_mask=array(token_shape, jnp.bool_),
+        audio_slot=array(token_shape, jnp.int32),
         source_index=array((rows,), jnp.int32),
         transcript=array((clips, data.max_transcript_tokens), jnp.int32),
     )
-    places = sharding.batch_shardings(mesh, clips)
-    return jax.tree.map(lambda x, place: array(x.shape, x.dtype, sharding=place), batch, places)
+    shardings = sharding.batch_shardings(mesh, clips)
+    return jax.tree.map(lambda x, s: array(x.shape, x.dtype, sharding=s), batch, shardings)
 
 
 def _decoding_shardings(state: greedy.DecodeState, mesh: Mesh) -> greedy.DecodeState:
-    """Rows over the data axes; heads of the cache over `tensor`, where it divides them."""
+    """Shards rows over the data axes, and the heads of the cache over `tensor` if it divides their number."""
     heads = state.cache.keys.shape[3]
-    cut = "tensor" if heads % mesh.shape["tensor"] == 0 else None
-    cache = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, ("data", "fsdp"), None, cut))
-    split, everywhere = sharding.row_sharding(mesh), sharding.replicated(mesh)
-    return greedy.DecodeState(everywhere, split, split, split, split, type(state.cache)(cache, cache, everywhere))
+    head_axis = "tensor" if heads % mesh.shape["tensor"] == 0 else None
+    cache = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, ("data", "fsdp"), None, head_axis))
+    rows, replicated = sharding.row_sharding(mesh), sharding.replicated(mesh)
+    return greedy.DecodeState(replicated, rows, rows, rows, rows, type(state.cache)(cache, cache, replicated))
 
 
 def _compile(
-    name: str, function: Any, arguments: tuple, inputs_by_kind: dict[str, Any], memory: float = math.inf
+    name: str, function: Any, arguments: tuple, inputs_by_kind: dict[str, Any], hbm_limit: float = math.inf
 ) -> CompiledProgram:
-    held = {kind: _bytes_per_device(tree) for kind, tree in inputs_by_kind.items()}
-    if sum(held.values()) > memory:
-        nothing = {"temporary": None, "collectives": (), "lower_seconds": 0.0, "compile_seconds": 0.0}
-        return CompiledProgram(name, **held, needed=sum(held.values()), **nothing)
-    began = time.monotonic()
+    """Compiles a jitted function, unless its inputs alone exceed `hbm_limit`."""
+    input_bytes = {kind: _bytes_per_device(tree) for kind, tree in inputs_by_kind.items()}
+    if sum(input_bytes.values()) > hbm_limit:
+        not_compiled = {"temporary": None, "collectives": (), "lower_seconds": 0.0, "compile_seconds": 0.0}
+        return CompiledProgram(name, **input_bytes, needed=sum(input_bytes.values()), **not_compiled)
+    start = time.monotonic()
     lowered = function.lower(*arguments)
-    lowered_at = time.monotonic()
-    seconds = {"lower_seconds": lowered_at - began}
+    lowered_time = time.monotonic()
+    lower_seconds = lowered_time - start
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"Used ([\d.]+)([GM]) of", str(error))
-        if needed is None:
+        out_of_memory = re.search(r"Used ([\d.]+)([GM]) of", str(error))
+        if out_of_memory is None:
             raise CompilationError(
                 f"the TPU compiler failed on the {name}: {str(error).splitlines()[0][:200]}"
             ) from None
-        size = round(float(needed[1]) * 2 ** {"G": 30, "M": 20}[needed[2]])
-        spent = time.monotonic() - lowered_at
         return CompiledProgram(
-            name, **held, temporary=None, needed=size, collectives=(), compile_seconds=spent, **seconds
+            name,
+            **input_bytes,
+            temporary=None,
+            needed=round(float(out_of_memory[1]) * 2 ** {"G": 30, "M": 20}[out_of_memory[2]]),
+            collectives=(),
+            lower_seconds=lower_seconds,
+            compile_seconds=time.monotonic() - lowered_time,
         )
-    spent, memory, text = time.monotonic() - lowered_at, compiled.memory_analysis(), compiled.as_text()
-    temporary = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + temporary
+    compile_seconds = time.monotonic() - lowered_time
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    temporary = stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+    needed = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + temporary
     return CompiledProgram(
         name,
-        **held,
+        **input_bytes,
         temporary=temporary,
         needed=needed,
         collectives=tuple(hlo.collectives(text)),
-        compile_seconds=spent,
+        lower_seconds=lower_seconds,
+        compile_seconds=compile_seconds,
         hlo_text=text,
-        **seconds,
     )
 
 
 def _bytes_per_device(tree: Any) -> int:
-    """Bytes of the parts of these arrays that one chip holds."""
+    """Returns the bytes of the shards of these arrays on one chip."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)

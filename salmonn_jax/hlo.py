@@ -1,6 +1,6 @@
-"""What a compiled program does, read from its text: matrix multiplications and collectives, with how often they run.
+"""Parser of optimised HLO text: FLOPs of matrix products, and collectives with their number of executions.
 
-XLA's own cost analysis counts the body of a loop once; here the trip counts of scans are multiplied in.
+XLA's cost analysis counts the body of a loop once. This module multiplies it by the loop's trip count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: `shapes` are those of what it yields, `operands` names, `rest` its attributes."""
+    """One HLO instruction.
+
+    Attributes:
+      name: name within its computation.
+      opcode: operation, such as "dot".
+      shapes: (dtype, dimensions) of each result.
+      operands: names of the operands.
+      attributes: text of the instruction, in which attributes are searched.
+    """
 
     name: str
     opcode: str
@@ -30,18 +38,19 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
+        """Size of the results."""
         return sum(math.prod(dims) * _BYTES.get(dtype, 0) for dtype, dims in self.shapes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective instruction.
+    """Collective instruction of a program.
 
     Attributes:
       kind: one of `COLLECTIVES`.
-      bytes: of what it yields, on one device; for reduce-scatter of what it takes.
-      times: how often it runs in one execution of the program.
-      source: where in the program it comes from.
+      bytes: size of the result on one device; for a reduce-scatter, size of the operands.
+      times: number of executions in one execution of the program.
+      source: `op_name` of the instruction: the JAX operations from which it comes.
     """
 
     kind: str
@@ -51,27 +60,28 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives of a compiled module that move anything."""
-    found = []
+    """Returns all collectives of a compiled module. `text` is its optimised HLO."""
+    result = []
     for instruction, times, shapes in _walk(text):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             continue
         if kind == "reduce-scatter":
             size = sum(_size(shapes.get(name, ())) for name in instruction.operands)
-        elif instruction.opcode.endswith("-start"):  # yields what it takes, too
+        elif instruction.opcode.endswith("-start"):  # its result is a pair of operand and result
             size = instruction.bytes // 2
         else:
             size = instruction.bytes
         source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-        found.append(Collective(kind, size, times, source[1] if source else ""))
-    return found
+        result.append(Collective(kind, size, times, source[1] if source else ""))
+    return result
 
 
 def dot_flops(text: str) -> int:
-    """Floating-point operations of all matrix products and convolutions, a multiply and an add counted as two.
+    """Returns the FLOPs of all matrix products and convolutions. A multiply-add counts as two.
 
-    For modules compiled for CPU: on TPU the compiler writes batched products as convolutions, which this overcounts.
+    Only for modules compiled for CPU. The TPU compiler turns batched products into convolutions, whose FLOPs this
+    function overestimates.
     """
     total = 0
     for instruction, times, shapes in _walk(text):
@@ -88,21 +98,22 @@ def dot_flops(text: str) -> int:
 
 
 def _walk(text: str) -> Iterator[tuple[Instruction, int, dict[str, tuple]]]:
-    """Every instruction that runs, how often, and the shapes of what its computation has yielded."""
+    """Yields each executed instruction, its number of executions, and the result shapes of its computation by name."""
     computations, entry = _parse(text)
 
     def visit(name: str, times: int) -> Iterator:
+        """Yields the instructions of a computation that runs `times` times, and those of the computations it calls."""
         body = computations.get(name, [])
         shapes = {instruction.name: instruction.shapes for instruction in body}
         for instruction in body:
             yield instruction, times, shapes
             if instruction.opcode == "while":
                 inner = _called_computation(instruction.attributes, "body")
-                trips = _trip_count(
+                trip_count = _trip_count(
                     instruction.attributes,
                     computations.get(_called_computation(instruction.attributes, "condition"), []),
                 )
-                yield from visit(inner, times * trips)
+                yield from visit(inner, times * trip_count)
             else:
                 for attribute in ("calls", "to_apply", "called_computations"):
                     called = _called_computation(instruction.attributes, attribute)
@@ -113,6 +124,7 @@ def _walk(text: str) -> Iterator[tuple[Instruction, int, dict[str, tuple]]]:
 
 
 def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Returns the instructions of each computation by name, and the name of the entry computation."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -127,31 +139,35 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _instruction(name: str, text: str) -> Instruction:
-    # Layouts such as {1,0:T(8,128)} hold parentheses, and comments commas.
+    """Parses one instruction. `text` follows its " = "."""
+    # Layouts such as {1,0:T(8,128)} contain parentheses, and comments contain commas.
     text = re.sub(r"/\*[^*]*\*/", "", text)
-    plain = re.sub(r"\{[^{}]*\}", "", text[: text.find("metadata=")] if "metadata=" in text else text)
-    opcode = _OPCODE.search(plain)
-    yielded = plain[: opcode.start()] if opcode else plain
-    shapes = tuple((d, tuple(int(n) for n in dims.split(",") if n)) for d, dims in _SHAPE.findall(yielded))
-    inside = plain[opcode.end() :].split(")")[0] if opcode else ""
-    operands = tuple(part.split()[-1].lstrip("%") for part in re.split(r",\s*(?![\d,]*\])", inside) if part.split())
+    text_without_layouts = re.sub(r"\{[^{}]*\}", "", text[: text.find("metadata=")] if "metadata=" in text else text)
+    opcode = _OPCODE.search(text_without_layouts)
+    result_text = text_without_layouts[: opcode.start()] if opcode else text_without_layouts
+    shapes = tuple((d, tuple(int(n) for n in dims.split(",") if n)) for d, dims in _SHAPE.findall(result_text))
+    operand_text = text_without_layouts[opcode.end() :].split(")")[0] if opcode else ""
+    operand_parts = re.split(r",\s*(?![\d,]*\])", operand_text)
+    operands = tuple(part.split()[-1].lstrip("%") for part in operand_parts if part.split())
     return Instruction(name, opcode[1] if opcode else "", shapes, operands, text)
 
 
 def _size(shapes: tuple) -> int:
+    """Returns the bytes of arrays with these (dtype, dimensions)."""
     return sum(math.prod(dims) * _BYTES.get(dtype, 0) for dtype, dims in shapes)
 
 
 def _called_computation(attributes: str, attribute: str) -> str | None:
-    found = re.search(rf"\b{attribute}=\{{?%?([\w.\-]+)", attributes)
-    return found[1] if found else None
+    """Returns the name of the computation that an attribute such as `body` refers to."""
+    match = re.search(rf"\b{attribute}=\{{?%?([\w.\-]+)", attributes)
+    return match[1] if match else None
 
 
 def _trip_count(attributes: str, condition: list[Instruction]) -> int:
-    """How often a loop runs: as XLA noted it, else as its condition compares a counter that begins at zero."""
-    noted = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', attributes)
-    if noted:
-        return int(noted[1])
+    """Returns XLA's trip count of a loop, or else the constant in its condition, or else 1."""
+    known_trip_count = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', attributes)
+    if known_trip_count:
+        return int(known_trip_count[1])
     limits = [
         int(m[1]) for i in condition if i.opcode == "constant" and (m := re.search(r"constant\((\d+)\)", i.attributes))
     ]

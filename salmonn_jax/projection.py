@@ -1,10 +1,12 @@
-"""How fast a step would be on a slice: projected from the compiled program and the chip's data sheet, never measured.
+"""Projected time of a train step on a slice, from the compiled program and the chip's specifications. Not measured.
 
-The assumptions, which are printed with every figure:
-  * matrix products reach `REACHED` of the chip's peak (published training runs of dense models reach 0.45 to 0.7);
-  * frozen weights are read from memory twice a step (forward and backward), and that does not overlap with products;
-  * collectives go round a ring of one axis of the slice, both ways at once, and do not overlap with products;
-  * the data pipeline keeps up.
+Assumptions:
+  * Matrix products reach `MATMUL_EFFICIENCY` of the chip's peak FLOP/s. Published training runs of dense models reach
+    0.45 to 0.7.
+  * Frozen weights are read from HBM twice per step, in the forward and the backward pass. The reads overlap with matrix
+    products.
+  * Collectives use a ring over one axis of the slice in both directions. They do not overlap with matrix products.
+  * The data pipeline is never slower than the step.
 """
 
 from __future__ import annotations
@@ -16,12 +18,21 @@ from salmonn_jax.aot import CompiledProgram
 from salmonn_jax.topologies import Topology
 
 MATMUL_EFFICIENCY = 0.55
-HBM_HEADROOM = 0.1  # of a chip's memory that is to stay free
+HBM_HEADROOM = 0.1  # fraction of a chip's memory that must stay free
 
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """Of one training step; see the module for what it assumes."""
+    """Projection of one train step. The module's docstring lists the assumptions.
+
+    Attributes:
+      products_seconds: time of the matrix products.
+      memory_seconds: time of reading the frozen weights from HBM.
+      collective_seconds: time of the collectives.
+      mfu: model FLOPs utilisation, between 0 and 1.
+      clips_per_second: clips per second on all chips.
+      stage_hours: hours of the whole training stage.
+    """
 
     products_seconds: float
     memory_seconds: float
@@ -32,13 +43,22 @@ class Projection:
 
     @property
     def step_seconds(self) -> float:
+        """Time of one step: the longer of matrix products and HBM reads, plus the collectives."""
         return max(self.products_seconds, self.memory_seconds) + self.collective_seconds
 
 
 def project(
     program: CompiledProgram, flops: StepFlops, topology: Topology, *, clips: int, num_train_steps: int
 ) -> Projection:
-    """Projects a stage of `steps` steps on `clips` clips each."""
+    """Returns the projection of a training stage.
+
+    Args:
+      program: the compiled train step.
+      flops: FLOPs of the step on all chips.
+      topology: the slices.
+      clips: clips in a step.
+      num_train_steps: steps of the stage.
+    """
     chip = topology.chip
     products = flops.hardware_flops / topology.chips / (MATMUL_EFFICIENCY * chip.peak_flops)
     memory = 2 * program.frozen / chip.hbm_bandwidth
@@ -55,12 +75,14 @@ def project(
 
 
 def fits(program: CompiledProgram, topology: Topology) -> bool:
-    """Whether a program leaves the margin free."""
+    """Returns whether a program leaves HBM_HEADROOM of a chip's memory free."""
     return program.temporary is not None and program.needed <= (1 - HBM_HEADROOM) * topology.chip.hbm_bytes
 
 
 def _collective_seconds(kind: str, size: int, topology: Topology) -> float:
-    passes = 2 if kind == "all-reduce" else 1  # a reduce-scatter, and an all-gather of what it gave
-    within = passes * size / (2 * topology.chip.ici_bandwidth)
-    between = passes * size / topology.chip.dcn_bandwidth if topology.slices > 1 and kind == "all-reduce" else 0.0
-    return within + between
+    """Returns the time of one collective of `size` bytes."""
+    num_passes = 2 if kind == "all-reduce" else 1  # an all-reduce is a reduce-scatter and an all-gather
+    ici_seconds = num_passes * size / (2 * topology.chip.ici_bandwidth)
+    crosses_slices = topology.slices > 1 and kind == "all-reduce"
+    dcn_seconds = num_passes * size / topology.chip.dcn_bandwidth if crosses_slices else 0.0
+    return ici_seconds + dcn_seconds

@@ -1,6 +1,7 @@
-"""TPU slices: what a chip can do, and how chips are arranged. Figures are the makers' and those of the scaling book.
+"""TPU slices: chip specifications, topologies and Google Cloud names, used by `launch.plan` and `launch.submit`.
 
-A slice has the name under which it is ordered. Those of v4 and v5p count TensorCores, two a chip: v5p-128 is 64 chips.
+Specifications are from Google's documentation and the book "How to Scale Your Model". A slice has the name under which
+it is ordered. Names of v4 and v5p slices count TensorCores, of which a chip has two: v5p-128 has 64 chips.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from salmonn_jax.errors import UserError, unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One generation.
+    """Specifications of one TPU generation, per chip.
 
     Attributes:
-      kind: as the compiler names it.
-      config: how the compiler is to see its cores: as one device.
-      hbm: bytes of memory that a program may use.
-      flops: bfloat16 operations a second.
-      hbm_bandwidth: bytes a second.
-      ici_bandwidth: bytes a second over one link of the slice, one way.
-      dcn_bandwidth: bytes a second of a chip's share of the network between slices.
-      host: chips of one host, as a grid.
-      cores: by which the names of slices count.
+      kind: name of the generation in the TPU compiler.
+      chip_config_name: compiler option with which a chip is one device, whatever its number of cores.
+      hbm_bytes: bytes of HBM that a program may use.
+      peak_flops: peak bfloat16 FLOP/s.
+      hbm_bandwidth: bytes/s between HBM and the chip.
+      ici_bandwidth: bytes/s over one link within the slice, in one direction.
+      dcn_bandwidth: bytes/s of a chip's share of the network between slices.
+      chips_per_host_bounds: grid of the chips of one host.
+      cores_per_chip: factor between the number of chips and the number in the name of a slice.
     """
 
     kind: str
@@ -49,11 +50,11 @@ CHIPS = {
 
 
 class CloudNames(NamedTuple):
-    """How Google Cloud names a generation where slices are ordered."""
+    """Names of a TPU generation in Google Cloud."""
 
-    accelerator_type: str  # in gcloud, before the size
-    runtime_version: str  # the image of its TPU VMs
-    gke_accelerator: str  # the label of GKE's nodes
+    accelerator_type: str  # prefix of gcloud's accelerator type; the size follows
+    runtime_version: str  # image of the TPU VMs
+    gke_accelerator: str  # label of the GKE nodes
 
 
 CLOUD_NAMES = {
@@ -69,7 +70,7 @@ GRIDS = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One or more equal slices."""
+    """One or more equal slices of one generation."""
 
     name: str
     chip: Chip
@@ -78,35 +79,47 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Of all slices."""
+        """Number of chips in all slices."""
         return _count(self.grid) * self.slices
 
     @property
     def hosts(self) -> int:
-        """Of all slices."""
+        """Number of hosts in all slices."""
         return max(1, self.chips // math.prod(self.chip.chips_per_host_bounds))
 
 
 def get_topology(name: str, slices: int = 1) -> Topology:
-    """Equal slices of this name, such as v5p-128 or v5litepod-16. Raises UserError, listing what there is."""
+    """Returns `slices` slices of this name, such as v5p-128 or v5litepod-16. Raises UserError for an unknown name."""
     for topology in all_topologies():
         if name in (topology.name, topology.name.replace("v5e-", "v5litepod-")):
             return dataclasses.replace(topology, slices=slices)
-    raise UserError(f"unknown topology {name!r}; there are {', '.join(t.name for t in all_topologies())}")
+    raise UserError(f"unknown topology {name!r}; choose one of {', '.join(t.name for t in all_topologies())}")
 
 
 def get_topology_by_chips(generation: str, chips: int, slices: int = 1) -> Topology:
-    """Equal slices of this generation that have so many chips in all. Raises UserError, listing what there is."""
+    """Returns equal slices of a generation by the total number of chips.
+
+    Args:
+      generation: key of `CHIPS`, such as v5p.
+      chips: number of chips in all slices.
+      slices: number of slices.
+
+    Raises:
+      UserError: the generation is unknown, or has no slices of this size.
+    """
     if generation not in CHIPS:
         raise unknown_name("TPU generation", generation, CHIPS)
-    found = {slices * t.chips: t for t in all_topologies() if t.chip is CHIPS[generation]}
-    if chips not in found:
-        raise UserError(f"{slices} slice(s) of {generation} with {chips} chips do not exist; there are {list(found)}")
-    return dataclasses.replace(found[chips], slices=slices)
+    topologies_by_chips = {slices * t.chips: t for t in all_topologies() if t.chip is CHIPS[generation]}
+    if chips not in topologies_by_chips:
+        raise UserError(
+            f"{slices} slice(s) of {generation} with {chips} chips do not exist; choose one of "
+            f"{list(topologies_by_chips)} chips"
+        )
+    return dataclasses.replace(topologies_by_chips[chips], slices=slices)
 
 
 def all_topologies() -> list[Topology]:
-    """All slices there are, by generation and size."""
+    """Returns all single slices, ordered by generation and size."""
     return [
         Topology(f"{generation}-{_count(grid) * CHIPS[generation].cores_per_chip}", CHIPS[generation], grid)
         for generation, grids in GRIDS.items()
@@ -115,4 +128,5 @@ def all_topologies() -> list[Topology]:
 
 
 def _count(grid: str) -> int:
+    """Returns the number of chips in a grid such as 4x4x8."""
     return math.prod(map(int, grid.split("x")))

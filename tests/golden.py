@@ -97,7 +97,7 @@ def params() -> parameters.Params:
         GOLDEN_DIR / "beats.pt",
         GOLDEN_DIR / "vicuna",
         GOLDEN_DIR / "salmonn.pth",
-        to_jax.SalmonnOptions(heads=4),
+        to_jax.SalmonnOptions(num_attention_heads=4),
     )
     return {path: jnp.asarray(full_array(p), jnp.float32) for path, p in (plan.base | plan.delta).items()}
 

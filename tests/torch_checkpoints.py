@@ -1,7 +1,7 @@
-"""Models of all shapes in the original's file formats, with random weights, made by the packages that define them.
+"""Writers of small PyTorch checkpoints with random weights, made with the packages that define the formats.
 
-They stand for what users bring, and `salmonn_jax.conversion.torch_reference` computes what they should give. Where a
-package cannot be had, the tests that need it skip with the reason.
+The conversion tests use them as users' checkpoints, and `salmonn_jax.conversion.torch_reference` computes the expected
+activations. Tests whose packages are missing are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -16,18 +16,28 @@ from tests import golden
 
 
 def require_packages(*packages: str) -> None:
-    """Skips the calling test where one of the packages is missing."""
+    """Skips the calling test if torch, transformers or one of `packages` is missing."""
     for name in ("torch", "transformers", *packages):
         try:
             importlib.import_module(name)
         except ImportError as error:
-            pytest.skip(f"{name} is not installed ({error}): `make test` installs it where it can be had")
+            pytest.skip(f"{name} is not installed ({error}): `make test` installs it if possible")
 
 
 def write_llama(
     directory: pathlib.Path, *, model_type: str = "llama", dtype: str = "float32", **changes: Any
 ) -> pathlib.Path:
-    """A language model as transformers saves it, in several shards, with the golden tokenizer."""
+    """Writes a language model as transformers saves it, in several shards, with the golden tokenizer.
+
+    Args:
+      directory: directory to write.
+      model_type: "llama" or "mistral".
+      dtype: name of the weights' torch dtype.
+      **changes: changed fields of the transformers configuration.
+
+    Returns:
+      `directory`.
+    """
     import torch
     import transformers
 
@@ -44,8 +54,8 @@ def write_llama(
         "bos_token_id": 1,
         "eos_token_id": 2,
     } | changes
-    family = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}[model_type]
-    model = transformers.AutoModelForCausalLM.from_config(family(**values), dtype=getattr(torch, dtype))
+    config_class = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}[model_type]
+    model = transformers.AutoModelForCausalLM.from_config(config_class(**values), dtype=getattr(torch, dtype))
     _randomize_weights(model)
     model.save_pretrained(directory, max_shard_size="100KB")
     tokenizer = golden.GOLDEN_DIR / "vicuna" / "tokenizer.model"
@@ -55,7 +65,7 @@ def write_llama(
 
 
 def write_whisper(directory: pathlib.Path, **changes: Any) -> pathlib.Path:
-    """A whole Whisper, decoder included, as transformers saves it."""
+    """Writes a Whisper with its decoder, as transformers saves it. `changes` are fields of its configuration."""
     import torch
     import transformers
 
@@ -82,7 +92,7 @@ def write_whisper(directory: pathlib.Path, **changes: Any) -> pathlib.Path:
 
 
 def write_openai_whisper(path: pathlib.Path) -> pathlib.Path:
-    """A whole Whisper in half precision, as OpenAI distributes it."""
+    """Writes a Whisper with its decoder in half precision, as OpenAI distributes it."""
     import torch
     from whisper.model import ModelDimensions, Whisper
 
@@ -95,7 +105,7 @@ def write_openai_whisper(path: pathlib.Path) -> pathlib.Path:
 
 
 def write_beats(path: pathlib.Path, **changes: Any) -> pathlib.Path:
-    """A fine-tuned BEATs as Microsoft distributes it: `cfg`, and `model` with its classifier and tied copies."""
+    """Writes a fine-tuned BEATs as Microsoft distributes it: `cfg`, and `model` with classifier and tied weights."""
     import torch
 
     from salmonn_jax.conversion import torch_reference
@@ -146,9 +156,20 @@ def write_salmonn(
     num_attention_heads: int = 4,
     num_hidden_layers: int = 2,
 ) -> pathlib.Path:
-    """A SALMONN `.pth` that fits the language model in `llm` and encoders of together `memory` features.
+    """Writes a SALMONN `.pth` with an optimizer state, as the original's trainer saves it.
 
-    `config` is the `model` section of the configuration that the original's trainer saves.
+    Args:
+      path: file to write.
+      encoder_hidden_size: features of all encoders together: 32 of Whisper, the rest of BEATs.
+      llm: Hugging Face directory of the language model.
+      config: `model` section of the stored configuration.
+      target_modules: linear layers of the language model with LoRA adapters.
+      hidden_size: hidden size of the Q-Former.
+      num_attention_heads: attention heads of the Q-Former.
+      num_hidden_layers: layers of the Q-Former.
+
+    Returns:
+      `path`.
     """
     import torch
     import transformers
@@ -156,8 +177,8 @@ def write_salmonn(
     from salmonn_jax.conversion import tensors
 
     torch.manual_seed(3)
-    values, base = tensors.open_hf_directory(llm)
-    bert = transformers.Blip2QFormerModel(
+    llm_config, llm_tensors = tensors.open_hf_directory(llm)
+    qformer = transformers.Blip2QFormerModel(
         transformers.Blip2QFormerConfig(
             hidden_size=hidden_size,
             num_hidden_layers=num_hidden_layers,
@@ -167,9 +188,9 @@ def write_salmonn(
             encoder_hidden_size=encoder_hidden_size,
         )
     )
-    _randomize_weights(bert)
+    _randomize_weights(qformer)
     model = {"speech_query_tokens": torch.randn(1, config["num_speech_query_token"], hidden_size)}
-    for name, value in bert.state_dict().items():
+    for name, value in qformer.state_dict().items():
         name = name.replace(".attention.query", ".self.query").replace(".attention.key", ".self.key")
         name = name.replace(".attention.value", ".self.value").replace("layernorm.", "embeddings.LayerNorm.")
         model[f"speech_Qformer.bert.{name}"] = value
@@ -178,21 +199,21 @@ def write_salmonn(
     for name, size in sizes.items():
         if size:
             model |= {f"{name}.weight": 1 + 0.1 * torch.randn(size), f"{name}.bias": 0.1 * torch.randn(size)}
-    model["speech_llama_proj.weight"] = 0.1 * torch.randn(values["hidden_size"], hidden_size)
-    model["speech_llama_proj.bias"] = 0.1 * torch.randn(values["hidden_size"])
-    for name, tensor in base.items():
+    model["speech_llama_proj.weight"] = 0.1 * torch.randn(llm_config["hidden_size"], hidden_size)
+    model["speech_llama_proj.bias"] = 0.1 * torch.randn(llm_config["hidden_size"])
+    for name, tensor in llm_tensors.items():
         if name.split(".")[-2] in target_modules:
-            stem = "llama_model.base_model.model." + name.removesuffix(".weight")
+            prefix = "llama_model.base_model.model." + name.removesuffix(".weight")
             outputs, inputs = tensor.shape
-            model[f"{stem}.lora_A.default.weight"] = 0.2 * torch.randn(config["lora_rank"], inputs)
-            model[f"{stem}.lora_B.default.weight"] = 0.2 * torch.randn(outputs, config["lora_rank"])
+            model[f"{prefix}.lora_A.default.weight"] = 0.2 * torch.randn(config["lora_rank"], inputs)
+            model[f"{prefix}.lora_B.default.weight"] = 0.2 * torch.randn(outputs, config["lora_rank"])
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}
     torch.save({"model": model, "optimizer": optimizer, "config": {"model": config}, "epoch": 1}, path)
     return path
 
 
 def _randomize_weights(model: Any) -> None:
-    """Random weights of a size at which every part of a model matters to what comes out."""
+    """Sets random weights, scaled so that every component of a model has an effect on its output."""
     import torch
 
     with torch.no_grad():

@@ -1,17 +1,17 @@
 #!/bin/bash
-# What every host of a slice does when it boots, as root: launch/tpu_vm.py fills this in and hands it over as the
-# startup script of the machines. So the job starts when the queue yields the slice, and needs nobody to be connected.
+# Startup script that every host of a slice runs as root when it boots. launch/tpu_vm.py renders this template. The job
+# starts as soon as the slice is granted, without a connection from the user's machine.
 set -euo pipefail
 export HOME=/root DEBIAN_FRONTEND=noninteractive
 mkdir -p /opt/salmonn
 
-# Buckets as directories.
+# Mount the buckets.
 if ! command -v gcsfuse >/dev/null; then
     key=/usr/share/keyrings/cloud.google.asc
     packages=https://packages.cloud.google.com/apt
     curl --retry 5 -fsSL "$packages/doc/apt-key.gpg" -o "$key"
     echo "deb [signed-by=$key] $packages gcsfuse-$(lsb_release -cs) main" >/etc/apt/sources.list.d/gcsfuse.list
-    # Other jobs of the first minutes hold apt's lock.
+    # Other processes hold apt's lock in the first minutes after booting.
     apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=5 update
     apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=5 install --yes gcsfuse
 fi
@@ -20,7 +20,7 @@ mkdir -p {{ directory }}/{{ bucket | quote }}
 mountpoint -q {{ directory }}/{{ bucket | quote }} || gcsfuse{% for option in mount_options %} --{{ option }}{% endfor %} {{ bucket | quote }} {{ directory }}/{{ bucket | quote }}
 {% endfor %}
 
-# The package, with a Python of its own: that of the machine may be too old.
+# Install the package in a new Python environment, because the machine's Python may be too old.
 if [[ ! -x /opt/salmonn/venv/bin/python ]]; then
     curl --retry 5 -fsSL https://astral.sh/uv/install.sh | env UV_INSTALL_DIR=/usr/local/bin sh
     /usr/local/bin/uv venv --python 3.12 /opt/salmonn/venv
@@ -34,7 +34,7 @@ export {{ name }}={{ value | quote }}
 exec /opt/salmonn/venv/bin/{{ argv | map("quote") | join(" ") }}
 END
 
-# systemd starts it again, except after bad input; the chips' driver locks memory.
+# systemd restarts the job, except after bad input (exit code 2). The TPU driver locks memory, so its limit is infinite.
 cat >/etc/systemd/system/salmonn.service <<'END'
 [Unit]
 Description=salmonn_jax

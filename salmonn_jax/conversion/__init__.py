@@ -1,1 +1,4 @@
-"""PyTorch checkpoints in and out. The only room of the library in which torch is imported, and only when needed."""
+"""Conversion between PyTorch checkpoints and model directories.
+
+No other package of the library imports torch. This one imports it only when a function needs it.
+"""

@@ -1,4 +1,4 @@
-"""A converted model beside the files it came from, on a real clip, layer by layer."""
+"""Layer-by-layer comparison of a converted model with its PyTorch checkpoints, used by `launch.convert compare`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from salmonn_jax.models.salmonn import Salmonn
 
 @dataclasses.dataclass(frozen=True)
 class LayerDifference:
-    """How far one stage of ours lies from theirs."""
+    """Difference between the JAX and the PyTorch activations of one layer."""
 
     layer: str
-    relative_error: float  # norm of the difference over the norm of theirs
-    max_abs_error: float  # absolute
+    relative_error: float  # L2 norm of the difference / L2 norm of the PyTorch activations
+    max_abs_error: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointPaths:
-    """What the model was converted from. Stages whose file is not named are not compared."""
+    """Checkpoints from which the model was converted. Layers of checkpoints that are None are not compared."""
 
     whisper: pathlib.Path | None = None
     beats: pathlib.Path | None = None
@@ -43,49 +43,53 @@ class CheckpointPaths:
 def compare(
     model_dir: pathlib.Path, paths: CheckpointPaths, clip: AudioSource, prompt: str
 ) -> Iterator[LayerDifference]:
-    """Yields the differences of all stages, in the order of computation, in float32.
+    """Yields the float32 differences of all layers, in the order of computation.
 
     Args:
-      model: model directory.
-      files: see `Files`. With `checkpoint`, the language model hears the clip and has its adapters; without it, both
-        sides answer `prompt` unheard and without adapters.
-      clip: see `salmonn_jax.audio_files.load_audio`.
-      prompt: the question.
+      model_dir: directory of the converted model.
+      paths: checkpoints to compare with. With `paths.checkpoint`, the prompt includes the clip and the language model
+        has its adapters. Otherwise the prompt is text only, without adapters on both sides.
+      clip: audio, as `salmonn_jax.audio_files.load_audio` takes it.
+      prompt: prompt for the language model.
 
     Raises:
-      UserError: something cannot be read, a package is missing, or a file of a part that the model has not.
+      UserError: a file cannot be read, a package is missing, or the model lacks a component of `paths`.
     """
     loaded = api.load(model_dir, dtype="float32")
     config = loaded.config
     if not (paths.whisper or paths.beats or paths.llm):
-        raise UserError(f"name what {model_dir} was converted from: --whisper, --beats, --llm, --checkpoint")
-    for name, part in (("whisper", config.whisper), ("beats", config.beats), ("llm", config.llama)):
-        if getattr(paths, name) is not None and part is None:
-            raise UserError(f"{model_dir} has no part that came from --{name}")
+        raise UserError(f"give a checkpoint that {model_dir} was converted from: --whisper, --beats or --llm")
+    for name, component in (("whisper", config.whisper), ("beats", config.beats), ("llm", config.llama)):
+        if getattr(paths, name) is not None and component is None:
+            raise UserError(f"{model_dir} has no component from --{name}; omit this option")
     if paths.checkpoint and not (paths.whisper and paths.llm and (paths.beats or config.beats is None)):
-        raise UserError("--checkpoint is compared with all the rest: name --whisper, --beats and --llm too")
+        raise UserError("--checkpoint needs the other checkpoints of the model: give --whisper, --beats and --llm too")
     pcm = load_audio(clip)[: config.audio.window_samples]
     pcm = np.pad(pcm, (0, max(0, config.audio.minimum_samples - len(pcm))))
-    question = (
-        _encode_prompt(loaded, prompt, clip_lengths=[len(pcm)] if paths.checkpoint else []) if paths.llm else None
-    )
-    theirs = _torch_activations(paths, config, pcm, question)
+    clip_lengths = [len(pcm)] if paths.checkpoint else []
+    encoded_prompt = _encode_prompt(loaded, prompt, clip_lengths) if paths.llm else None
+    expected = _torch_activations(paths, config, pcm, encoded_prompt)
     with jax.default_matmul_precision("highest"):
-        ours = _jax_activations(loaded.module, pcm, question, with_audio=paths.checkpoint is not None)
-    for stage, their in theirs.items():
-        yield _difference(stage, ours.get(stage), their)
+        actual = _jax_activations(loaded.module, pcm, encoded_prompt, with_audio=paths.checkpoint is not None)
+    for layer, value in expected.items():
+        yield _difference(layer, actual.get(layer), value)
 
 
-def _difference(layer: str, our: np.ndarray | None, their: np.ndarray) -> LayerDifference:
-    """Ours may be padded to the window; another rank, or too little of it, is as different as can be."""
-    if our is None or our.ndim != their.ndim or any(n < m for n, m in zip(our.shape, their.shape, strict=True)):
+def _difference(layer: str, actual: np.ndarray | None, expected: np.ndarray) -> LayerDifference:
+    """Compares the JAX and PyTorch activations of a layer.
+
+    JAX activations are padded to the window, so they may be longer. The difference is infinite if they are missing,
+    shorter, or of another rank.
+    """
+    if actual is None or actual.ndim != expected.ndim or any(np.less(actual.shape, expected.shape)):
         return LayerDifference(layer, float("inf"), float("inf"))
-    error = our[tuple(slice(n) for n in their.shape)] - their
-    return LayerDifference(layer, float(np.linalg.norm(error) / np.linalg.norm(their)), float(np.abs(error).max()))
+    error = actual[tuple(slice(n) for n in expected.shape)] - expected
+    relative_error = float(np.linalg.norm(error) / np.linalg.norm(expected))
+    return LayerDifference(layer, relative_error, float(np.abs(error).max()))
 
 
 def _encode_prompt(model: api.Model, prompt: str, clip_lengths: Sequence[int]) -> prompts.EncodedPrompt:
-    """`clips` are the samples of each."""
+    """Tokenizes the prompt with placeholders for clips of `clip_lengths` samples."""
     prompt = api.AUDIO_PROMPT_PREFIX + prompt if clip_lengths and prompts.AUDIO_PLACEHOLDER not in prompt else prompt
     return prompts.encode_prompt(
         model.tokenizer,
@@ -99,64 +103,66 @@ def _encode_prompt(model: api.Model, prompt: str, clip_lengths: Sequence[int]) -
 def _torch_activations(
     paths: CheckpointPaths, config, pcm: np.ndarray, encoded_prompt: prompts.EncodedPrompt | None
 ) -> Activations:
-    """One model of theirs in memory at a time."""
-    stages: Activations = {}
+    """Returns the PyTorch activations by layer. Only one PyTorch model is in memory at a time."""
+    activations: Activations = {}
     if paths.whisper:
-        stages |= torch_reference.whisper_activations(paths.whisper, pcm)
+        activations |= torch_reference.whisper_activations(paths.whisper, pcm)
     if paths.beats:
-        stages |= torch_reference.beats_activations(paths.beats, pcm)
+        activations |= torch_reference.beats_activations(paths.beats, pcm)
     if paths.checkpoint:
-        heard = stages["whisper output"], stages.get("beats output")
-        stages |= torch_reference.qformer_activations(paths.checkpoint, config, *heard)
+        encoder_outputs = activations["whisper output"], activations.get("beats output")
+        activations |= torch_reference.qformer_activations(paths.checkpoint, config, *encoder_outputs)
     if paths.llm:
-        tokens, slots = (np.asarray(x) for x in encoded_prompt)
-        audio_tokens = stages.get("audio tokens")
-        stages |= torch_reference.llama_activations(paths.llm, tokens, slots, audio_tokens, paths.checkpoint, config)
-    return stages
+        tokens, audio_slots = (np.asarray(x) for x in encoded_prompt)
+        activations |= torch_reference.llama_activations(
+            paths.llm, tokens, audio_slots, activations.get("audio tokens"), paths.checkpoint, config
+        )
+    return activations
 
 
 def _jax_activations(
     model: Salmonn, pcm: np.ndarray, encoded_prompt: prompts.EncodedPrompt | None, *, with_audio: bool
 ) -> Activations:
-    """The same stages of ours, of a clip padded to the window."""
+    """Returns the JAX activations by layer, of a clip padded to the window."""
     config = model.config
-    tokens, slots = ([], []) if encoded_prompt is None else encoded_prompt
-    segment = Segment(list(tokens), list(slots), 0, (pcm,))
+    tokens, audio_slots = ([], []) if encoded_prompt is None else encoded_prompt
+    segment = Segment(list(tokens), list(audio_slots), 0, (pcm,))
     batch = collate(
         [[segment]],
         seq_len=len(tokens),
         window_samples=config.audio.window_samples,
         num_audio_tokens=max(config.num_audio_tokens, 1),
     )
-    stages = jax.device_get(jax.jit(_compute_activations, static_argnums=2)(model, batch, with_audio))
-    named: Activations = {}
-    for name, value in stages.items():
+    batched = jax.device_get(jax.jit(_compute_activations, static_argnums=2)(model, batch, with_audio))
+    activations: Activations = {}
+    for name, value in batched.items():
         value = value.astype(np.float32)
         if name in ("whisper", "beats", "qformer", "llama"):
-            named |= {f"{name} layer {i}": layer[0] for i, layer in enumerate(value)}
+            activations |= {f"{name} layer {i}": layer[0] for i, layer in enumerate(value)}
         else:
-            named[name] = value[0]
-    return named
+            activations[name] = value[0]
+    return activations
 
 
 def _compute_activations(model: Salmonn, batch, with_audio: bool) -> dict[str, jax.Array]:
-    """All that the model computes on the way; stacked layers whole, everything with the batch axis."""
-    config, found = model.config, {}
-    with record_hidden_states() as layers:
+    """Returns all activations of the model with their batch axis. Those of stacked layers are one array per stack."""
+    config, activations = model.config, {}
+    with record_hidden_states() as hidden_states:
         frames = model.run_encoders(batch.pcm, batch.pcm_length)
         if config.whisper:
-            found["whisper features"] = audio.log_mel_spectrogram(batch.pcm, config.whisper.num_mel_bins).swapaxes(1, 2)
-            found["whisper output"] = frames.whisper
+            features = audio.log_mel_spectrogram(batch.pcm, config.whisper.num_mel_bins)
+            activations["whisper features"] = features.swapaxes(1, 2)
+            activations["whisper output"] = frames.whisper
         if config.beats:
-            found["beats features"] = audio.fbank(batch.pcm, config.beats.num_mel_bins)
-            found["beats output"] = frames.beats
+            activations["beats features"] = audio.fbank(batch.pcm, config.beats.num_mel_bins)
+            activations["beats output"] = frames.beats
         if with_audio:
-            found["encoder frames"] = model.concat_encoder_frames(frames)
-            found["audio tokens"] = model.compute_audio_tokens(frames)
+            activations["encoder frames"] = model.concat_encoder_frames(frames)
+            activations["audio tokens"] = model.compute_audio_tokens(frames)
         if config.llama and batch.tokens.shape[1]:
-            audio_tokens = found.get("audio tokens", jnp.zeros((0, 0, config.llama.hidden_size)))
+            audio_tokens = activations.get("audio tokens", jnp.zeros((0, 0, config.llama.hidden_size)))
             x = model.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens)
             scale = config.lora.scale if with_audio else None
             hidden, _ = model.llama(x, batch.positions, causal_mask(batch.segments), lora_scale=scale)
-            found["logits"] = model.llama.logits(hidden)
-    return found | layers
+            activations["logits"] = model.llama.logits(hidden)
+    return activations | hidden_states

@@ -1,8 +1,9 @@
-"""One engine for every conversion: a table of rules, checked both ways before anything is read.
+"""Mapping engine used by every conversion: a table of rules that is checked in both directions before tensors are read.
 
-A rule says which tensor of theirs is which parameter of ours and how one becomes the other. `{layer}` in their name
-stands for the place on the leading axis of ours. Nothing is guessed: every tensor of theirs has one destination or a
-reason why it is ignored, every parameter of ours has one source, and all that does not fit is told at once.
+A rule pairs one torch tensor name with the path of one JAX parameter and with the transform between their layouts.
+`{layer}` in a torch name stands for the index on the leading axis of the JAX parameter. The engine guesses nothing:
+every torch tensor has one destination or a reason to be ignored, every JAX parameter has one source, and one error
+lists all mismatches.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How one layout becomes the other. Exact: only axes and shapes change, never a value."""
+    """Conversion between the torch and the JAX layout of an array. It changes axes and shapes, never values."""
 
-    to_jax: Callable[[np.ndarray, Shape], np.ndarray]  # (theirs, our shape)
+    to_jax: Callable[[np.ndarray, Shape], np.ndarray]  # (torch array, JAX shape) -> JAX array
     to_torch: Callable[[np.ndarray], np.ndarray]
 
     def torch_shape(self, jax_shape: Shape) -> Shape:
-        """Their shape, of ours."""
+        """Returns the torch shape of a parameter with this JAX shape."""
         return self.to_torch(np.broadcast_to(np.zeros((), np.bool_), jax_shape)).shape
 
 
@@ -40,13 +41,13 @@ SQUEEZE_FIRST_AXIS = Transform(lambda x, shape: x[0], lambda x: x[None])
 
 
 def reshape(to_torch_shape: Callable[[Shape], Shape]) -> Transform:
-    """Another shape of the same order; `there` gives theirs, of ours."""
+    """Returns a transform that reshapes in row-major order. `to_torch_shape` maps the JAX shape to the torch shape."""
     return Transform(lambda x, shape: x.reshape(shape), lambda x: x.reshape(to_torch_shape(x.shape)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Their tensor, our parameter, and how."""
+    """Pair of a torch tensor name and a JAX parameter path, with the transform between them."""
 
     torch_name: str
     path: str
@@ -55,13 +56,13 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All rules of one kind of checkpoint.
+    """All rules for one kind of checkpoint.
 
     Attributes:
-      kind: what it is called in messages.
-      rules: of which those whose parameter the model has are used.
-      ignored: (regular expression on whole names, why such a tensor is not needed).
-      part: how the paths of its parameters begin, where it is of one part of a model.
+      kind: name of the kind in messages.
+      rules: the engine uses those rules whose parameter the model has.
+      ignored_patterns: pairs of (regular expression for whole tensor names, reason why such a tensor is not needed).
+      path_prefix: common prefix of the parameter paths, if the checkpoint holds one component of a model.
     """
 
     kind: str
@@ -70,23 +71,23 @@ class Table:
     path_prefix: str = ""
 
     def ignore_reason(self, name: str) -> str | None:
-        """Why their tensor is ignored; None if it is not."""
-        return next((why for pattern, why in self.ignored_patterns if re.fullmatch(pattern, name)), None)
+        """Returns why the torch tensor `name` is ignored, or None if it is converted."""
+        return next((reason for pattern, reason in self.ignored_patterns if re.fullmatch(pattern, name)), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Destination:
-    """Where a tensor of theirs goes."""
+    """JAX parameter, or one layer of it, to which one torch tensor belongs."""
 
     path: str
-    layer: int | None
+    layer: int | None  # index on the leading axis; None if the parameter is not stacked
     transform: Transform
-    torch_shape: Shape  # theirs
+    torch_shape: Shape
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyParam:
-    """A parameter of ours, made of tensors of theirs as it is read: never whole in memory if it is stacked."""
+    """JAX parameter that is read from torch tensors piece by piece. A stacked parameter is never whole in memory."""
 
     path: str
     shape: Shape
@@ -95,86 +96,120 @@ class LazyParam:
 
     @property
     def stacked(self) -> bool:
-        """Whether the leading axis is layers, each a tensor of theirs."""
+        """Whether the leading axis indexes layers, each of which is one torch tensor."""
         return self.sources[0][0] is not None
 
     def pieces(self) -> Iterator[tuple[int | None, np.ndarray]]:
-        """Yields (layer or None, array) in the order of memory."""
-        for layer, how, tensor in self.sources:
+        """Yields (layer or None, array) in memory order."""
+        for layer, transform, tensor in self.sources:
             shape = self.shape if layer is None else self.shape[1:]
-            yield layer, np.ascontiguousarray(how.to_jax(tensor.read(), shape).astype(self.dtype, copy=False))
+            yield layer, np.ascontiguousarray(transform.to_jax(tensor.read(), shape).astype(self.dtype, copy=False))
 
 
 def destinations(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Destination]:
-    """Where each tensor of a checkpoint of this kind goes, for a model with parameters of these shapes.
+    """Returns the destination of each torch tensor, by name, in a model with parameters of these shapes.
 
     Raises:
-      ValueError: two rules for one parameter or one tensor, or a parameter without a rule: a fault of the table.
+      ValueError: the table is wrong: two rules name one parameter or one tensor, or a parameter has no rule.
     """
-    found: dict[str, Destination] = {}
-    used: list[str] = []
+    destination_of: dict[str, Destination] = {}
+    used_paths: list[str] = []
     for rule in table.rules:
         if rule.path not in shapes:
             continue
-        used.append(rule.path)
+        used_paths.append(rule.path)
         shape = shapes[rule.path]
-        layered = "{layer}" in rule.torch_name
-        there = rule.transform.torch_shape(shape[1:] if layered else shape)
-        for layer in range(shape[0]) if layered else (None,):
+        stacked = "{layer}" in rule.torch_name
+        torch_shape = rule.transform.torch_shape(shape[1:] if stacked else shape)
+        for layer in range(shape[0]) if stacked else (None,):
             name = rule.torch_name.replace("{layer}", str(layer))
-            if name in found:
+            if name in destination_of:
                 raise ValueError(f"{table.kind}: two rules for {name}")
-            found[name] = Destination(rule.path, layer, rule.transform, there)
-    if len(used) != len(set(used)) or set(used) != set(shapes):
-        raise ValueError(f"{table.kind}: not one rule each for {sorted(set(used) ^ set(shapes)) or used}")
-    return found
+            destination_of[name] = Destination(rule.path, layer, rule.transform, torch_shape)
+    if len(used_paths) != len(set(used_paths)) or set(used_paths) != set(shapes):
+        wrong_paths = sorted(set(used_paths) ^ set(shapes)) or used_paths
+        raise ValueError(f"{table.kind}: expected exactly one rule for each of {wrong_paths}")
+    return destination_of
 
 
 def match_checkpoint(
     table: Table, shapes: Mapping[str, Shape], tensors: LazyStateDict
 ) -> tuple[dict[str, LazyParam], list[str]]:
-    """Pairs a checkpoint with the parameters of a model; reads nothing yet.
+    """Matches the tensors of one checkpoint with the parameters of a model. Reads no tensor yet.
+
+    Args:
+      table: rules for this kind of checkpoint.
+      shapes: JAX shape of each parameter, by path.
+      tensors: tensors of the checkpoint, by torch name.
 
     Returns:
-      The parameters by path, and all that does not fit: tensors that are missing, unknown, or of another shape.
+      The parameters by path, and a list of error messages about missing, unknown and wrong-shaped tensors. One of the
+      two is empty.
     """
-    wanted = destinations(table, shapes)
-    wrong = [f"missing {name}" for name in wanted if name not in tensors]
+    expected = destinations(table, shapes)
+    mismatches = [f"missing {name}" for name in expected if name not in tensors]
     for name, tensor in tensors.items():
-        if name not in wanted:
+        if name not in expected:
             if table.ignore_reason(name) is None:
-                wrong.append(f"unknown {name} {list(tensor.shape)}")
-        elif tensor.shape != wanted[name].torch_shape:
-            wrong.append(f"{name} has shape {list(tensor.shape)}, not {list(wanted[name].torch_shape)}")
-    if wrong:
-        return {}, [f"this is not the {table.kind} its configuration describes: {summarize_by_layer(wrong)}"]
-    parts: dict[str, list] = {path: [] for path in shapes}
-    for name, to in wanted.items():
-        parts[to.path].append((to.layer, to.transform, tensors[name]))
-    return {path: LazyParam(path, shapes[path], _common_dtype(of), tuple(of)) for path, of in parts.items()}, []
+                mismatches.append(f"unknown {name} {list(tensor.shape)}")
+        elif tensor.shape != expected[name].torch_shape:
+            mismatches.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name].torch_shape)}")
+    if mismatches:
+        return {}, [f"this is not the {table.kind} its configuration describes: {summarize_by_layer(mismatches)}"]
+    sources_of: dict[str, list] = {path: [] for path in shapes}
+    for name, destination in expected.items():
+        sources_of[destination.path].append((destination.layer, destination.transform, tensors[name]))
+    params = {
+        path: LazyParam(path, shapes[path], _common_dtype(sources), tuple(sources))
+        for path, sources in sources_of.items()
+    }
+    return params, []
 
 
 def match_checkpoints(*checkpoints: tuple[Table, Mapping[str, Shape], LazyStateDict]) -> dict[str, LazyParam]:
-    """Pairs checkpoints with the parameters of a model. Raises UserError with all that does not fit, of all of them."""
-    found, wrong = {}, []
+    """Matches several checkpoints with the parameters of one model. Reads no tensor yet.
+
+    Args:
+      *checkpoints: the arguments of `match_checkpoint` for each checkpoint.
+
+    Raises:
+      UserError: tensors are missing, unknown or wrong-shaped. The message covers all checkpoints.
+    """
+    params, errors = {}, []
     for table, shapes, tensors in checkpoints:
-        parameters, faults = match_checkpoint(table, shapes, tensors)
-        found |= parameters
-        wrong += faults
-    if wrong:
-        raise UserError("; ".join(wrong))
-    return found
+        checkpoint_params, checkpoint_errors = match_checkpoint(table, shapes, tensors)
+        params |= checkpoint_params
+        errors += checkpoint_errors
+    if errors:
+        raise UserError("; ".join(errors))
+    return params
 
 
 def ignored_tensors(table: Table, tensors: LazyStateDict) -> dict[str, str]:
-    """The names of their tensors that are not needed, with the reasons."""
-    return {name: why for name in tensors if (why := table.ignore_reason(name)) is not None}
+    """Returns the names of the tensors that a conversion ignores, each with the reason."""
+    return {name: reason for name in tensors if (reason := table.ignore_reason(name)) is not None}
 
 
-def _common_dtype(parts: list) -> np.dtype:
-    """The dtype of a parameter: that of its parts, or one that holds all of theirs."""
-    dtypes = {tensor.dtype for _, _, tensor in parts}
-    halves = {np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)}
-    if halves <= dtypes:  # neither holds the other
-        dtypes = dtypes - halves | {np.dtype(np.float32)}
+def summarize_ignored(ignored: Mapping[str, str]) -> list[str]:
+    """Returns one line per reason: the number of ignored keys and one or two of them as examples.
+
+    Args:
+      ignored: reason why each key is ignored, as `ignored_tensors` returns it.
+    """
+    names_of: dict[str, list[str]] = {}
+    for name, reason in ignored.items():
+        names_of.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in names_of.items():
+        examples = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+        lines.append(f"ignored {len(names)} {'key' if len(names) == 1 else 'keys'} ({examples}): {reason}")
+    return lines
+
+
+def _common_dtype(sources: list) -> np.dtype:
+    """Returns the smallest dtype that holds the values of all source tensors of a parameter."""
+    dtypes = {tensor.dtype for _, _, tensor in sources}
+    half_dtypes = {np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)}
+    if half_dtypes <= dtypes:  # neither of the two can hold all values of the other
+        dtypes = dtypes - half_dtypes | {np.dtype(np.float32)}
     return functools.reduce(np.promote_types, dtypes)

@@ -1,7 +1,7 @@
-"""safetensors files written one tensor at a time; the package wants all of a file in memory.
+"""Writer of safetensors files that holds one tensor in memory at a time. The safetensors package needs all of them.
 
-The format: the length of a header in 8 bytes, the header in JSON (for each tensor its dtype, shape and place), and the
-tensors' bytes one after the other, row-major and little-endian.
+A file consists of the header's length in 8 bytes, the JSON header (dtype, shape and byte offsets of each tensor), and
+the bytes of the tensors in row-major order, little-endian.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class PendingTensor:
-    """A tensor that is made when it is its turn to be written."""
+    """Tensor whose values are computed when it is written."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -29,21 +29,31 @@ class PendingTensor:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write(
     path: pathlib.Path, tensors: Mapping[str, PendingTensor], on_write: Callable[[int], object] = lambda count: None
 ) -> None:
-    """Writes a file of these tensors; `written` is called with the bytes of each."""
+    """Writes a safetensors file.
+
+    Args:
+      path: the file.
+      tensors: tensors by name, in the order in which they are stored.
+      on_write: called with the number of bytes after each tensor.
+
+    Raises:
+      ValueError: a computed array does not have the declared shape and dtype.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    place = 0
+    offset = 0
     for name, tensor in tensors.items():
-        places = [place, place + tensor.nbytes]
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": places}
-        place += tensor.nbytes
+        offsets = [offset, offset + tensor.nbytes]
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        offset += tensor.nbytes
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight, as the package lays them
+    text += b" " * (-len(text) % 8)  # the package, too, aligns the first tensor to eight bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():

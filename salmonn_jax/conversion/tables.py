@@ -1,4 +1,4 @@
-"""The tables: which tensor of a PyTorch checkpoint is which parameter of ours."""
+"""Conversion tables: one per kind of PyTorch checkpoint. Each pairs torch tensor names with JAX parameter paths."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ from salmonn_jax.conversion.mapping import (
 
 
 def _linear(torch_name: str, path: str, *, bias: bool = True) -> tuple[Rule, ...]:
-    """A linear layer."""
+    """Returns the rules of a linear layer."""
     rules = (Rule(f"{torch_name}.weight", f"{path}/kernel", LINEAR_KERNEL), Rule(f"{torch_name}.bias", f"{path}/bias"))
     return rules if bias else rules[:1]
 
 
 def _layer_norm(torch_name: str, path: str) -> tuple[Rule, ...]:
-    """A layer normalisation."""
+    """Returns the rules of a layer normalisation."""
     return Rule(f"{torch_name}.weight", f"{path}/scale"), Rule(f"{torch_name}.bias", f"{path}/bias")
 
 
-def _whisper(kind: str, root: str, layer: str, names: dict[str, str], ignored) -> Table:
+def _whisper(kind: str, prefix: str, layer: str, names: dict[str, str], ignored_patterns) -> Table:
+    """Returns the table of a Whisper encoder. `names` maps the JAX names to those of the checkpoint's format."""
     rules = [
         rule
         for conv in ("conv1", "conv2")
         for rule in (
-            Rule(f"{root}{conv}.weight", f"whisper/{conv}/kernel", CONV1D_KERNEL),
-            Rule(f"{root}{conv}.bias", f"whisper/{conv}/bias"),
+            Rule(f"{prefix}{conv}.weight", f"whisper/{conv}/kernel", CONV1D_KERNEL),
+            Rule(f"{prefix}{conv}.bias", f"whisper/{conv}/bias"),
         )
     ]
-    rules += [Rule(root + names["positions"], "whisper/positions"), *_layer_norm(root + names["norm"], "whisper/norm")]
-    for ours in ("attention_norm", "ffn_norm"):
-        rules += _layer_norm(root + layer + names[ours], f"whisper/layers/{ours}")
-    for ours in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"):
-        rules += _linear(root + layer + names[ours], f"whisper/layers/{ours}", bias=ours != "k_proj")
-    return Table(kind, tuple(rules), ignored, "whisper/")
+    rules.append(Rule(prefix + names["positions"], "whisper/positions"))
+    rules += _layer_norm(prefix + names["norm"], "whisper/norm")
+    for name in ("attention_norm", "ffn_norm"):
+        rules += _layer_norm(prefix + layer + names[name], f"whisper/layers/{name}")
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"):
+        rules += _linear(prefix + layer + names[name], f"whisper/layers/{name}", bias=name != "k_proj")
+    return Table(kind, tuple(rules), ignored_patterns, "whisper/")
 
 
-_NO_DECODER = "the decoder: only the encoder hears"
+_NO_DECODER = "the decoder: only the encoder is used"
 _HF_WHISPER = {
     "positions": "embed_positions.weight",
     "norm": "layer_norm",
@@ -69,9 +71,13 @@ _OPENAI_WHISPER = {
 
 
 def whisper_hf(prefix: str) -> Table:
-    """Hugging Face's names; `root` is what stands before `conv1`: "model.encoder.", "encoder." or nothing."""
-    ignored = ((r"(model\.)?decoder\..*", _NO_DECODER), (r"proj_out\.weight", _NO_DECODER))
-    return _whisper("Whisper checkpoint", prefix, "layers.{layer}.", _HF_WHISPER, ignored)
+    """Returns the table of a Hugging Face Whisper.
+
+    Args:
+      prefix: text before `conv1` in the tensor names: "model.encoder.", "encoder." or "".
+    """
+    ignored_patterns = ((r"(model\.)?decoder\..*", _NO_DECODER), (r"proj_out\.weight", _NO_DECODER))
+    return _whisper("Whisper checkpoint", prefix, "layers.{layer}.", _HF_WHISPER, ignored_patterns)
 
 
 WHISPER_OPENAI = _whisper(
@@ -83,9 +89,11 @@ WHISPER_OPENAI = _whisper(
 )
 
 
-def _patches(patch: int) -> Transform:
-    """float[O,1,P,P] and our float[P*P,O]."""
-    return Transform(lambda x, shape: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(x.shape[1], 1, patch, patch))
+def _patches(patch_size: int) -> Transform:
+    """Returns the transform between torch's float[O,1,P,P] convolution kernel and the float[P*P,O] matrix in JAX."""
+    return Transform(
+        lambda x, shape: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(x.shape[1], 1, patch_size, patch_size)
+    )
 
 
 _GATE_SCALE = reshape(lambda shape: (1, shape[0], 1, 1))
@@ -93,7 +101,7 @@ _MAGNITUDE = reshape(lambda shape: (1, 1, shape[0]))
 
 
 def beats(patch_size: int) -> Table:
-    """microsoft/unilm's names, with patches of `patch` x `patch`."""
+    """Returns the table of a BEATs with patches of `patch_size` x `patch_size`. Names are those of microsoft/unilm."""
     layer = "encoder.layers.{layer}."
     rules = [
         Rule("patch_embedding.weight", "beats/patch_kernel", _patches(patch_size)),
@@ -117,25 +125,27 @@ def beats(patch_size: int) -> Table:
         "BEATs checkpoint",
         tuple(rules),
         (
-            (r"predictor\..*", "the head of the classifier: only the features are used"),
+            (r"predictor\..*", "the classification head: only the encoder is used"),
             (
                 r"encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight",
-                "a copy: all layers share the bias of the first",
+                "a copy: all layers share the first layer's bias",
             ),
         ),
         "beats/",
     )
 
 
-_ROTARY_REASON = "computed, not learned: rotary frequencies"
-
-
+_ROTARY_REASON = "rotary frequencies: computed, not learned"
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def llama(*, tie_word_embeddings: bool) -> Table:
-    """Hugging Face's names of the LLaMA family; `tied` embeddings may stand a second time as `lm_head`."""
+    """Returns the table of a Hugging Face model of the LLaMA family.
+
+    Args:
+      tie_word_embeddings: the output projection is the embedding table, so a stored `lm_head` is ignored.
+    """
     layer = "model.layers.{layer}."
     rules = [
         Rule("model.embed_tokens.weight", "llama/embedding"),
@@ -148,21 +158,22 @@ def llama(*, tie_word_embeddings: bool) -> Table:
         rules += _linear(f"{layer}self_attn.{name}", f"llama/layers/{name}", bias=False)
     for name in _MLP:
         rules += _linear(f"{layer}mlp.{name}", f"llama/layers/{name}", bias=False)
-    ignored = [(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", _ROTARY_REASON)]
+    ignored_patterns = [(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", _ROTARY_REASON)]
     if tie_word_embeddings:
-        ignored.append((r"lm_head\.weight", "a copy: the output projection is the embedding table"))
-    return Table("LLaMA checkpoint", tuple(rules), tuple(ignored), "llama/")
+        ignored_patterns.append((r"lm_head\.weight", "a copy: the output projection is the embedding table"))
+    return Table("LLaMA checkpoint", tuple(rules), tuple(ignored_patterns), "llama/")
 
 
 def _qformer() -> tuple[Rule, ...]:
-    bert = "speech_Qformer.bert."
-    layer = bert + "encoder.layer.{layer}."
-    rules = [*_layer_norm(f"{bert}embeddings.LayerNorm", "qformer/norm")]
-    for ours, theirs in (("attention", "attention"), ("cross_attention", "crossattention")):
+    """Returns the rules of the window-level Q-Former."""
+    prefix = "speech_Qformer.bert."
+    layer = prefix + "encoder.layer.{layer}."
+    rules = [*_layer_norm(f"{prefix}embeddings.LayerNorm", "qformer/norm")]
+    for path, torch_name in (("attention", "attention"), ("cross_attention", "crossattention")):
         for name in ("query", "key", "value"):
-            rules += _linear(f"{layer}{theirs}.self.{name}", f"qformer/layers/{ours}/{name}")
-        rules += _linear(f"{layer}{theirs}.output.dense", f"qformer/layers/{ours}/dense")
-        rules += _layer_norm(f"{layer}{theirs}.output.LayerNorm", f"qformer/layers/{ours}/norm")
+            rules += _linear(f"{layer}{torch_name}.self.{name}", f"qformer/layers/{path}/{name}")
+        rules += _linear(f"{layer}{torch_name}.output.dense", f"qformer/layers/{path}/dense")
+        rules += _layer_norm(f"{layer}{torch_name}.output.LayerNorm", f"qformer/layers/{path}/norm")
     rules += _linear(f"{layer}intermediate_query.dense", "qformer/layers/intermediate")
     rules += _linear(f"{layer}output_query.dense", "qformer/layers/output")
     rules += _layer_norm(f"{layer}output_query.LayerNorm", "qformer/layers/norm")
@@ -170,6 +181,7 @@ def _qformer() -> tuple[Rule, ...]:
 
 
 def _lora(prefix: str, suffix: str) -> tuple[Rule, ...]:
+    """Returns the rules of the LoRA adapters on every linear layer that may have one."""
     layer = prefix + "model.layers.{layer}."
     return tuple(
         Rule(
@@ -181,7 +193,7 @@ def _lora(prefix: str, suffix: str) -> tuple[Rule, ...]:
     )
 
 
-# What the original's trainer saves: all that it trains, and what escapes its filter.
+# A checkpoint of the original's trainer: all trained parameters, and some others that its filter lets through.
 SALMONN = Table(
     "SALMONN checkpoint",
     (
@@ -194,10 +206,10 @@ SALMONN = Table(
     ),
     (
         (r"llama_model\..*\.rotary_emb\.inv_freq", _ROTARY_REASON),
-        (r"speech_Qformer\..*\.position_ids", "a counter, not a weight"),
-        (r"beats\..*\.relative_attention_bias\.weight", "a frozen weight of BEATs, which its own file holds"),
+        (r"speech_Qformer\..*\.position_ids", "an index buffer, not a weight"),
+        (r"beats\..*\.relative_attention_bias\.weight", "a frozen BEATs weight: the BEATs checkpoint has it"),
     ),
 )
 
-# A PEFT adapter directory: the same adapters under PEFT's own names.
+# A PEFT adapter directory. It has the same adapters under PEFT's names.
 PEFT = Table("PEFT adapter", _lora("base_model.model.", ".weight"))

@@ -1,4 +1,4 @@
-"""Tensors of PyTorch checkpoints, read one at a time: safetensors, torch files, Hugging Face directories."""
+"""Readers of PyTorch checkpoints: safetensors, torch files and Hugging Face directories. Tensors are read on demand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TORCH_DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is read when it is wanted."""
+    """Tensor of a checkpoint whose values are read from disk by `read`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -49,14 +49,17 @@ LazyStateDict = Mapping[str, LazyTensor]
 
 
 def open_hf_directory(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
-    """Opens a Hugging Face model directory: its `config.json` and the tensors of all its shards.
+    """Opens a Hugging Face model directory.
+
+    Returns:
+      The contents of `config.json`, and the tensors of all shards by name.
 
     Raises:
-      UserError: a file that is missing, cut short or of another kind.
+      UserError: a file is missing, truncated or of another kind.
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory; name one as Hugging Face transformers saves it")
+        raise UserError(f"{directory} is not a directory; give a model directory as Hugging Face transformers saves it")
     config = read_json(directory / "config.json")
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = directory / f"{name}.index.json"
@@ -65,39 +68,43 @@ def open_hf_directory(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str
         if (directory / name).is_file():
             return config, open_state_dict(directory / name)
     raise UserError(
-        f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of one"
+        f"{directory} holds no weights: expected model.safetensors, pytorch_model.bin, or an index of one of them"
     )
 
 
 def _open_shards(directory: pathlib.Path, index: dict[str, Any]) -> dict[str, LazyTensor]:
-    places = index.get("weight_map")
-    if not isinstance(places, dict) or not places:
+    """Opens all shards that an index names, and checks that each tensor is in the shard that the index says."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"the index of the shards in {directory} has no weight_map")
-    missing = sorted({shard for shard in places.values() if not (directory / shard).is_file()})
+    missing = sorted({shard for shard in weight_map.values() if not (directory / shard).is_file()})
     if missing:
         raise UserError(f"{directory} lacks {len(missing)} shard(s) of its index: {', '.join(missing)}")
-    found: dict[str, LazyTensor] = {}
-    wrong = []
-    for shard in sorted(set(places.values())):
-        opened = open_state_dict(directory / shard)
-        wrong += [f"{name} is in {shard} and in another shard" for name in opened if name in found]
-        wrong += [f"{name} is not in {shard}" for name, of in places.items() if of == shard and name not in opened]
-        found |= opened
-    if wrong:
-        raise UserError(f"the shards in {directory} are not what their index says: {summarize_by_layer(wrong)}")
-    return found
+    state_dict: dict[str, LazyTensor] = {}
+    mismatches = []
+    for shard in sorted(set(weight_map.values())):
+        shard_tensors = open_state_dict(directory / shard)
+        expected = [name for name, its_shard in weight_map.items() if its_shard == shard]
+        mismatches += [f"{name} is in {shard} and in another shard" for name in shard_tensors if name in state_dict]
+        mismatches += [f"{name} is not in {shard}" for name in expected if name not in shard_tensors]
+        state_dict |= shard_tensors
+    if mismatches:
+        raise UserError(f"the shards in {directory} do not match their index: {summarize_by_layer(mismatches)}")
+    return state_dict
 
 
 def summarize_by_layer(messages: Sequence[str]) -> str:
-    """Names of tensors with what is said of them, those that differ in the number of a layer told as one."""
+    """Joins messages about tensors into one line. Messages that differ only in a layer number become one."""
     groups: dict[str, list[str]] = {}
-    for thing in messages:
-        groups.setdefault(re.sub(r"\.\d+\.", ".*.", thing), []).append(thing)
-    return "; ".join(of[0] if len(of) == 1 else f"{pattern} ({len(of)} times)" for pattern, of in groups.items())
+    for message in messages:
+        groups.setdefault(re.sub(r"\.\d+\.", ".*.", message), []).append(message)
+    return "; ".join(
+        group[0] if len(group) == 1 else f"{pattern} ({len(group)} times)" for pattern, group in groups.items()
+    )
 
 
 def open_state_dict(path: pathlib.Path) -> dict[str, LazyTensor]:
-    """Opens a file of tensors by name. Raises UserError if it is missing, cut short or holds something else."""
+    """Opens a file of named tensors. Raises UserError if it is missing, truncated or holds something else."""
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
@@ -105,35 +112,40 @@ def open_state_dict(path: pathlib.Path) -> dict[str, LazyTensor]:
 
 
 def lazy_state_dict(state_dict: Any, path: pathlib.Path, *keys: str) -> dict[str, LazyTensor]:
-    """The tensors of a loaded torch state dict, which lies in the file `path` under the keys `inside`.
+    """Returns the tensors of a torch state dict by name.
+
+    Args:
+      state_dict: the state dict, as `load_torch` returned it.
+      path: the file from which it was loaded.
+      *keys: keys that lead to the state dict inside the file.
 
     Raises:
-      UserError: it is no state dict, or holds tensors of a dtype that cannot be converted.
+      UserError: it is not a state dict, or a dtype cannot be converted.
     """
     torch = import_optional("torch", "convert")
     if not isinstance(state_dict, Mapping) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise UserError(f"{path} is not a dictionary of tensors; `inspect` tells what it is")
-    mapped = zipfile.is_zipfile(path)
-    found = {}
+        raise UserError(f"{path} is not a dictionary of tensors; see its contents with `launch.convert inspect`")
+    memory_mapped = zipfile.is_zipfile(path)
+    tensors = {}
     for name, value in state_dict.items():
-        kind = str(value.dtype).removeprefix("torch.")
-        if kind not in _TORCH_DTYPES:
-            raise UserError(f"{path}: {name} is of dtype {kind}, which cannot be converted")
-        # Opened anew for each tensor: pages of a file that stays mapped count as memory until the end.
+        dtype_name = str(value.dtype).removeprefix("torch.")
+        if dtype_name not in _TORCH_DTYPES:
+            raise UserError(f"{path}: {name} has dtype {dtype_name}, which cannot be converted")
+        # The file is opened again for each tensor: pages of a file that stays mapped count as used memory.
         read = (
             functools.partial(_read_torch_tensor, path, (*keys, name))
-            if mapped
+            if memory_mapped
             else functools.partial(_to_numpy, value)
         )
-        found[name] = LazyTensor(tuple(value.shape), _TORCH_DTYPES[kind], read)
-    return found
+        tensors[name] = LazyTensor(tuple(value.shape), _TORCH_DTYPES[dtype_name], read)
+    return tensors
 
 
 def load_torch(path: pathlib.Path) -> Any:
-    """Opens a torch file, its tensors mapped from disk where the format allows it.
+    """Loads a torch file. Its tensors are memory-mapped if the file has the format of torch 1.6 or later.
 
     Raises:
-      UserError: it is missing, cut short, not a torch file, or needs code to be run.
+      UserError: the file is missing, truncated, not a torch file, or would run code when loaded.
     """
     torch = import_optional("torch", "convert")
     path = pathlib.Path(path)
@@ -145,22 +157,22 @@ def load_torch(path: pathlib.Path) -> Any:
         except RuntimeError as error:
             if "mmap can only be used with files saved with" not in str(error):
                 raise
-            return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+            return torch.load(path, map_location="cpu", weights_only=True)  # format before torch 1.6
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
             raise UserError(
-                f"{path} asks for {wanted[1]} to be run; only files of plain tensors are opened. Save its state dict "
-                "alone, where you trust the file"
+                f"{path} would run {code[1]}; only files of plain tensors are opened. If you trust the file, load it "
+                "with torch and save its state dict alone"
             ) from None
         raise UserError(f"{path} is not a torch file, or is damaged") from None
-    except Exception as error:  # what the unpickler makes of other files is of any kind
-        why = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise UserError(f"{path} is cut short or not a torch file ({why})") from None
+    except Exception as error:  # on other files the unpickler raises exceptions of any type
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"{path} is truncated or not a torch file ({reason})") from None
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError if it is missing or damaged."""
+    """Reads a JSON object from a file. Raises UserError if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -173,40 +185,43 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_torch_tensor(path: pathlib.Path, keys: tuple[str, ...]) -> np.ndarray:
-    found = load_torch(path)
+    """Reads one tensor of a torch file. `keys` lead to it, its name last."""
+    value = load_torch(path)
     for key in keys:
-        found = found[key]
-    return _to_numpy(found)
+        value = value[key]
+    return _to_numpy(value)
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
+    """Returns a torch tensor as a numpy array of the same dtype."""
     import torch
 
     tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:  # which numpy does not know
+    if tensor.dtype == torch.bfloat16:  # torch cannot convert bfloat16 to numpy
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
 
 
 def _open_safetensors(path: pathlib.Path) -> dict[str, LazyTensor]:
+    """Opens a safetensors file."""
     safetensors = import_optional("safetensors", "convert")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
 
     def read(name: str) -> np.ndarray:
-        # Opened anew for each tensor: pages of a file that stays mapped count as memory until the end.
+        # The file is opened again for each tensor: pages of a file that stays mapped count as used memory.
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.get_tensor(name)
 
-    found = {}
+    tensors = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                part = file.get_slice(name)
-                dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
+            for name in file.keys():  # noqa: SIM118 (`file` is not a mapping)
+                tensor = file.get_slice(name)
+                dtype = SAFETENSORS_DTYPES.get(tensor.get_dtype())
                 if dtype is None:
-                    raise UserError(f"{path}: {name} is of dtype {part.get_dtype()}, which cannot be converted")
-                found[name] = LazyTensor(tuple(part.get_shape()), dtype, functools.partial(read, name))
+                    raise UserError(f"{path}: {name} has dtype {tensor.get_dtype()}, which cannot be converted")
+                tensors[name] = LazyTensor(tuple(tensor.get_shape()), dtype, functools.partial(read, name))
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is cut short or not a safetensors file ({error})") from None
-    return found
+        raise UserError(f"{path} is truncated or not a safetensors file ({error})") from None
+    return tensors

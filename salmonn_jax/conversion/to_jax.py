@@ -1,4 +1,7 @@
-"""From PyTorch checkpoints to a model directory."""
+"""Conversion of PyTorch checkpoints to a model directory, used by `launch.convert to-jax`.
+
+`plan_salmonn` and `plan_component` open and check the checkpoints. `write_model` then reads and writes the weights.
+"""
 
 from __future__ import annotations
 
@@ -19,60 +22,73 @@ from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_output
 from salmonn_jax.models import parameters
 
-# What the original trains, and so what its checkpoints hold.
+# Patterns of the parameters that the original trains. A SALMONN checkpoint holds exactly these.
 ORIGINAL_TRAINABLE = RunConfig(name="").trainable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SalmonnOptions:
-    """What the tensors of a SALMONN checkpoint cannot tell. None: from the checkpoint's `config`, else the original's.
+    """Settings that cannot be read from the tensors of a SALMONN checkpoint.
+
+    None takes the value from the checkpoint's `config`, or else the default of the original.
 
     Attributes:
-      heads: of the Q-Former.
-      window_seconds, stride_seconds: of its windows.
-      lora_alpha: by which, over the rank, the adapters are scaled.
-      prompt_template: with `{}` where a prompt goes.
-      audio_tokens: which the language model reads; the original always those of the whole window.
+      num_attention_heads: attention heads of the Q-Former.
+      second_per_window: length of a Q-Former window in seconds.
+      second_stride: distance between the starts of two Q-Former windows in seconds.
+      lora_alpha: numerator of the LoRA scale `alpha / rank`.
+      prompt_template: template with `{}` in place of the prompt.
+      audio_tokens: the language model reads the audio tokens of the whole "window", as the original does, or only those
+        of the "clip".
     """
 
-    heads: int | None = None
-    window_seconds: float | None = None
-    stride_seconds: float | None = None
+    num_attention_heads: int | None = None
+    second_per_window: float | None = None
+    second_stride: float | None = None
     lora_alpha: float | None = None
     prompt_template: str | None = None
     audio_tokens: Literal["window", "clip"] = "window"
 
 
-# Field of `Options`: its name in a checkpoint's `config`, its type, and what the original uses.
+# Name of a field in `SalmonnOptions` and in a checkpoint's `config`: its type, and the default of the original.
 _CHECKPOINT_OPTIONS = {
-    "heads": ("num_attention_heads", int, 12),
-    "window_seconds": ("second_per_window", float, 0.333333),
-    "stride_seconds": ("second_stride", float, 0.333333),
-    "lora_alpha": ("lora_alpha", float, 32.0),
-    "prompt_template": ("prompt_template", str, ModelConfig.prompt_template),
+    "num_attention_heads": (int, 12),
+    "second_per_window": (float, 0.333333),
+    "second_stride": (float, 0.333333),
+    "lora_alpha": (float, 32.0),
+    "prompt_template": (str, ModelConfig.prompt_template),
 }
-# What the original can be configured to be, and is not here.
+# Flags of the original's `config` that must be true. The other values are not supported here.
 _REQUIRED_FLAGS = ("use_speech_Qformer", "window_level_Qformer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConversionPlan:
-    """A conversion that fits and has not begun: nothing is read, nothing written."""
+    """Checked conversion. No tensor has been read and nothing has been written yet.
+
+    Attributes:
+      config: configuration of the converted model.
+      base: frozen parameters by path.
+      delta: trained parameters by path; empty without a SALMONN checkpoint.
+      newly_initialized: paths of the trained parameters that get random values, without a SALMONN checkpoint.
+      tokenizer_dir: directory with the tokenizer files.
+      resolved_options: value and origin of each field of `SalmonnOptions` that a checkpoint can have.
+      ignored: reason why each ignored tensor or entry of the checkpoints is not needed.
+    """
 
     config: ModelConfig
     base: dict[str, LazyParam]
     delta: dict[str, LazyParam] = dataclasses.field(default_factory=dict)
-    newly_initialized: frozenset[str] = frozenset()  # what is to be trained yet, and is newly drawn
-    tokenizer_dir: pathlib.Path | None  # where its files lie
-    resolved_options: dict[str, tuple[Any, str]] = dataclasses.field(
-        default_factory=dict
-    )  # of `Options`: value, where it is from
-    ignored: dict[str, str]  # name of a tensor -> why it is not needed
+    newly_initialized: frozenset[str] = frozenset()
+    tokenizer_dir: pathlib.Path | None
+    resolved_options: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    ignored: dict[str, str]
 
     @property
     def nbytes(self) -> int:
-        """How much is to be written of what is read."""
-        return sum(math.prod(p.shape) * p.dtype.itemsize for part in (self.base, self.delta) for p in part.values())
+        """Bytes that `write_model` copies from the checkpoints."""
+        params = [*self.base.values(), *self.delta.values()]
+        return sum(math.prod(param.shape) * param.dtype.itemsize for param in params)
 
 
 def plan_salmonn(
@@ -84,107 +100,111 @@ def plan_salmonn(
     *,
     own_checkpoint: bool = False,
 ) -> ConversionPlan:
-    """Opens the four parts of a SALMONN and checks that they fit together.
+    """Opens the checkpoints of a whole SALMONN and checks that they fit together.
 
     Args:
-      whisper, beats, llm: see `salmonn_jax.conversion.torch_checkpoints`; `beats` None: it hears through Whisper alone.
-      checkpoint: the original's `.pth`; None for a model that is yet to be trained.
-      options: what the checkpoint may not tell.
-      own_checkpoint: it was not released by SALMONN's authors, so that its language model may be any.
+      whisper: Hugging Face directory or OpenAI `.pt` file.
+      beats: BEATs `.pt` file; None for a model whose only encoder is Whisper.
+      llm: Hugging Face directory of the language model.
+      checkpoint: SALMONN `.pth` of the original; None for a model that is not trained yet.
+      options: settings that override those of the checkpoint.
+      own_checkpoint: the checkpoint is not a released one, so its language model may be any.
 
     Raises:
-      UserError: a part that cannot be read, or does not fit.
+      UserError: a checkpoint cannot be read, or does not fit the others.
     """
     if checkpoint is not None and options.audio_tokens != "window":
         raise UserError(
-            f"the model of {checkpoint} reads all audio tokens; --audio-tokens {options.audio_tokens} is for one that "
-            "is yet to be trained, without --checkpoint"
+            f"--audio-tokens {options.audio_tokens}: the model of {checkpoint} was trained with the audio tokens of "
+            "the whole window; omit this option or --checkpoint"
         )
-    hearing, text = torch_checkpoints.open_whisper(whisper), torch_checkpoints.open_llama(llm)
-    sound = None if beats is None else torch_checkpoints.open_beats(beats)
-    trained, told, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
+    whisper_checkpoint, llm_checkpoint = torch_checkpoints.open_whisper(whisper), torch_checkpoints.open_llama(llm)
+    beats_checkpoint = None if beats is None else torch_checkpoints.open_beats(beats)
+    state_dict, checkpoint_config, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
     if checkpoint is not None:
-        width = _tensor_shape(trained, "speech_llama_proj.weight", checkpoint)[0]
-        vicuna.check_llm(width, checkpoint, text.config, llm, own_checkpoint=own_checkpoint)
-        if sound is None and "ln_audio.weight" in trained:
-            raise UserError(f"{checkpoint} was trained with BEATs; name its file with --beats")
-    chosen = _resolve_options(options, told, checkpoint)
-    values = {name: value for name, (value, _) in chosen.items()}
+        hidden_size = _tensor_shape(state_dict, "speech_llama_proj.weight", checkpoint)[0]
+        vicuna.check_llm(hidden_size, checkpoint, llm_checkpoint.config, llm, own_checkpoint=own_checkpoint)
+        if beats_checkpoint is None and "ln_audio.weight" in state_dict:
+            raise UserError(f"{checkpoint} was trained with BEATs; give its file with --beats")
+    resolved = _resolve_options(options, checkpoint_config, checkpoint)
+    values = {name: value for name, (value, _) in resolved.items()}
     config = ModelConfig(
-        audio=AudioConfig(window_seconds=hearing.window_seconds, tokens=options.audio_tokens),
-        whisper=hearing.config,
-        beats=sound and sound.config,
-        qformer=_qformer_config(trained, values, hearing.window_seconds, checkpoint),
-        llama=text.config,
-        lora=_lora_config(trained, values["lora_alpha"], told),
+        audio=AudioConfig(window_seconds=whisper_checkpoint.window_seconds, tokens=options.audio_tokens),
+        whisper=whisper_checkpoint.config,
+        beats=beats_checkpoint and beats_checkpoint.config,
+        qformer=_qformer_config(state_dict, values, whisper_checkpoint.window_seconds, checkpoint),
+        llama=llm_checkpoint.config,
+        lora=_lora_config(state_dict, values["lora_alpha"], checkpoint_config),
         prompt_template=values["prompt_template"],
         pad_classes=1,
     )
     shapes = _parameter_shapes(config)
-    ours = original_trainable_paths(shapes)
-    frozen = {path: shape for path, shape in shapes.items() if path not in ours}
-    parts = [source for source in (hearing, sound, text) if source is not None]
-    pairs = [source.match_args(frozen) for source in parts]
+    trainable_paths = original_trainable_paths(shapes)
+    frozen = {path: shape for path, shape in shapes.items() if path not in trainable_paths}
+    components = [c for c in (whisper_checkpoint, beats_checkpoint, llm_checkpoint) if c is not None]
+    match_args = [component.match_args(frozen) for component in components]
     if checkpoint is not None:
-        pairs.append((tables.SALMONN, {path: shapes[path] for path in ours}, trained))
-    found = mapping.match_checkpoints(*pairs)
-    for table, _, of in pairs:
-        ignored |= mapping.ignored_tensors(table, of)
+        match_args.append((tables.SALMONN, {path: shapes[path] for path in trainable_paths}, state_dict))
+    params = mapping.match_checkpoints(*match_args)
+    for table, _, tensors_of_table in match_args:
+        ignored |= mapping.ignored_tensors(table, tensors_of_table)
     return ConversionPlan(
         config=config,
-        base={path: found[path] for path in frozen},
-        delta={path: found[path] for path in ours} if trained else {},
-        newly_initialized=frozenset() if trained else frozenset(ours),
+        base={path: params[path] for path in frozen},
+        delta={path: params[path] for path in trainable_paths} if state_dict else {},
+        newly_initialized=frozenset() if state_dict else frozenset(trainable_paths),
         tokenizer_dir=pathlib.Path(llm),
-        resolved_options=chosen,
+        resolved_options=resolved,
         ignored=ignored,
     )
 
 
 def plan_component(kind: str, path: pathlib.Path) -> ConversionPlan:
-    """Opens one part to be converted on its own.
+    """Opens the checkpoint of one component, to convert it without the others.
 
     Args:
       kind: "whisper", "beats" or "llama".
-      path: see `salmonn_jax.conversion.torch_checkpoints`.
+      path: the checkpoint, in a format that `salmonn_jax.conversion.torch_checkpoints` reads.
 
     Raises:
-      UserError: it cannot be read, or is not what its configuration says.
+      UserError: the checkpoint cannot be read, or its tensors do not match its configuration.
     """
-    source = {
+    checkpoint = {
         "whisper": torch_checkpoints.open_whisper,
         "beats": torch_checkpoints.open_beats,
         "llama": torch_checkpoints.open_llama,
     }[kind](path)
-    absent = dict.fromkeys({"whisper", "beats", "qformer", "llama"} - {kind})
-    # A language model on its own is asked just what it is asked: no template, no adapters.
-    config = ModelConfig(**absent, **{kind: source.config}, lora=LoraConfig(target_modules=()), prompt_template="{}")
+    disabled = dict.fromkeys({"whisper", "beats", "qformer", "llama"} - {kind})
+    # A language model without the rest gets the bare prompt and no adapters.
+    config = ModelConfig(
+        **disabled, **{kind: checkpoint.config}, lora=LoraConfig(target_modules=()), prompt_template="{}"
+    )
     if kind == "whisper":
-        config = dataclasses.replace(config, audio=AudioConfig(window_seconds=source.window_seconds))
+        config = dataclasses.replace(config, audio=AudioConfig(window_seconds=checkpoint.window_seconds))
     return ConversionPlan(
         config=config,
-        base=mapping.match_checkpoints(source.match_args(_parameter_shapes(config))),
+        base=mapping.match_checkpoints(checkpoint.match_args(_parameter_shapes(config))),
         tokenizer_dir=pathlib.Path(path) if kind == "llama" else None,
-        ignored=mapping.ignored_tensors(source.table, source.tensors),
+        ignored=mapping.ignored_tensors(checkpoint.table, checkpoint.tensors),
     )
 
 
 def write_model(
     plan: ConversionPlan, output: pathlib.Path, on_write: Callable[[int], object] = lambda count: None
 ) -> None:
-    """Carries a plan out.
+    """Writes the model directory of a plan.
 
     Args:
-      plan: what to do.
-      output: absent, or an empty directory; it appears when all is written.
-      written: called with the number of bytes of each piece that was handed over.
+      plan: the plan.
+      output: directory that does not exist yet, or is empty. It appears when everything is written.
+      on_write: called with the number of bytes after each piece.
 
     Raises:
-      UserError: `output` holds something.
-      OSError: the disk is full, or fails. Nothing is left.
+      UserError: `output` is not empty.
+      OSError: the disk is full or fails. Nothing is left behind.
     """
     with atomic_output(output) as unfinished:
-        # The delta first: what drawing it takes of memory is given back before the long part.
+        # The delta is written first, so that the memory for its initialisation is free before the base is copied.
         if plan.newly_initialized:
             weights.save(unfinished / "delta", _initialize(plan.config, plan.newly_initialized))
         elif plan.delta:
@@ -195,95 +215,106 @@ def write_model(
 
 
 def original_trainable_paths(paths: Iterable[str]) -> set[str]:
-    """Which parameters the original trains, of those a model has."""
+    """Returns those of the parameter paths that the original trains."""
     return {path for path in paths if any(re.fullmatch(pattern, path) for pattern in ORIGINAL_TRAINABLE)}
 
 
 def _parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each parameter of a model, by path."""
     return {path: leaf.shape for path, leaf in parameters.model_structure(config).shapes.items()}
 
 
 def _initialize(config: ModelConfig, paths: frozenset[str]) -> parameters.Params:
-    """Newly drawn parameters; the others are not computed."""
+    """Returns random initial values of the parameters `paths`. XLA computes no others."""
     return jax.jit(lambda: {p: x for p, x in parameters.init_params(config, 0).items() if p in paths})()
 
 
 def _resolve_options(
     options: SalmonnOptions, checkpoint_config: Mapping[str, Any], path: pathlib.Path | None
 ) -> dict[str, tuple[Any, str]]:
-    """Each of the options with where its value is from; `told` is the checkpoint's own configuration."""
-    chosen = {}
-    for field, (name, kind, default) in _CHECKPOINT_OPTIONS.items():
-        flag = getattr(options, field)
-        if flag is not None:
-            chosen[field] = (flag, "the command line")
-        elif checkpoint_config.get(name) is not None:
-            if not isinstance(checkpoint_config[name], kind | int if kind is float else kind):
-                raise UserError(
-                    f"the configuration in {path} has {name}={checkpoint_config[name]!r}, not {kind.__name__}"
-                )
-            chosen[field] = (kind(checkpoint_config[name]), "the checkpoint")
+    """Returns the value of each option and its origin. `checkpoint_config` is the configuration in the checkpoint."""
+    resolved = {}
+    for name, (option_type, default) in _CHECKPOINT_OPTIONS.items():
+        option, stored = getattr(options, name), checkpoint_config.get(name)
+        if option is not None:
+            resolved[name] = (option, "the command line")
+        elif stored is not None:
+            if not isinstance(stored, option_type | int if option_type is float else option_type):
+                raise UserError(f"the configuration in {path} has {name}={stored!r}, not {option_type.__name__}")
+            resolved[name] = (option_type(stored), "the checkpoint")
         else:
-            chosen[field] = (default, "the original's default")
-    return chosen
+            resolved[name] = (default, "the original's default")
+    return resolved
 
 
 def _read_checkpoint(path: pathlib.Path) -> tuple[tensors.LazyStateDict, dict[str, Any], dict[str, str]]:
-    """The `model` of a SALMONN `.pth`; the `model` section of its configuration, if it has one; what is left out."""
-    loaded = tensors.load_torch(path)
-    if not isinstance(loaded, Mapping) or not isinstance(loaded.get("model"), Mapping):
+    """Reads a SALMONN `.pth`.
+
+    Returns:
+      The tensors of its `model`, the `model` section of its `config` (empty if it has none), and its ignored entries
+      with the reason.
+    """
+    checkpoint = tensors.load_torch(path)
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
         raise UserError(f"{path} is not a SALMONN checkpoint: it has no `model`")
-    config = loaded.get("config")
-    told = config.get("model") if isinstance(config, Mapping) else None
-    told = dict(told) if isinstance(told, Mapping) else {}
+    config = checkpoint.get("config")
+    model_section = config.get("model") if isinstance(config, Mapping) else None
+    model_section = dict(model_section) if isinstance(model_section, Mapping) else {}
     for name in _REQUIRED_FLAGS:
-        if not told.get(name, True):
+        if not model_section.get(name, True):
             raise UserError(f"{path} was trained with {name}=False; only the window-level Q-Former can be converted")
-    beside = {name: "a conversion begins training anew" for name in loaded if name not in ("model", "config")}
-    return tensors.lazy_state_dict(loaded["model"], path, "model"), told, beside
+    ignored = {name: "training state" for name in checkpoint if name not in ("model", "config")}
+    return tensors.lazy_state_dict(checkpoint["model"], path, "model"), model_section, ignored
 
 
 def _qformer_config(
-    trained: tensors.LazyStateDict, values: Mapping[str, Any], audio_window_seconds: float, path: pathlib.Path | None
+    state_dict: tensors.LazyStateDict,
+    options: Mapping[str, Any],
+    audio_window_seconds: float,
+    path: pathlib.Path | None,
 ) -> QFormerConfig:
-    """The Q-Former whose sizes the tensors show; the original's if there are none."""
-    heads, window, stride = (values[name] for name in ("heads", "window_seconds", "stride_seconds"))
-    made = QFormerConfig(num_attention_heads=heads, second_per_window=window, second_stride=stride)
-    if trained:
+    """Returns the Q-Former's configuration. Sizes come from the tensors, or are the original's if there are none."""
+    names = ("num_attention_heads", "second_per_window", "second_stride")
+    config = QFormerConfig(**{name: options[name] for name in names})
+    if state_dict:
         layer = "speech_Qformer.bert.encoder.layer."
-        ffn, width = _tensor_shape(trained, f"{layer}0.intermediate_query.dense.weight", path)
-        layers = {name.removeprefix(layer).split(".")[0] for name in trained if name.startswith(layer)}
-        queries = _tensor_shape(trained, "speech_query_tokens", path)[1]
-        made = dataclasses.replace(
-            made,
-            hidden_size=width,
-            intermediate_size=ffn,
+        intermediate_size, hidden_size = _tensor_shape(state_dict, f"{layer}0.intermediate_query.dense.weight", path)
+        layers = {name.removeprefix(layer).split(".")[0] for name in state_dict if name.startswith(layer)}
+        config = dataclasses.replace(
+            config,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
             num_hidden_layers=len(layers),
-            num_speech_query_token=queries,
+            num_speech_query_token=_tensor_shape(state_dict, "speech_query_tokens", path)[1],
         )
-    if heads < 1 or made.hidden_size % heads:
-        raise UserError(f"the Q-Former is {made.hidden_size} wide, which {heads} heads do not divide: --qformer-heads")
-    if not 1 <= made.window_frames <= round(50 * audio_window_seconds):
+    num_heads = config.num_attention_heads
+    if num_heads < 1 or config.hidden_size % num_heads:
         raise UserError(
-            f"a window of {window} s does not lie within the {audio_window_seconds:g} s heard: --second-per-window"
+            f"--qformer-heads {num_heads}: must be >= 1 and divide the Q-Former's hidden_size={config.hidden_size}"
         )
-    if made.stride_frames < 1:
-        raise UserError(f"windows cannot follow each other by {stride} s: --second-stride")
-    return made
+    if not 1 <= config.window_frames <= round(50 * audio_window_seconds):
+        raise UserError(
+            f"--second-per-window {config.second_per_window}: must be > 0 and <= {audio_window_seconds:g}, the seconds "
+            "of audio that Whisper encodes"
+        )
+    if config.stride_frames < 1:
+        raise UserError(f"--second-stride {config.second_stride}: must be at least one encoder frame, 0.02 s")
+    return config
 
 
-def _lora_config(trained: tensors.LazyStateDict, alpha: float, checkpoint_config: dict[str, Any]) -> LoraConfig:
-    """The adapters the tensors show; the original's if there are none."""
-    if not trained:
+def _lora_config(state_dict: tensors.LazyStateDict, alpha: float, checkpoint_config: dict[str, Any]) -> LoraConfig:
+    """Returns the adapters' configuration. It comes from the tensors, or is the original's if there are none."""
+    if not state_dict:
         return LoraConfig(alpha=alpha)
-    found = {name.split(".")[-4]: tensor.shape[0] for name, tensor in trained.items() if ".lora_A." in name}
-    if not found:  # the original's `lora: False`
+    ranks = {name.split(".")[-4]: tensor.shape[0] for name, tensor in state_dict.items() if ".lora_A." in name}
+    if not ranks:  # the original's `lora: False`
         return LoraConfig(alpha=alpha, target_modules=())
     dropout = float(checkpoint_config.get("lora_dropout", LoraConfig.dropout))
-    return LoraConfig(rank=max(found.values()), alpha=alpha, dropout=dropout, target_modules=tuple(sorted(found)))
+    return LoraConfig(rank=max(ranks.values()), alpha=alpha, dropout=dropout, target_modules=tuple(sorted(ranks)))
 
 
-def _tensor_shape(trained: tensors.LazyStateDict, name: str, path: pathlib.Path) -> tuple[int, ...]:
-    if name not in trained:
+def _tensor_shape(state_dict: tensors.LazyStateDict, name: str, path: pathlib.Path) -> tuple[int, ...]:
+    """Returns the shape of a tensor. Raises UserError if the checkpoint does not have it."""
+    if name not in state_dict:
         raise UserError(f"{path} is not a SALMONN checkpoint: it has no {name}")
-    return trained[name].shape
+    return state_dict[name].shape

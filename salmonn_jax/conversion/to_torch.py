@@ -1,4 +1,7 @@
-"""From a model or run directory back to what PyTorch programs read."""
+"""Conversion of a model or run directory to PyTorch formats, used by `launch.convert to-torch`.
+
+The formats are the original's SALMONN `.pth`, a PEFT adapter, and a Hugging Face LLaMA with merged adapters.
+"""
 
 from __future__ import annotations
 
@@ -23,33 +26,35 @@ from salmonn_jax.files import atomic_output
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.weights import StoredParam
 
-MAX_SHARD_BYTES = 5_000_000_000  # of one file of a merged LLaMA
+MAX_SHARD_BYTES = 5_000_000_000  # of one weight file of a Hugging Face directory
 
 
 def write_salmonn_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
-    """Writes what was trained as the original's `.pth`: `model`, and a `config` that says what tensors cannot.
+    """Writes the trained parameters as a `.pth` of the original.
+
+    The file has a `model` with the tensors, and a `config` with the settings that cannot be read from tensors.
 
     Args:
       directory: model or run directory.
-      output: the file, not there yet.
+      output: file that does not exist yet.
 
     Raises:
-      UserError: `directory` is not a SALMONN, or not one that the original can run, or `output` exists.
-      OSError: the disk is full, or fails. Nothing is left.
+      UserError: `directory` is not a SALMONN that the original can run, or `output` exists.
+      OSError: the disk is full or fails. Nothing is left behind.
     """
     torch = import_optional("torch", "convert")
     config, params = _open(directory)
     if config.qformer is None:
-        raise UserError(f"{directory} holds one part of a model: it has nothing that SALMONN trains")
+        raise UserError(f"{directory} holds a single component: it has no parameters that SALMONN trains")
     if config.audio.tokens != "window":
         raise UserError(
-            f"{directory} has model.audio.tokens={config.audio.tokens}: its language model reads fewer audio tokens "
-            "than the original would give it; to-torch peft and llama write what does not depend on it"
+            f"{directory} has model.audio.tokens={config.audio.tokens}: the original always uses 'window', so it "
+            "cannot run this model; convert its language model with `to-torch peft` or `to-torch llama`"
         )
     trained = {path: params[path] for path in original_trainable_paths(params)}
-    wanted = mapping.destinations(tables.SALMONN, {path: value.shape for path, value in trained.items()})
-    model = {name: _to_torch(_torch_array(trained, to)) for name, to in wanted.items()}
-    told = {
+    destinations = mapping.destinations(tables.SALMONN, {path: value.shape for path, value in trained.items()})
+    model = {name: _to_torch(_torch_array(trained, destination)) for name, destination in destinations.items()}
+    model_section = {
         "prompt_template": config.prompt_template,
         "num_speech_query_token": config.qformer.num_speech_query_token,
         "second_per_window": config.qformer.second_per_window,
@@ -61,26 +66,26 @@ def write_salmonn_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> N
         "lora_dropout": config.lora.dropout,
     }
     with atomic_output(output) as unfinished, unfinished.open("wb") as file:
-        torch.save({"model": model, "config": {"model": told}}, file)
+        torch.save({"model": model, "config": {"model": model_section}}, file)
 
 
 def write_peft_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
-    """Writes the adapters as a PEFT directory, to be laid over the language model on its own.
+    """Writes the LoRA adapters as a PEFT directory, without the language model.
 
     Args:
       directory: model or run directory.
-      output: the directory, not there yet.
+      output: directory that does not exist yet.
 
     Raises:
-      UserError: `directory` is not a model with adapters, or `output` exists.
-      OSError: the disk is full, or fails. Nothing is left.
+      UserError: `directory` is a model without adapters, or `output` exists.
+      OSError: the disk is full or fails. Nothing is left behind.
     """
     config, params = _open(directory)
     adapters = {path: value for path, value in params.items() if "/lora_" in path}
     if not adapters:
         raise UserError(f"{directory} has no adapters")
-    wanted = mapping.destinations(tables.PEFT, {path: value.shape for path, value in adapters.items()})
-    described = {
+    destinations = mapping.destinations(tables.PEFT, {path: value.shape for path, value in adapters.items()})
+    adapter_config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": config.lora.rank,
@@ -94,59 +99,64 @@ def write_peft_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
     }
     with atomic_output(output) as unfinished:
         unfinished.mkdir()
-        made = {name: _pending_tensor(adapters, to, _torch_array) for name, to in wanted.items()}
-        safetensors_writer.write(unfinished / "adapter_model.safetensors", made)
-        _write_json(unfinished / "adapter_config.json", described)
+        tensors = {
+            name: _pending_tensor(adapters, destination, _torch_array) for name, destination in destinations.items()
+        }
+        safetensors_writer.write(unfinished / "adapter_model.safetensors", tensors)
+        _write_json(unfinished / "adapter_config.json", adapter_config)
 
 
 def write_hf_llama(
     directory: pathlib.Path, output: pathlib.Path, on_write: Callable[[int], object] = lambda count: None
 ) -> None:
-    """Writes the language model as a Hugging Face directory, its adapters merged into it.
+    """Writes the language model as a Hugging Face directory, with the adapters merged into its weights.
 
-    Adapters are added in float32 and the sum is rounded to the dtype of the weights; without adapters, or where they
-    are zero, the weights are those that were converted, byte for byte.
+    The adapters are added in float32, and the sum is rounded to the dtype of the weights. Weights without an adapter,
+    or with one that is zero, equal the converted ones byte for byte.
 
     Args:
       directory: model or run directory.
-      output: the directory, not there yet.
-      written: called with the number of bytes of each tensor.
+      output: directory that does not exist yet.
+      on_write: called with the number of bytes after each tensor.
 
     Raises:
       UserError: `directory` holds no language model, or `output` exists.
-      OSError: the disk is full, or fails. Nothing is left.
+      OSError: the disk is full or fails. Nothing is left behind.
     """
     config, params = _open(directory)
     if config.llama is None:
         raise UserError(f"{directory} holds no language model")
     shapes = {p: x.shape for p, x in params.items() if p.startswith("llama/") and "/lora_" not in p}
-    wanted = mapping.destinations(tables.llama(tie_word_embeddings=config.llama.tie_word_embeddings), shapes)
+    table = tables.llama(tie_word_embeddings=config.llama.tie_word_embeddings)
     merge = functools.partial(_merged_torch_array, scale=config.lora.scale)
-    made = {name: _pending_tensor(params, to, merge) for name, to in wanted.items()}
-    shards = _shards({name: tensor.nbytes for name, tensor in made.items()})
-    tokenizer = _special_tokens(directory)
+    tensors = {
+        name: _pending_tensor(params, destination, merge)
+        for name, destination in mapping.destinations(table, shapes).items()
+    }
+    shards = _shards({name: tensor.nbytes for name, tensor in tensors.items()})
+    special_tokens = _special_tokens(directory)
     with atomic_output(output) as unfinished:
         unfinished.mkdir()
-        places = {}
+        weight_map = {}
         for i, names in enumerate(shards):
             shard = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-            safetensors_writer.write(unfinished / shard, {name: made[name] for name in names}, on_write)
-            places |= dict.fromkeys(names, shard)
-        index = {"metadata": {"total_size": sum(x.nbytes for x in made.values())}, "weight_map": places}
+            safetensors_writer.write(unfinished / shard, {name: tensors[name] for name in names}, on_write)
+            weight_map |= dict.fromkeys(names, shard)
+        index = {"metadata": {"total_size": sum(x.nbytes for x in tensors.values())}, "weight_map": weight_map}
         _write_json(unfinished / "model.safetensors.index.json", index)
         model_directory.copy_tokenizer(pathlib.Path(directory), unfinished)
         dtype = str(params["llama/embedding"].dtype)
-        _write_json(unfinished / "config.json", _llama_json(config.llama) | {"torch_dtype": dtype} | tokenizer)
+        _write_json(unfinished / "config.json", _llama_json(config.llama) | {"torch_dtype": dtype} | special_tokens)
 
 
 def llama_bytes(directory: pathlib.Path) -> int:
-    """How much `write_llama` will write."""
+    """Returns the number of bytes of weights that `write_hf_llama` will write."""
     _, params = _open(directory)
     return sum(_size(x) for path, x in params.items() if path.startswith("llama/") and "/lora_" not in path)
 
 
 def _open(directory: pathlib.Path) -> tuple[ModelConfig, dict[str, StoredParam]]:
-    """The configuration and the parameters on disk, what was trained in the place of what it was trained from."""
+    """Returns the configuration and the stored parameters. Trained parameters replace those of the base."""
     directory = pathlib.Path(directory)
     description = model_directory.read_config_json(directory)
     config = configuration.from_dict(ModelConfig, description["model"])
@@ -156,49 +166,51 @@ def _open(directory: pathlib.Path) -> tuple[ModelConfig, dict[str, StoredParam]]
 
 
 def _torch_array(params: dict[str, StoredParam], destination: Destination) -> np.ndarray:
-    """The tensor of theirs that goes to `to`."""
+    """Returns the values of the torch tensor that corresponds to `destination`."""
     return destination.transform.to_torch(params[destination.path].read(destination.layer))
 
 
 def _merged_torch_array(params: dict[str, StoredParam], destination: Destination, *, scale: float) -> np.ndarray:
-    """As `_theirs`, with the adapter of the parameter, if it has one, added."""
+    """Returns the values of `_torch_array` plus `scale` times the parameter's adapter, if it has one."""
     adapter = destination.path.removesuffix("kernel") + "lora_"
     if adapter + "a" not in params:
         return _torch_array(params, destination)
     kernel = params[destination.path].read(destination.layer)
-    low, high = (params[adapter + letter].read(destination.layer).astype(np.float32) for letter in "ab")
-    if not high.any():  # nothing to add, and a sum would lose the sign of a zero
+    lora_a, lora_b = (params[adapter + letter].read(destination.layer).astype(np.float32) for letter in "ab")
+    if not lora_b.any():  # a sum with zero would lose the sign of negative zeros
         return destination.transform.to_torch(kernel)
-    merged = kernel.astype(np.float32) + np.float32(scale) * (low @ high)
+    merged = kernel.astype(np.float32) + np.float32(scale) * (lora_a @ lora_b)
     return destination.transform.to_torch(merged.astype(kernel.dtype))
 
 
 def _pending_tensor(
     params: dict[str, StoredParam], destination: Destination, compute: Callable[..., np.ndarray]
 ) -> PendingTensor:
+    """Returns the torch tensor that corresponds to `destination`, to be computed when it is written."""
     return PendingTensor(
         destination.torch_shape, params[destination.path].dtype, functools.partial(compute, params, destination)
     )
 
 
 def _size(value: StoredParam) -> int:
+    """Returns the size of a parameter in bytes."""
     return int(np.prod(value.shape)) * value.dtype.itemsize
 
 
 def _shards(sizes: dict[str, int]) -> list[list[str]]:
-    """Names in the order of layers, as many together as fit into a shard."""
-    shards, filled = [[]], 0
+    """Divides tensor names, in layer order, into shards of at most MAX_SHARD_BYTES. `sizes` are in bytes."""
+    shards, shard_size = [[]], 0
     for name in sorted(sizes, key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")]):
-        if shards[-1] and filled + sizes[name] > MAX_SHARD_BYTES:
+        if shards[-1] and shard_size + sizes[name] > MAX_SHARD_BYTES:
             shards.append([])
-            filled = 0
+            shard_size = 0
         shards[-1].append(name)
-        filled += sizes[name]
+        shard_size += sizes[name]
     return shards
 
 
 def _llama_json(config: LlamaConfig) -> dict[str, Any]:
-    """What `salmonn_jax.conversion.torch_checkpoints.read_llama` reads."""
+    """Returns the Hugging Face `config.json` of a language model. `torch_checkpoints.open_llama` reads it back."""
     scaling = config.rope_scaling
     return {
         "model_type": "llama",
@@ -227,21 +239,24 @@ def _llama_json(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _special_tokens(directory: pathlib.Path) -> dict[str, int]:
+    """Returns the special token ids for `config.json`, or nothing if the model has no tokenizer."""
     try:
         tokenizer = load_tokenizer(directory)
-    except UserError:  # a language model may have been converted without one
+    except UserError:  # a language model may have been converted without a tokenizer
         return {}
     return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
 
 
 def _to_torch(value: np.ndarray):
+    """Returns a numpy array as a torch tensor of the same dtype."""
     import torch
 
-    value = np.array(value, order="C")  # a copy: torch shares the memory of numpy's arrays, and these are read-only
-    if value.dtype == ml_dtypes.bfloat16:  # which torch does not take from numpy
+    value = np.array(value, order="C")  # torch shares numpy's memory, and these arrays are read-only
+    if value.dtype == ml_dtypes.bfloat16:  # torch cannot convert numpy's bfloat16
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(value)
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file."""
     path.write_text(json.dumps(value, indent=1) + "\n")

@@ -1,4 +1,7 @@
-"""What a PyTorch checkpoint says about itself: its configuration, in ours, and the table that fits it."""
+"""Functions that open PyTorch checkpoints of Whisper, BEATs and LLaMA, used by `to_jax`.
+
+Each returns the JAX configuration, the conversion table and the tensors.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from salmonn_jax.conversion.tensors import LazyStateDict
 from salmonn_jax.errors import UserError
 
 LLAMA_FAMILY = ("llama", "mistral")
-# What our BEATs computes, of what the original can be configured to, and what the original takes where none is named.
+# BEATs options that have one supported value here: (supported value, default of the original).
 _BEATS_FIXED = {
     "layer_norm_first": (False, False),
     "deep_norm": (True, False),
@@ -27,35 +30,32 @@ _BEATS_FIXED = {
 
 @dataclasses.dataclass(frozen=True)
 class TorchCheckpoint:
-    """One part of a model, ready to be converted."""
+    """Opened checkpoint of one component: its configuration, its conversion table and its tensors."""
 
     config: Any  # WhisperConfig, BeatsConfig or LlamaConfig
     table: Table
     tensors: LazyStateDict
 
     def match_args(self, shapes: Mapping[str, Shape]) -> tuple[Table, dict[str, Shape], LazyStateDict]:
-        """What `mapping.match` pairs: this part of a model's parameters with its tensors."""
-        return (
-            self.table,
-            {p: shape for p, shape in shapes.items() if p.startswith(self.table.path_prefix)},
-            self.tensors,
-        )
+        """Returns the arguments of `mapping.match_checkpoint`. `shapes` may include those of other components."""
+        own_shapes = {path: shape for path, shape in shapes.items() if path.startswith(self.table.path_prefix)}
+        return self.table, own_shapes, self.tensors
 
 
 @dataclasses.dataclass(frozen=True)
 class WhisperCheckpoint(TorchCheckpoint):
-    """A Whisper encoder, and for how long it hears."""
+    """Opened checkpoint of a Whisper encoder, with the length of its input in seconds."""
 
     window_seconds: float
 
 
 def open_whisper(path: pathlib.Path) -> WhisperCheckpoint:
-    """Opens a Hugging Face directory or an OpenAI `.pt` file. Raises UserError if it is neither, or not whole."""
+    """Opens a Hugging Face directory or OpenAI `.pt` file of a Whisper. Raises UserError if it is neither."""
     path = pathlib.Path(path)
     if not path.is_dir():
         return _openai_whisper(path)
-    values, found = tensors.open_hf_directory(path)
-    _expect_kind(path, values, ("whisper",))
+    values, state_dict = tensors.open_hf_directory(path)
+    _expect_model_type(path, values, ("whisper",))
     config = WhisperConfig(
         num_mel_bins=_value(path, values, "num_mel_bins"),
         d_model=_value(path, values, "d_model"),
@@ -63,41 +63,42 @@ def open_whisper(path: pathlib.Path) -> WhisperCheckpoint:
         encoder_attention_heads=_value(path, values, "encoder_attention_heads"),
         encoder_ffn_dim=_value(path, values, "encoder_ffn_dim"),
     )
-    root = next((name.removesuffix("conv1.weight") for name in found if name.endswith("conv1.weight")), "")
+    prefix = next((name.removesuffix("conv1.weight") for name in state_dict if name.endswith("conv1.weight")), "")
     frames = _value(path, values, "max_source_positions")
-    return WhisperCheckpoint(config, tables.whisper_hf(root), found, frames / 50)
+    return WhisperCheckpoint(config, tables.whisper_hf(prefix), state_dict, frames / 50)
 
 
 def _openai_whisper(path: pathlib.Path) -> WhisperCheckpoint:
-    loaded = tensors.load_torch(path)
-    if not isinstance(loaded, Mapping) or not {"dims", "model_state_dict"} <= set(loaded):
+    """Opens an OpenAI `.pt` file."""
+    checkpoint = tensors.load_torch(path)
+    if not isinstance(checkpoint, Mapping) or not {"dims", "model_state_dict"} <= set(checkpoint):
         raise UserError(f"{path} is not an OpenAI Whisper checkpoint: it has no `dims` and `model_state_dict`")
-    dims = loaded["dims"]
-    width = _value(path, dims, "n_audio_state")
+    dims = checkpoint["dims"]
+    d_model = _value(path, dims, "n_audio_state")
     config = WhisperConfig(
         num_mel_bins=_value(path, dims, "n_mels"),
-        d_model=width,
+        d_model=d_model,
         encoder_layers=_value(path, dims, "n_audio_layer"),
         encoder_attention_heads=_value(path, dims, "n_audio_head"),
-        encoder_ffn_dim=4 * width,
+        encoder_ffn_dim=4 * d_model,
     )
-    found = tensors.lazy_state_dict(loaded["model_state_dict"], path, "model_state_dict")
-    return WhisperCheckpoint(config, tables.WHISPER_OPENAI, found, _value(path, dims, "n_audio_ctx") / 50)
+    state_dict = tensors.lazy_state_dict(checkpoint["model_state_dict"], path, "model_state_dict")
+    return WhisperCheckpoint(config, tables.WHISPER_OPENAI, state_dict, _value(path, dims, "n_audio_ctx") / 50)
 
 
 def open_beats(path: pathlib.Path) -> TorchCheckpoint:
-    """Opens a BEATs `.pt` file. Raises UserError if it is none, or configured as our BEATs is not."""
+    """Opens a BEATs `.pt` file. Raises UserError if it is another file, or has an unsupported configuration."""
     path = pathlib.Path(path)
-    loaded = tensors.load_torch(path)
-    if not isinstance(loaded, Mapping) or not {"cfg", "model"} <= set(loaded):
+    checkpoint = tensors.load_torch(path)
+    if not isinstance(checkpoint, Mapping) or not {"cfg", "model"} <= set(checkpoint):
         raise UserError(f"{path} is not a BEATs checkpoint: it has no `cfg` and `model`")
-    cfg = loaded["cfg"]
+    cfg = checkpoint["cfg"]
     if not isinstance(cfg, Mapping):
-        raise UserError(f"{path} is not a BEATs checkpoint: its `cfg` is no dictionary")
-    for name, (fixed, default) in _BEATS_FIXED.items():
+        raise UserError(f"{path} is not a BEATs checkpoint: its `cfg` is not a dictionary")
+    for name, (supported, default) in _BEATS_FIXED.items():
         value = cfg.get(name, default)
-        if value != fixed:
-            raise UserError(f"{path} has {name}={value!r}; only BEATs with {name}={fixed!r} can be converted")
+        if value != supported:
+            raise UserError(f"{path} has {name}={value!r}; only BEATs with {name}={supported!r} can be converted")
     config = BeatsConfig(
         input_patch_size=_value(path, cfg, "input_patch_size"),
         embed_dim=_value(path, cfg, "embed_dim"),
@@ -111,47 +112,48 @@ def open_beats(path: pathlib.Path) -> TorchCheckpoint:
         max_distance=_value(path, cfg, "max_distance"),
     )
     return TorchCheckpoint(
-        config, tables.beats(config.input_patch_size), tensors.lazy_state_dict(loaded["model"], path, "model")
+        config, tables.beats(config.input_patch_size), tensors.lazy_state_dict(checkpoint["model"], path, "model")
     )
 
 
 def open_llama(path: pathlib.Path) -> TorchCheckpoint:
-    """Opens a Hugging Face directory of the LLaMA family. Raises UserError if it is none, or not whole."""
+    """Opens a Hugging Face directory of the LLaMA family. Raises UserError if it is another model or incomplete."""
     path = pathlib.Path(path)
-    values, found = tensors.open_hf_directory(path)
-    _expect_kind(path, values, LLAMA_FAMILY)
+    values, state_dict = tensors.open_hf_directory(path)
+    _expect_model_type(path, values, LLAMA_FAMILY)
     if values.get("attention_bias") or values.get("mlp_bias"):
-        raise UserError(f"{path} has biases in its projections, which the LLaMA here has not")
+        raise UserError(f"{path} has biases in its projections; only models without biases can be converted")
     if values.get("hidden_act", "silu") != "silu":
         raise UserError(f"{path} has hidden_act={values['hidden_act']!r}; only 'silu' can be converted")
-    heads = _value(path, values, "num_attention_heads")
-    rope = values.get("rope_parameters") or {}
+    num_heads = _value(path, values, "num_attention_heads")
+    rope_parameters = values.get("rope_parameters") or {}
     config = LlamaConfig(
         vocab_size=_value(path, values, "vocab_size"),
         hidden_size=_value(path, values, "hidden_size"),
         num_hidden_layers=_value(path, values, "num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=values.get("num_key_value_heads") or heads,
+        num_attention_heads=num_heads,
+        num_key_value_heads=values.get("num_key_value_heads") or num_heads,
         intermediate_size=_value(path, values, "intermediate_size"),
         rms_norm_eps=_value(path, values, "rms_norm_eps"),
         head_dim=values.get("head_dim"),
-        rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
-        rope_scaling=_rope_scaling(path, values.get("rope_scaling") or rope),
-        # Beyond its sliding window Mistral no longer attends to everything, which the decoder here does.
+        rope_theta=float(rope_parameters.get("rope_theta") or values.get("rope_theta") or 10_000.0),
+        rope_scaling=_rope_scaling(path, values.get("rope_scaling") or rope_parameters),
+        # The decoder here attends to the whole sequence. Mistral does so only up to its sliding window.
         max_position_embeddings=min(
             _value(path, values, "max_position_embeddings"), values.get("sliding_window") or 2**31
         ),
         tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
     )
-    return TorchCheckpoint(config, tables.llama(tie_word_embeddings=config.tie_word_embeddings), found)
+    return TorchCheckpoint(config, tables.llama(tie_word_embeddings=config.tie_word_embeddings), state_dict)
 
 
 def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> RopeScaling | None:
-    kind = values.get("rope_type", values.get("type", "default"))
-    if kind == "default":
+    """Returns the scaling of rotary frequencies, or None for no scaling. `values` is that section of the config."""
+    rope_type = values.get("rope_type", values.get("type", "default"))
+    if rope_type == "default":
         return None
-    if kind != "llama3":
-        raise UserError(f"{path} has rope scaling {kind!r}; only 'llama3' can be converted")
+    if rope_type != "llama3":
+        raise UserError(f"{path} has rope scaling {rope_type!r}; only 'llama3' can be converted")
     return RopeScaling(
         factor=float(_value(path, values, "factor")),
         low_freq_factor=float(_value(path, values, "low_freq_factor")),
@@ -160,12 +162,14 @@ def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> RopeScaling 
     )
 
 
-def _expect_kind(path: pathlib.Path, values: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
-    if values.get("model_type") not in kinds:
-        raise UserError(f"{path} holds a model of type {values.get('model_type')!r}, not {' or '.join(kinds)}")
+def _expect_model_type(path: pathlib.Path, values: Mapping[str, Any], expected: tuple[str, ...]) -> None:
+    """Raises UserError if the configuration is of another model type."""
+    if values.get("model_type") not in expected:
+        raise UserError(f"{path} has model_type={values.get('model_type')!r}; expected {' or '.join(expected)}")
 
 
 def _value(path: pathlib.Path, values: Mapping[str, Any], name: str) -> Any:
+    """Returns a value of a configuration. Raises UserError if it is missing."""
     if name not in values:
         raise UserError(f"the configuration in {path} has no {name}")
     return values[name]

@@ -1,12 +1,12 @@
-"""What PyTorch computes with the original files: the other side of `compare`.
+"""Reference activations that PyTorch packages compute from the original checkpoints, used by `compare`.
 
-The original's own code cannot be installed, so the model is put together from packages: transformers has Whisper, the
-LLaMA family, BLIP-2's Q-Former and a Kaldi filter bank, peft the adapters, openbeats the BEATs
-encoder, openai-whisper Whisper under its other names.
-Nothing here passes through our tables: files are opened by the packages, or by torch with their own names.
+The original's code cannot be installed as a package, so the model is assembled from others: transformers has Whisper,
+the LLaMA family, BLIP-2's Q-Former and a Kaldi filter bank; peft has the adapters; openbeats has the BEATs encoder;
+openai-whisper opens OpenAI's Whisper files. No conversion table is used: the packages open the files, or torch loads
+them by their own tensor names.
 
-Every function returns what is computed on the way, by the names that `compare` gives to ours, as float32 arrays without
-a batch axis, in the order of computation.
+Every public function returns float32 activations without a batch axis, by layer name, in the order of computation. The
+layer names are those of `compare`.
 """
 
 from __future__ import annotations
@@ -28,89 +28,119 @@ Activations = dict[str, np.ndarray]
 
 
 def whisper_activations(path: pathlib.Path, pcm: np.ndarray) -> Activations:
-    """Whisper's encoder on int16[samples]: features float[M,2T], layers and output float[T,D]."""
+    """Runs the Whisper encoder.
+
+    Args:
+      path: Hugging Face directory or OpenAI `.pt` file.
+      pcm: int16[samples] at 16 kHz.
+
+    Returns:
+      Features float32[M,2T], layers and output float32[T,D].
+    """
     import torch
 
-    heard, encoder, layers = (_hf_whisper if pathlib.Path(path).is_dir() else _openai_whisper)(path, pcm / 32768.0)
-    with torch.no_grad(), _record_hidden_states(layers, "whisper") as kept:
-        output = encoder(heard[None])
+    load = _hf_whisper if pathlib.Path(path).is_dir() else _openai_whisper
+    features, encoder, layers = load(path, pcm / 32768.0)
+    with torch.no_grad(), _record_hidden_states(layers, "whisper") as hidden_states:
+        output = encoder(features[None])
     output = output if isinstance(output, torch.Tensor) else output.last_hidden_state
-    return {"whisper features": heard.numpy(), **kept, "whisper output": output[0].numpy()}
+    return {"whisper features": features.numpy(), **hidden_states, "whisper output": output[0].numpy()}
 
 
 def _hf_whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
-    """Features, encoder and its layers, by transformers."""
+    """Returns features, encoder and encoder layers, computed and loaded with transformers."""
     import torch
 
     transformers = _import_package("transformers")
     model = transformers.WhisperModel.from_pretrained(path, dtype=torch.float32).encoder.eval()
     extractor = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
-    heard = extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
-    return heard.float(), model, model.layers
+    features = extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
+    return features.float(), model, model.layers
 
 
 def _openai_whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
-    """The same by OpenAI's package, which alone opens its files."""
+    """Returns features, encoder and encoder layers, computed and loaded with openai-whisper."""
     whisper = _import_package("whisper")
-    loaded = tensors.load_torch(path)
-    model = whisper.model.Whisper(whisper.model.ModelDimensions(**loaded["dims"]))
-    model.load_state_dict(loaded["model_state_dict"])
+    checkpoint = tensors.load_torch(path)
+    model = whisper.model.Whisper(whisper.model.ModelDimensions(**checkpoint["dims"]))
+    model.load_state_dict(checkpoint["model_state_dict"])
     padded = whisper.audio.pad_or_trim(samples.astype(np.float32))
-    heard = whisper.audio.log_mel_spectrogram(padded, n_mels=loaded["dims"]["n_mels"])
-    return heard, model.encoder.eval().float(), model.encoder.blocks
+    features = whisper.audio.log_mel_spectrogram(padded, n_mels=checkpoint["dims"]["n_mels"])
+    return features, model.encoder.eval().float(), model.encoder.blocks
 
 
 def beats_activations(path: pathlib.Path, pcm: np.ndarray) -> Activations:
-    """BEATs on int16[samples], alone and not padded: features float[frames,M], layers float[T,D]."""
+    """Runs BEATs on one clip without padding.
+
+    Args:
+      path: BEATs `.pt` file.
+      pcm: int16[samples] at 16 kHz.
+
+    Returns:
+      Features float32[frames,M], layers and output float32[T,D].
+    """
     import torch
 
     fbank = _kaldi_fbank(pcm)
     with stub_torchaudio():
         encoder = _import_package("openbeats.beats_encoder")
-    loaded = tensors.load_torch(path)
-    model = encoder.BeatsEncoder(input_size=1, beats_config=loaded["cfg"]).eval()
-    left = model.load_state_dict(loaded["model"], strict=False)
-    ours = [name for name in left.missing_keys if not name.startswith(("patch_embedding_pad", "raw2fbank_pad"))]
-    if ours:
-        raise UserError(f"openbeats finds no {ours[0]} in {path}")
-    with torch.no_grad(), _record_hidden_states(model.encoder.layers, "beats", batch_second=True) as kept:
+    checkpoint = tensors.load_torch(path)
+    model = encoder.BeatsEncoder(input_size=1, beats_config=checkpoint["cfg"]).eval()
+    incompatible = model.load_state_dict(checkpoint["model"], strict=False)
+    # openbeats adds two padding modules that a BEATs checkpoint does not have.
+    own_names = ("patch_embedding_pad", "raw2fbank_pad")
+    missing = [name for name in incompatible.missing_keys if not name.startswith(own_names)]
+    if missing:
+        raise UserError(f"openbeats finds no {missing[0]} in {path}")
+    with torch.no_grad(), _record_hidden_states(model.encoder.layers, "beats", batch_second=True) as hidden_states:
         output = model.extract_features(torch.from_numpy(fbank)[None], skip_fbank_extraction=True)[0][0]
     features = (fbank - model.fbank_mean) / (2 * model.fbank_std)
-    return {"beats features": features, **kept, "beats output": output.numpy()}
+    return {"beats features": features, **hidden_states, "beats output": output.numpy()}
 
 
 def qformer_activations(
     path: pathlib.Path, config: ModelConfig, whisper_output: np.ndarray, beats_output: np.ndarray | None
 ) -> Activations:
-    """From the encoders' outputs float[T,D] to audio tokens float[W*Q,D], with the weights of a SALMONN `.pth`."""
+    """Runs the window-level Q-Former and the projection of a SALMONN `.pth` on the outputs of the encoders.
+
+    Args:
+      path: SALMONN `.pth`.
+      config: configuration of the converted model.
+      whisper_output: float32[T,D].
+      beats_output: float32[T,D], or None for a model without BEATs.
+
+    Returns:
+      Encoder frames float32[T,D], layers float32[W,Q,D] and audio tokens float32[W*Q,D].
+    """
     import torch
 
     transformers = _import_package("transformers")
-    trained = tensors.load_torch(path)["model"]
-    q = config.qformer
-    heard = _layer_norm(torch.from_numpy(whisper_output), trained, "ln_speech")
+    state_dict = tensors.load_torch(path)["model"]
+    qformer_config = config.qformer
+    frames = _layer_norm(torch.from_numpy(whisper_output), state_dict, "ln_speech")
     if beats_output is not None:
-        other = _layer_norm(torch.from_numpy(beats_output), trained, "ln_audio")[: len(heard)]
-        other = torch.nn.functional.pad(other, (0, 0, 0, len(heard) - len(other)))
-        heard = torch.cat([heard, other], dim=-1)
-    windows = heard.unfold(0, q.window_frames, q.stride_frames).transpose(1, 2)  # [W,window,D]
+        beats_frames = _layer_norm(torch.from_numpy(beats_output), state_dict, "ln_audio")[: len(frames)]
+        beats_frames = torch.nn.functional.pad(beats_frames, (0, 0, 0, len(frames) - len(beats_frames)))
+        frames = torch.cat([frames, beats_frames], dim=-1)
+    windows = frames.unfold(0, qformer_config.window_frames, qformer_config.stride_frames)
+    windows = windows.transpose(1, 2)  # [W,window,D]
     model = transformers.Blip2QFormerModel(
         transformers.Blip2QFormerConfig(
-            hidden_size=q.hidden_size,
-            num_hidden_layers=q.num_hidden_layers,
-            num_attention_heads=q.num_attention_heads,
-            intermediate_size=q.intermediate_size,
-            encoder_hidden_size=heard.shape[-1],
+            hidden_size=qformer_config.hidden_size,
+            num_hidden_layers=qformer_config.num_hidden_layers,
+            num_attention_heads=qformer_config.num_attention_heads,
+            intermediate_size=qformer_config.intermediate_size,
+            encoder_hidden_size=frames.shape[-1],
             cross_attention_frequency=1,
         )
     ).eval()
-    model.load_state_dict(_blip2_state_dict(trained))
-    queries = trained["speech_query_tokens"].expand(len(windows), -1, -1)
-    with torch.no_grad(), _record_hidden_states(model.encoder.layer, "qformer", keep_batch=True) as kept:
-        read = model(query_embeds=queries, encoder_hidden_states=windows).last_hidden_state
-        weight, bias = trained["speech_llama_proj.weight"], trained["speech_llama_proj.bias"]
-        tokens = torch.nn.functional.linear(read, weight, bias).flatten(0, 1)
-    return {"encoder frames": heard.numpy(), **kept, "audio tokens": tokens.numpy()}
+    model.load_state_dict(_blip2_state_dict(state_dict))
+    queries = state_dict["speech_query_tokens"].expand(len(windows), -1, -1)
+    with torch.no_grad(), _record_hidden_states(model.encoder.layer, "qformer", keep_batch=True) as hidden_states:
+        query_output = model(query_embeds=queries, encoder_hidden_states=windows).last_hidden_state
+        weight, bias = state_dict["speech_llama_proj.weight"], state_dict["speech_llama_proj.bias"]
+        audio_tokens = torch.nn.functional.linear(query_output, weight, bias).flatten(0, 1)
+    return {"encoder frames": frames.numpy(), **hidden_states, "audio tokens": audio_tokens.numpy()}
 
 
 def llama_activations(
@@ -121,14 +151,18 @@ def llama_activations(
     checkpoint: pathlib.Path | None,
     config: ModelConfig,
 ) -> Activations:
-    """The language model on one question: layers float[S,D] and logits float[S,V].
+    """Runs the language model on one prompt.
 
     Args:
       path: Hugging Face directory.
-      tokens, slots: int[S], as in `salmonn_jax.prompts.Sequence`.
-      audio_tokens: float[W*Q,D] that stand where `slots` says.
-      checkpoint: a SALMONN `.pth`, whose adapters are laid over the model; None leaves it as it is.
-      config: with the rank and alpha of the adapters.
+      tokens: int[S], token ids as in `salmonn_jax.prompts.EncodedPrompt`.
+      audio_slots: int[S], index of the audio token at each position, or -1 at text positions.
+      audio_tokens: float32[W*Q,D] that replace the embeddings at audio positions; None for a prompt without audio.
+      checkpoint: SALMONN `.pth` with LoRA adapters; None runs the model without adapters.
+      config: configuration of the converted model; rank and alpha of the adapters are read from it.
+
+    Returns:
+      Layers float32[S,D] and logits float32[S,V].
     """
     import torch
 
@@ -137,16 +171,17 @@ def llama_activations(
     layers, embed = model.model.layers, model.get_input_embeddings()
     if checkpoint is not None and config.lora.target_modules:
         model = _with_adapters(model, checkpoint, config).eval()
-    with torch.no_grad(), _record_hidden_states(layers, "llama") as kept:
+    with torch.no_grad(), _record_hidden_states(layers, "llama") as hidden_states:
         x = embed(torch.from_numpy(tokens))
         if audio_tokens is not None:
-            heard = torch.from_numpy(audio_tokens[np.maximum(audio_slots, 0)])
-            x = torch.where(torch.from_numpy(audio_slots >= 0)[:, None], heard, x)
+            audio_embeds = torch.from_numpy(audio_tokens[np.maximum(audio_slots, 0)])
+            x = torch.where(torch.from_numpy(audio_slots >= 0)[:, None], audio_embeds, x)
         logits = model(inputs_embeds=x[None]).logits[0]
-    return {**kept, "logits": logits[:, : config.llama.vocab_size].numpy()}
+    return {**hidden_states, "logits": logits[:, : config.llama.vocab_size].numpy()}
 
 
 def _with_adapters(model: Any, checkpoint: pathlib.Path, config: ModelConfig) -> Any:
+    """Returns the language model with the LoRA adapters of a SALMONN `.pth`."""
     peft = _import_package("peft")
     lora = peft.LoraConfig(
         r=config.lora.rank,
@@ -155,62 +190,68 @@ def _with_adapters(model: Any, checkpoint: pathlib.Path, config: ModelConfig) ->
         lora_dropout=0.0,
     )
     model = peft.get_peft_model(model, lora)
-    found = tensors.load_torch(checkpoint)["model"]
-    adapters = {name.removeprefix("llama_model."): value for name, value in found.items() if ".lora_" in name}
-    left = model.load_state_dict(adapters, strict=False)
-    absent = [name for name in left.missing_keys if ".lora_" in name]
-    if absent or left.unexpected_keys:
-        raise UserError(f"peft does not know the adapters of {checkpoint}: {(absent + left.unexpected_keys)[0]}")
+    state_dict = tensors.load_torch(checkpoint)["model"]
+    adapters = {name.removeprefix("llama_model."): value for name, value in state_dict.items() if ".lora_" in name}
+    incompatible = model.load_state_dict(adapters, strict=False)
+    missing = [name for name in incompatible.missing_keys if ".lora_" in name]
+    if missing or incompatible.unexpected_keys:
+        mismatch = (missing + incompatible.unexpected_keys)[0]
+        raise UserError(f"peft cannot load the adapters of {checkpoint}: {mismatch} is missing or unknown")
     return model
 
 
-def _layer_norm(x: Any, trained: dict[str, Any], name: str) -> Any:
+def _layer_norm(x: Any, state_dict: dict[str, Any], name: str) -> Any:
+    """Applies the layer normalisation `name` of a state dict to the last axis."""
     import torch
 
-    return torch.nn.functional.layer_norm(x, x.shape[-1:], trained[f"{name}.weight"], trained[f"{name}.bias"])
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], state_dict[f"{name}.weight"], state_dict[f"{name}.bias"])
 
 
-def _blip2_state_dict(trained: dict[str, Any]) -> dict[str, Any]:
-    """The Q-Former's weights under the names of transformers' BLIP-2, from which the original took it."""
+def _blip2_state_dict(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Returns the Q-Former's weights under transformers' BLIP-2 names. The original's Q-Former is that of BLIP-2."""
     prefix = "speech_Qformer.bert."
-    found = {}
-    for name, value in trained.items():
+    renamed = {}
+    for name, value in state_dict.items():
         if name.startswith(prefix) and not name.endswith("position_ids"):
             name = name.removeprefix(prefix).replace("embeddings.LayerNorm", "layernorm")
-            found[name.replace(".self.", ".attention.")] = value
-    return found
+            renamed[name.replace(".self.", ".attention.")] = value
+    return renamed
 
 
 @contextlib.contextmanager
 def _record_hidden_states(
     layers: Any, name: str, *, batch_second: bool = False, keep_batch: bool = False
 ) -> Iterator[Activations]:
-    """While it lasts, keeps what enters the first of `layers` and what leaves each, under `name layer i`.
+    """Records the input of the first layer and the output of each layer while the context is active.
 
-    `swapped`: the batch is the second axis. `batched`: the batch is windows, and is kept.
+    Args:
+      layers: torch modules, in order.
+      name: prefix of the recorded names. The input of the first layer is "NAME layer 0".
+      batch_second: the batch is the second axis of the layers' arrays.
+      keep_batch: keep the batch axis, which holds the windows of the Q-Former.
     """
-    kept: Activations = {}
+    hidden_states: Activations = {}
 
-    def keep(index: int, value: Any) -> None:
+    def record(index: int, value: Any) -> None:
         value = value[0] if isinstance(value, tuple) else value
         value = value.transpose(0, 1) if batch_second else value
-        kept[f"{name} layer {index}"] = (value if keep_batch else value[0]).float().numpy().copy()
+        hidden_states[f"{name} layer {index}"] = (value if keep_batch else value[0]).float().numpy().copy()
 
-    def before(module, args, kwargs):
-        keep(0, args[0] if args else next(iter(kwargs.values())))
+    def pre_hook(module, args, kwargs):
+        record(0, args[0] if args else next(iter(kwargs.values())))
 
-    hooks = [layers[0].register_forward_pre_hook(before, with_kwargs=True)]
+    hooks = [layers[0].register_forward_pre_hook(pre_hook, with_kwargs=True)]
     for i, layer in enumerate(layers):
-        hooks.append(layer.register_forward_hook(lambda module, args, output, i=i: keep(i + 1, output)))
+        hooks.append(layer.register_forward_hook(lambda module, args, output, i=i: record(i + 1, output)))
     try:
-        yield kept
+        yield hidden_states
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def _kaldi_fbank(pcm: np.ndarray) -> np.ndarray:
-    """Kaldi's 128-bin log filter bank float32[frames,128] of int16[samples]."""
+    """Returns Kaldi's log filter bank float32[frames,128] of int16[samples], computed with transformers."""
     utilities = _import_package("transformers.audio_utils")
     filters = utilities.mel_filter_bank(
         num_frequency_bins=257,
@@ -239,7 +280,7 @@ def _kaldi_fbank(pcm: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def stub_torchaudio() -> Iterator[None]:
-    """openbeats imports torchaudio for a filter bank that is not asked of it; a stand-in does where it is absent."""
+    """Replaces torchaudio by empty modules if it is missing. openbeats imports it for an unused filter bank."""
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError):
@@ -256,7 +297,8 @@ def stub_torchaudio() -> Iterator[None]:
 
 
 def _import_package(name: str) -> Any:
-    found = import_optional(name, "compare")
+    """Imports a package of the extra `compare`. Raises UserError if it is not installed."""
+    package = import_optional(name, "compare")
     if name == "transformers":
-        found.utils.logging.disable_progress_bar()
-    return found
+        package.utils.logging.disable_progress_bar()
+    return package

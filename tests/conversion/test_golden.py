@@ -83,10 +83,10 @@ def test_what_the_checkpoint_tells_and_what_is_left_out_is_printed(tmp_path, cap
     golden.require()
     convert.main(arguments(tmp_path / "model", **{"--lora-alpha": 16}))
     told = capsys.readouterr().err
-    assert "heads: 4 (from the command line)" in told
-    assert "window_seconds: 0.333333 (from the checkpoint)" in told
+    assert "num_attention_heads: 4 (from the command line)" in told
+    assert "second_per_window: 0.333333 (from the checkpoint)" in told
     assert "lora_alpha: 16.0 (from the command line)" in told
-    assert "not needed: speech_Qformer.bert.embeddings.position_ids (a counter, not a weight)" in told
+    assert "ignored 1 key (speech_Qformer.bert.embeddings.position_ids): an index buffer, not a weight" in told
     config = json.loads((tmp_path / "model" / "config.json").read_text())["model"]
     assert config["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
 
@@ -193,24 +193,32 @@ def test_options_that_are_given_and_that_are_not(tmp_path, capsys):
     assert (model["qformer"]["second_per_window"], model["qformer"]["second_stride"]) == (0.5, 0.25)
     assert model["lora"]["alpha"] == 12
     capsys.readouterr()
-    with pytest.raises(UserError, match="48 wide, which 5 heads do not divide"):
+    with pytest.raises(UserError, match="--qformer-heads 5: must be >= 1 and divide the Q-Former's hidden_size=48"):
         convert.main(arguments(tmp_path / "x", **{"--checkpoint": bare, "--qformer-heads": 5}))
     convert.main(arguments(tmp_path / "plain", **{"--checkpoint": bare, "--qformer-heads": None}))
     told = capsys.readouterr().err
-    for line in ("heads: 12", "window_seconds: 0.333333", "stride_seconds: 0.333333", "lora_alpha: 32.0"):
+    for line in (
+        "num_attention_heads: 12",
+        "second_per_window: 0.333333",
+        "second_stride: 0.333333",
+        "lora_alpha: 32.0",
+    ):
         assert f"{line} (from the original's default)" in told
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"--qformer-heads": 0}, "0 heads do not divide"),
-        ({"--second-per-window": 60}, "does not lie within the 30 s heard"),
-        ({"--second-per-window": -1}, "does not lie within the 30 s heard"),
-        ({"--second-stride": 0}, "windows cannot follow each other by 0.0 s"),
-        ({"--checkpoint": None, "--qformer-heads": 5}, "768 wide, which 5 heads do not divide"),
+        ({"--qformer-heads": 0}, "--qformer-heads 0: must be >= 1"),
+        ({"--second-per-window": 60}, "--second-per-window 60.0: must be > 0 and <= 30"),
+        ({"--second-per-window": -1}, "--second-per-window -1.0: must be > 0 and <= 30"),
+        ({"--second-stride": 0}, "--second-stride 0.0: must be at least one encoder frame"),
+        (
+            {"--checkpoint": None, "--qformer-heads": 5},
+            "--qformer-heads 5: must be >= 1 and divide the Q-Former's hidden_size=768",
+        ),
         ({"--beats": None}, "was trained with BEATs"),
-        ({"--llm": golden.GOLDEN_DIR / "whisper"}, "model of type 'whisper', not llama or mistral"),
+        ({"--llm": golden.GOLDEN_DIR / "whisper"}, "model_type='whisper'; expected llama or mistral"),
     ],
 )
 def test_what_does_not_go_together_is_told(tmp_path, changes, says):
@@ -228,7 +236,7 @@ def test_what_the_checkpoint_s_configuration_says_is_heeded(tmp_path, capsys):
     file = rewritten(tmp_path / "other.pth", config=told(prompt_template=template), epoch=lambda _: 3)
     convert.main(arguments(tmp_path / "model", **{"--checkpoint": file}))
     assert salmonn_jax.load(tmp_path / "model").config.prompt_template == template
-    assert "not needed: epoch (a conversion begins training anew)" in capsys.readouterr().err
+    assert "ignored 1 key (epoch): training state" in capsys.readouterr().err
     convert.main(["to-torch", "salmonn", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "back.pth")])
     assert tensors.load_torch(tmp_path / "back.pth")["config"]["model"]["prompt_template"] == template
     file = rewritten(tmp_path / "other.pth", config=told(window_level_Qformer=False))
@@ -245,7 +253,7 @@ def test_the_wrong_vicuna_is_refused_by_the_command(tmp_path, monkeypatch):
     golden.require()
     wanted = dataclasses.replace(golden.CONFIG.llama, max_position_embeddings=4096)
     monkeypatch.setitem(vicuna.RELEASED, 64, ("SALMONN-tiny", "Vicuna-tiny", wanted))
-    with pytest.raises(UserError, match="not Vicuna-tiny, which SALMONN-tiny wants: max_position_embeddings is 512"):
+    with pytest.raises(UserError, match="not Vicuna-tiny, which SALMONN-tiny needs: max_position_embeddings is 512"):
         convert.main(arguments(tmp_path / "model"))
     convert.main([*arguments(tmp_path / "model"), "--own-checkpoint"])
 
@@ -330,7 +338,9 @@ def test_the_checkpoint_comes_back_byte_for_byte(directory, tmp_path):
 
 def test_what_the_original_would_run_wrong_is_not_written_for_it(tmp_path):
     golden.require()
-    with pytest.raises(UserError, match=r"reads all audio tokens; --audio-tokens clip is for one"):
+    with pytest.raises(
+        UserError, match=r"--audio-tokens clip: .* was trained with the audio tokens of the whole window"
+    ):
         convert.main(arguments(tmp_path / "model", **{"--audio-tokens": "clip"}))
     convert.main(arguments(tmp_path / "model", **{"--audio-tokens": "clip", "--checkpoint": None}))
     assert model_directory.read_config_json(tmp_path / "model")["model"]["audio"]["tokens"] == "clip"

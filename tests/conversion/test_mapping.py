@@ -1,4 +1,4 @@
-"""The mapping engine: strict both ways, everything told at once, exact; every key of the released files."""
+"""Tests of the mapping engine, and of the conversion tables on every key of the released files."""
 
 from __future__ import annotations
 
@@ -26,26 +26,28 @@ SHAPES = {"x/layers/fc": (2, 3, 4), "x/norm": (5,)}
 
 
 def tensor(*shape: int, dtype: str = "float32") -> LazyTensor:
+    """Returns a random tensor."""
     value = np.random.default_rng(len(shape)).normal(size=shape).astype(dtype)
     return LazyTensor(shape, np.dtype(dtype), lambda: value)
 
 
-def whole() -> dict[str, LazyTensor]:
+def complete_checkpoint() -> dict[str, LazyTensor]:
+    """Returns a checkpoint that matches TABLE and SHAPES."""
     return {"layers.0.fc.weight": tensor(4, 3), "layers.1.fc.weight": tensor(4, 3), "norm": tensor(5)}
 
 
 def test_layers_are_stacked_in_order_and_transposed():
-    tensors = whole()
-    found = mapping.match_checkpoints((TABLE, SHAPES, tensors))
-    assert set(found) == set(SHAPES)
+    tensors = complete_checkpoint()
+    params = mapping.match_checkpoints((TABLE, SHAPES, tensors))
+    assert set(params) == set(SHAPES)
     expected = np.stack([tensors[f"layers.{i}.fc.weight"].read().T for i in range(2)])
-    np.testing.assert_array_equal(golden.full_array(found["x/layers/fc"]), expected)
-    assert [layer for layer, _ in found["x/layers/fc"].pieces()] == [0, 1]
-    assert all(piece.flags.c_contiguous for _, piece in found["x/layers/fc"].pieces())
+    np.testing.assert_array_equal(golden.full_array(params["x/layers/fc"]), expected)
+    assert [layer for layer, _ in params["x/layers/fc"].pieces()] == [0, 1]
+    assert all(piece.flags.c_contiguous for _, piece in params["x/layers/fc"].pieces())
 
 
-def test_all_that_does_not_fit_is_told_at_once():
-    tensors = whole() | {"extra": tensor(2), "norm": tensor(6), "position_ids": tensor(1)}
+def test_one_error_lists_all_mismatches():
+    tensors = complete_checkpoint() | {"extra": tensor(2), "norm": tensor(6), "position_ids": tensor(1)}
     del tensors["layers.1.fc.weight"]
     with pytest.raises(UserError) as error:
         mapping.match_checkpoints((TABLE, SHAPES, tensors))
@@ -57,20 +59,20 @@ def test_all_that_does_not_fit_is_told_at_once():
     assert "\n" not in text
 
 
-def test_layers_that_are_wrong_alike_are_told_as_one():
+def test_equal_mismatches_of_layers_are_summarized():
     with pytest.raises(UserError, match=r"missing layers\.\*\.fc\.weight \(20 times\)$"):
         mapping.match_checkpoints((TABLE, {"x/layers/fc": (20, 3, 4)}, {}))
 
 
-def test_the_faults_of_all_parts_are_told_together():
+def test_one_error_covers_all_checkpoints():
     toy, other = Table("toy", TABLE.rules[1:2]), Table("other toy", (Rule("only", "z/only"),))
     with pytest.raises(UserError, match=r"not the toy .*missing norm.*; this is not the other toy .*missing only"):
         mapping.match_checkpoints((toy, {"x/norm": (5,)}, {}), (other, {"z/only": (1,)}, {}))
 
 
-def test_layers_of_several_dtypes_become_one_that_holds_them():
+def test_stacked_layers_get_a_common_dtype():
     def dtype_of(first: str, second: str) -> str:
-        tensors = whole() | {"layers.0.fc.weight": tensor(4, 3, dtype=first)}
+        tensors = complete_checkpoint() | {"layers.0.fc.weight": tensor(4, 3, dtype=first)}
         tensors["layers.1.fc.weight"] = tensor(4, 3, dtype=second)
         return str(mapping.match_checkpoints((TABLE, SHAPES, tensors))["x/layers/fc"].dtype)
 
@@ -79,25 +81,27 @@ def test_layers_of_several_dtypes_become_one_that_holds_them():
     assert dtype_of("float16", "bfloat16") == "float32"
 
 
-def test_what_is_ignored_has_a_reason():
-    assert mapping.ignored_tensors(TABLE, whole() | {"position_ids": tensor(1)}) == {"position_ids": "a counter"}
+def test_ignored_tensors_have_a_reason():
+    assert mapping.ignored_tensors(TABLE, complete_checkpoint() | {"position_ids": tensor(1)}) == {
+        "position_ids": "a counter"
+    }
 
 
 @pytest.mark.parametrize(
     ("rules", "shapes", "says"),
     [
         ((Rule("a", "p"), Rule("a", "q")), {"p": (1,), "q": (1,)}, "two rules for a"),
-        ((Rule("a", "p"), Rule("b", "p")), {"p": (1,)}, "not one rule each"),
-        ((Rule("a", "p"),), {"p": (1,), "q": (1,)}, "not one rule each for"),
+        ((Rule("a", "p"), Rule("b", "p")), {"p": (1,)}, "expected exactly one rule for each"),
+        ((Rule("a", "p"),), {"p": (1,), "q": (1,)}, "expected exactly one rule for each of"),
     ],
 )
-def test_a_faulty_table_is_a_fault_of_the_program(rules, shapes, says):
+def test_wrong_table_raises_value_error(rules, shapes, says):
     with pytest.raises(ValueError, match=says):
         mapping.destinations(Table("toy", rules), shapes)
 
 
 @pytest.mark.parametrize(
-    "how",
+    "transform",
     [
         IDENTITY,
         LINEAR_KERNEL,
@@ -108,16 +112,16 @@ def test_a_faulty_table_is_a_fault_of_the_program(rules, shapes, says):
         tables._MAGNITUDE,
     ],
 )
-def test_transforms_are_their_own_way_back(how):
-    shape = {CONV1D_KERNEL: (3, 4, 5), tables._GATE_SCALE: (6,), tables._MAGNITUDE: (6,)}.get(how, (4, 7))
-    ours = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    theirs = how.to_torch(ours)
-    assert theirs.shape == how.torch_shape(shape)
-    np.testing.assert_array_equal(how.to_jax(theirs, shape), ours)
+def test_transforms_round_trip(transform):
+    shape = {CONV1D_KERNEL: (3, 4, 5), tables._GATE_SCALE: (6,), tables._MAGNITUDE: (6,)}.get(transform, (4, 7))
+    jax_array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    torch_array = transform.to_torch(jax_array)
+    assert torch_array.shape == transform.torch_shape(shape)
+    np.testing.assert_array_equal(transform.to_jax(torch_array, shape), jax_array)
 
 
-def keys(name: str) -> dict[str, LazyTensor]:
-    """A manifest of the released files, as tensors that cannot be read."""
+def released_tensors(name: str) -> dict[str, LazyTensor]:
+    """Returns names, shapes and dtypes of a released file as tensors that cannot be read."""
     path = golden.SHARED / "reference" / "salmonn_keys.json"
     golden.require(path)
     listed = json.loads(path.read_text())[name]
@@ -128,29 +132,29 @@ def keys(name: str) -> dict[str, LazyTensor]:
 def test_every_key_of_the_released_checkpoints(size, model):
     shapes = {path: leaf.shape for path, leaf in parameters.model_structure(model).shapes.items()}
     trained = parameters.trainable_paths(shapes, ORIGINAL_TRAINABLE)
-    tensors = keys(f"salmonn_{size}_checkpoint_model")
-    found = mapping.match_checkpoints((tables.SALMONN, {path: shapes[path] for path in trained}, tensors))
-    parts = sum(len(parameter.sources) for parameter in found.values())
-    assert parts + len(mapping.ignored_tensors(tables.SALMONN, tensors)) == len(tensors)
+    tensors = released_tensors(f"salmonn_{size}_checkpoint_model")
+    params = mapping.match_checkpoints((tables.SALMONN, {path: shapes[path] for path in trained}, tensors))
+    num_sources = sum(len(param.sources) for param in params.values())
+    assert num_sources + len(mapping.ignored_tensors(tables.SALMONN, tensors)) == len(tensors)
 
 
 @pytest.mark.parametrize(
-    ("name", "table", "part"),
+    ("name", "table", "path_prefix"),
     [
         ("whisper_large_v2_encoder_hf", tables.whisper_hf(""), "whisper/"),
         ("beats_iter3plus_as2m_ft_cpt2_model", tables.beats(16), "beats/"),
     ],
 )
-def test_every_key_of_the_released_encoders(name, table, part):
+def test_every_key_of_the_released_encoders(name, table, path_prefix):
     shapes = {path: leaf.shape for path, leaf in parameters.model_structure(MODEL_13B).shapes.items()}
-    own = {path: shape for path, shape in shapes.items() if path.startswith(part)}
-    tensors = keys(name)
-    found = mapping.match_checkpoints((table, own, tensors))
-    assert sum(len(p.sources) for p in found.values()) + len(mapping.ignored_tensors(table, tensors)) == len(tensors)
+    own_shapes = {path: shape for path, shape in shapes.items() if path.startswith(path_prefix)}
+    tensors = released_tensors(name)
+    params = mapping.match_checkpoints((table, own_shapes, tensors))
+    assert sum(len(p.sources) for p in params.values()) + len(mapping.ignored_tensors(table, tensors)) == len(tensors)
 
 
-def without_weights(build) -> dict[str, LazyTensor]:
-    """The tensors of a PyTorch module of any size, of which only names and shapes are made."""
+def meta_tensors(build) -> dict[str, LazyTensor]:
+    """Returns names and shapes of the PyTorch module that `build` makes, without memory for its weights."""
     import torch
 
     with torch.device("meta"):
@@ -158,69 +162,74 @@ def without_weights(build) -> dict[str, LazyTensor]:
     return {k: LazyTensor(tuple(v.shape), np.dtype(np.float32), None) for k, v in state.items()}
 
 
-def every_one_is_placed(table: Table, config: ModelConfig, tensors: dict[str, LazyTensor]) -> None:
+def check_all_tensors_are_used(table: Table, config: ModelConfig, tensors: dict[str, LazyTensor]) -> None:
+    """Asserts that each tensor is converted or ignored, and each parameter of the model has a source."""
     shapes = {path: leaf.shape for path, leaf in parameters.model_structure(config).shapes.items()}
-    found = mapping.match_checkpoints((table, shapes, tensors))
-    assert sum(len(p.sources) for p in found.values()) + len(mapping.ignored_tensors(table, tensors)) == len(tensors)
+    params = mapping.match_checkpoints((table, shapes, tensors))
+    assert sum(len(p.sources) for p in params.values()) + len(mapping.ignored_tensors(table, tensors)) == len(tensors)
 
 
 @pytest.mark.parametrize(("size", "model"), [("7b", MODEL_7B), ("13b", MODEL_13B)])
 def test_every_key_of_a_vicuna(size, model):
-    """Those of the manifest, which has one layer of the 7B; and those of transformers at full size."""
+    """Checks the released keys, of which one layer of the 7B is listed, and those of transformers at full size."""
     torch_checkpoints.require_packages()
     import transformers
 
-    c = model.llama
-    alone = ModelConfig(whisper=None, beats=None, qformer=None, llama=c, lora=LoraConfig(target_modules=()))
+    llama_config = model.llama
+    config = ModelConfig(whisper=None, beats=None, qformer=None, llama=llama_config, lora=LoraConfig(target_modules=()))
     if size == "7b":
-        listed = keys("vicuna_7b_llama_hf_layer0_and_globals")
+        listed = released_tensors("vicuna_7b_llama_hf_layer0_and_globals")
         layers = {
             k.replace(".0.", f".{i}.", 1): v
             for k, v in listed.items()
             if ".layers." in k
-            for i in range(c.num_hidden_layers)
+            for i in range(llama_config.num_hidden_layers)
         }
-        every_one_is_placed(tables.llama(tie_word_embeddings=False), alone, listed | layers)
-    theirs = transformers.LlamaConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.hidden_size,
-        intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.num_hidden_layers,
-        num_attention_heads=c.num_attention_heads,
+        check_all_tensors_are_used(tables.llama(tie_word_embeddings=False), config, listed | layers)
+    torch_config = transformers.LlamaConfig(
+        vocab_size=llama_config.vocab_size,
+        hidden_size=llama_config.hidden_size,
+        intermediate_size=llama_config.intermediate_size,
+        num_hidden_layers=llama_config.num_hidden_layers,
+        num_attention_heads=llama_config.num_attention_heads,
     )
-    every_one_is_placed(
-        tables.llama(tie_word_embeddings=False), alone, without_weights(lambda: transformers.LlamaForCausalLM(theirs))
+    check_all_tensors_are_used(
+        tables.llama(tie_word_embeddings=False),
+        config,
+        meta_tensors(lambda: transformers.LlamaForCausalLM(torch_config)),
     )
 
 
 @pytest.mark.parametrize(
-    ("width", "layers", "heads", "mels"),
+    ("d_model", "layers", "heads", "mels"),
     [(384, 4, 6, 80), (512, 6, 8, 80), (768, 12, 12, 80), (1024, 24, 16, 80), (1280, 32, 20, 80), (1280, 32, 20, 128)],
     ids=["tiny", "base", "small", "medium", "large-v2", "large-v3"],
 )
-def test_every_key_of_every_whisper(width, layers, heads, mels):
+def test_every_key_of_every_whisper(d_model, layers, heads, mels):
     torch_checkpoints.require_packages("whisper")
     import transformers
     from whisper.model import AudioEncoder
 
-    ours = WhisperConfig(
+    whisper_config = WhisperConfig(
         num_mel_bins=mels,
-        d_model=width,
+        d_model=d_model,
         encoder_layers=layers,
         encoder_attention_heads=heads,
-        encoder_ffn_dim=4 * width,
+        encoder_ffn_dim=4 * d_model,
     )
-    alone = ModelConfig(whisper=ours, beats=None, qformer=None, llama=None)
-    theirs = transformers.WhisperConfig(
+    config = ModelConfig(whisper=whisper_config, beats=None, qformer=None, llama=None)
+    torch_config = transformers.WhisperConfig(
         num_mel_bins=mels,
-        d_model=width,
+        d_model=d_model,
         encoder_layers=layers,
         encoder_attention_heads=heads,
-        encoder_ffn_dim=4 * width,
+        encoder_ffn_dim=4 * d_model,
         decoder_layers=1,
         decoder_attention_heads=heads,
     )
-    hugging_face = without_weights(lambda: transformers.WhisperForConditionalGeneration(theirs))
-    every_one_is_placed(tables.whisper_hf("model.encoder."), alone, hugging_face)
-    openai = without_weights(lambda: AudioEncoder(mels, 1500, width, heads, layers))
-    every_one_is_placed(tables.WHISPER_OPENAI, alone, {f"encoder.{name}": value for name, value in openai.items()})
+    hugging_face = meta_tensors(lambda: transformers.WhisperForConditionalGeneration(torch_config))
+    check_all_tensors_are_used(tables.whisper_hf("model.encoder."), config, hugging_face)
+    openai = meta_tensors(lambda: AudioEncoder(mels, 1500, d_model, heads, layers))
+    check_all_tensors_are_used(
+        tables.WHISPER_OPENAI, config, {f"encoder.{name}": value for name, value in openai.items()}
+    )

@@ -1,4 +1,4 @@
-"""Converted by the command, compared stage by stage with the packages that define the formats, and written back."""
+"""Conversion by the command, compared layer by layer with the packages that define the formats, and written back."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def run(*words: object) -> None:
     convert.main([str(word) for word in words])
 
 
-def agree(model: pathlib.Path, files: CheckpointPaths, *, stages: int, clip: object = DUCK) -> None:
-    """Every stage of ours is PyTorch's."""
+def agree(model: pathlib.Path, files: CheckpointPaths, *, layers: int, clip: object = DUCK) -> None:
+    """Asserts that the activations of every layer agree with PyTorch."""
     found = list(compare.compare(model, files, clip, QUESTION))
-    assert len(found) >= stages
+    assert len(found) >= layers
     for difference in found:
         assert difference.relative_error < 2e-5, difference
 
@@ -66,10 +66,10 @@ def test_a_language_model(changes, tmp_path):
     golden.require()
     llm = torch_checkpoints.write_llama(tmp_path / "llm", **changes)
     run("to-jax", "llama", "--llm", llm, "--output", tmp_path / "model")
-    agree(tmp_path / "model", CheckpointPaths(llm=llm), stages=5)
+    agree(tmp_path / "model", CheckpointPaths(llm=llm), layers=5)
     run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
     equal_tensors(tmp_path / "back", llm)
-    agree(tmp_path / "model", CheckpointPaths(llm=tmp_path / "back"), stages=5)
+    agree(tmp_path / "model", CheckpointPaths(llm=tmp_path / "back"), layers=5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -88,8 +88,8 @@ def test_whisper(changes, tmp_path):
     golden.require()
     source = torch_checkpoints.write_whisper(tmp_path / "whisper", **changes)
     run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
-    agree(tmp_path / "model", CheckpointPaths(whisper=source), stages=5)
-    with pytest.raises(UserError, match="has no part that came from --llm"):
+    agree(tmp_path / "model", CheckpointPaths(whisper=source), layers=5)
+    with pytest.raises(UserError, match="has no component from --llm"):
         next(compare.compare(tmp_path / "model", CheckpointPaths(llm=source), DUCK, QUESTION))
     with pytest.raises(UserError, match="holds no language model"):
         salmonn_jax.load(tmp_path / "model").generate(None, QUESTION)
@@ -100,7 +100,7 @@ def test_whisper_in_openai_s_files(tmp_path):
     golden.require()
     source = torch_checkpoints.write_openai_whisper(tmp_path / "tiny.pt")
     run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
-    agree(tmp_path / "model", CheckpointPaths(whisper=source), stages=5)
+    agree(tmp_path / "model", CheckpointPaths(whisper=source), layers=5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"conv_pos": 15, "max_distance": 100, "encoder_layers": 2}])
@@ -109,7 +109,7 @@ def test_beats(changes, tmp_path):
     golden.require()
     source = torch_checkpoints.write_beats(tmp_path / "beats.pt", **changes)
     run("to-jax", "beats", "--beats", source, "--output", tmp_path / "model")
-    agree(tmp_path / "model", CheckpointPaths(beats=source), stages=4)
+    agree(tmp_path / "model", CheckpointPaths(beats=source), layers=4)
 
 
 def test_the_golden_salmonn(tmp_path):
@@ -122,7 +122,7 @@ def test_the_golden_salmonn(tmp_path):
     )
     words = ["--whisper", files.whisper, "--beats", files.beats, "--llm", files.llm, "--checkpoint", files.checkpoint]
     run("to-jax", "salmonn", *words, "--qformer-heads", 4, "--output", tmp_path / "model")
-    agree(tmp_path / "model", files, stages=19)
+    agree(tmp_path / "model", files, layers=19)
 
 
 SALMONNS = {
@@ -186,9 +186,9 @@ def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, CheckpointPaths]
 
 def test_a_salmonn_of_another_shape(assembled):
     model, files = assembled
-    agree(model, files, stages=15)
+    agree(model, files, layers=15)
     for clip in ("gunshots.wav", "music.wav"):  # of other lengths
-        agree(model, files, stages=15, clip=golden.SHARED / "audio" / clip)
+        agree(model, files, layers=15, clip=golden.SHARED / "audio" / clip)
 
 
 def test_its_checkpoint_comes_back_byte_for_byte(assembled, tmp_path):
@@ -220,8 +220,8 @@ def test_its_adapters_are_peft_s_and_merge_as_peft_merges(assembled, tmp_path):
         np.testing.assert_allclose(tensor.read(), theirs[name].numpy(), rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
-    """A weight of the second layer of BEATs is changed: all before it agrees, and the command says where it begins."""
+def test_first_mismatching_layer_is_named(tmp_path, capsys):
+    """Changes a weight in the second layer of BEATs. The command must report that layer and none before it."""
     torch_checkpoints.require_packages("openbeats")
     golden.require()
     source = torch_checkpoints.write_beats(tmp_path / "beats.pt")
@@ -238,10 +238,10 @@ def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
         run("compare", "--model", tmp_path / "model", "--beats", source, DUCK)
     assert stopped.value.code == 1
     told = capsys.readouterr().out.splitlines()
-    assert "the first stage that parts is beats layer 2" in told[-1]
+    assert "first mismatching layer: beats layer 2" in told[-1]
     (first,) = [line for line in told if line.startswith("beats layer 1 ")]
     (second,) = [line for line in told if line.startswith("beats layer 2 ")]
-    assert "<- parts" in second and "<- parts" not in first
+    assert "<- mismatch" in second and "<- mismatch" not in first
 
 
 @pytest.fixture(scope="session")

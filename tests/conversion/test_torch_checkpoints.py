@@ -1,4 +1,4 @@
-"""What checkpoints say about themselves, and which language model goes with which."""
+"""Tests of opening checkpoints, of `launch.convert inspect`, and of the check of the language model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from launch import convert
 from salmonn_jax.config import LlamaConfig, RopeScaling
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
-from salmonn_jax.conversion import tensors, torch_checkpoints, vicuna
+from salmonn_jax.conversion import mapping, tensors, torch_checkpoints, vicuna
 from salmonn_jax.errors import UserError
 from salmonn_jax.models.llama import rotary_inv_freq
 from tests import golden
@@ -34,18 +34,16 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
 }
-
-
 SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128)
 
 
 def read(monkeypatch, **changes) -> LlamaConfig:
-    """What is made of a configuration, whatever the tensors."""
+    """Returns the configuration that `open_llama` reads from a Hugging Face configuration with these changes."""
     monkeypatch.setattr(tensors, "open_hf_directory", lambda path: (LLAMA | changes, {}))
     return torch_checkpoints.open_llama(pathlib.Path("llm")).config
 
 
-def test_a_llama(monkeypatch):
+def test_open_llama(monkeypatch):
     expected = LlamaConfig(
         vocab_size=320,
         hidden_size=64,
@@ -75,34 +73,34 @@ def test_a_llama(monkeypatch):
         ({"model_type": "mistral", "sliding_window": None}, {}),
     ],
 )
-def test_the_llama_family(monkeypatch, changes, expected):
+def test_open_llama_variants(monkeypatch, changes, expected):
     assert read(monkeypatch, **changes) == dataclasses.replace(read(monkeypatch), **expected)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "qwen2"}, "holds a model of type 'qwen2', not llama or mistral"),
+        ({"model_type": "qwen2"}, "model_type='qwen2'; expected llama or mistral"),
         ({"attention_bias": True}, "has biases"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope scaling 'linear'"),
     ],
 )
-def test_what_cannot_be_converted_is_told(monkeypatch, changes, says):
+def test_unsupported_llama_is_refused(monkeypatch, changes, says):
     with pytest.raises(UserError, match=says):
         read(monkeypatch, **changes)
 
 
-def test_a_field_that_is_missing_is_named(monkeypatch):
+def test_missing_field_is_named(monkeypatch):
     monkeypatch.setattr(tensors, "open_hf_directory", lambda path: ({"model_type": "llama"}, {}))
     with pytest.raises(UserError, match="has no num_attention_heads"):
         torch_checkpoints.open_llama(pathlib.Path("llm"))
 
 
 def test_llama3_rope_scaling(monkeypatch):
-    """Fast rates are kept, slow ones divided by the factor, and nothing jumps between."""
+    """Keeps high frequencies, divides low ones by the factor, and interpolates monotonically in between."""
     plain, scaled = rotary_inv_freq(read(monkeypatch)), rotary_inv_freq(read(monkeypatch, rope_scaling=LLAMA3_ROPE))
-    turns = 128 * plain / (2 * np.pi)
+    turns = 128 * plain / (2 * np.pi)  # full rotations within the original context length
     assert (turns > 4).any() and (turns < 1).any()
     np.testing.assert_array_equal(scaled[turns > 4], plain[turns > 4])
     np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
@@ -111,52 +109,85 @@ def test_llama3_rope_scaling(monkeypatch):
 
 @pytest.mark.parametrize("changed", ["rms_norm_eps", "max_position_embeddings", "vocab_size", "num_hidden_layers"])
 @pytest.mark.parametrize(("width", "model"), [(5120, MODEL_13B), (4096, MODEL_7B)])
-def test_the_right_vicuna_passes_and_the_wrong_one_is_told(width, model, changed):
+def test_mismatched_vicuna_is_refused(width, model, changed):
     file, llm = pathlib.Path("x.pth"), pathlib.Path("vicuna")
     vicuna.check_llm(width, file, model.llama, llm, own_checkpoint=False)
     other = dataclasses.replace(model.llama, **{changed: getattr(model.llama, changed) * 2})
     with pytest.raises(UserError, match=r"vicuna is not Vicuna-.* is .* answers are empty"):
         vicuna.check_llm(width, file, other, llm, own_checkpoint=False)
     vicuna.check_llm(width, file, other, llm, own_checkpoint=True)
-    with pytest.raises(UserError, match=rf"goes with a language model {width} wide"):
+    with pytest.raises(UserError, match=rf"needs a language model with hidden_size={width} .* has hidden_size=1024"):
         vicuna.check_llm(width, file, dataclasses.replace(other, hidden_size=1024), llm, own_checkpoint=True)
 
 
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("salmonn.pth", ["SALMONN checkpoint, 73 tensors", "beside them: epoch 0", "not needed: a counter"]),
-        ("beats.pt", ["BEATs checkpoint, 52 tensors", "'num_buckets': 320", "not needed: the head of the classifier"]),
-        ("whisper", ["Whisper checkpoint", "not needed: the decoder"]),
+        ("salmonn.pth", ["SALMONN checkpoint, 73 tensors", "other entry: epoch 0", "): an index buffer"]),
+        ("beats.pt", ["BEATs checkpoint, 52 tensors", "'num_buckets': 320", "): the classification head"]),
+        ("whisper", ["Whisper checkpoint", "): the decoder"]),
         ("vicuna", ["LLaMA checkpoint", "model.embed_tokens.weight [640, 64] float16"]),
     ],
 )
 def test_inspect(name, lines, capsys):
     golden.require()
     convert.main(["inspect", str(golden.GOLDEN_DIR / name)])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in lines:
-        assert line in told
+        assert line in output
 
 
-def test_beats_of_another_kind(tmp_path):
+def test_ignored_tensors_are_grouped_by_reason():
+    reasons = {"decoder.a": "the decoder", "decoder.b": "the decoder", "decoder.c": "the decoder", "epoch": "state"}
+    assert mapping.summarize_ignored(reasons) == [
+        "ignored 3 keys (decoder.a, decoder.b, ...): the decoder",
+        "ignored 1 key (epoch): state",
+    ]
+
+
+def test_verbose_inspect_lists_each_ignored_tensor(capsys):
+    golden.require()
+    path = golden.GOLDEN_DIR / "whisper"
+    convert.main(["inspect", str(path)])
+    grouped = capsys.readouterr().out.splitlines()
+    convert.main(["inspect", str(path), "--verbose"])
+    listed = capsys.readouterr().out.splitlines()
+    num_ignored = sum("  ignored: the decoder" in line for line in listed)
+    assert num_ignored > 2 and not any("  ignored: " in line for line in grouped)
+    assert len(grouped) == len(listed) - num_ignored + 1
+    assert grouped[-1].startswith(f"  ignored {num_ignored} keys (") and grouped[-1].endswith(
+        "only the encoder is used"
+    )
+
+
+def test_conversion_prints_one_line_per_reason(tmp_path, capsys):
+    golden.require()
+    words = ["to-jax", "whisper", "--whisper", str(golden.GOLDEN_DIR / "whisper"), "--output"]
+    convert.main([*words, str(tmp_path / "grouped")])
+    (grouped,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ignored ")]
+    convert.main([*words, str(tmp_path / "listed"), "--verbose"])
+    listed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ignored ")]
+    assert grouped.startswith(f"ignored {len(listed)} keys (") and len(listed) > 2
+
+
+def test_unsupported_beats_is_refused(tmp_path):
     torch = pytest.importorskip("torch", reason="torch opens PyTorch's files")
     path = tmp_path / "beats.pt"
-    # What a configuration does not name is what the original takes then, which is another BEATs.
+    # A missing deep_norm has the original's default, False, which is not supported either.
     for cfg in ({"deep_norm": False}, {}):
         torch.save({"cfg": cfg, "model": {}}, path)
         with pytest.raises(UserError, match="has deep_norm=False; only BEATs with deep_norm=True"):
             torch_checkpoints.open_beats(path)
     torch.save({"cfg": None, "model": {}}, path)
-    with pytest.raises(UserError, match="its `cfg` is no dictionary"):
+    with pytest.raises(UserError, match="its `cfg` is not a dictionary"):
         torch_checkpoints.open_beats(path)
     torch.save({"model": {}}, path)
     with pytest.raises(UserError, match="is not a BEATs checkpoint"):
         torch_checkpoints.open_beats(path)
 
 
-def test_configuration_of_a_converted_llama_survives_json(monkeypatch):
+def test_llama_config_survives_json(monkeypatch):
     from salmonn_jax import config
 
-    made = read(monkeypatch, rope_scaling=LLAMA3_ROPE, head_dim=16)
-    assert config.from_dict(LlamaConfig, json.loads(json.dumps(config.to_dict(made)))) == made
+    llama_config = read(monkeypatch, rope_scaling=LLAMA3_ROPE, head_dim=16)
+    assert config.from_dict(LlamaConfig, json.loads(json.dumps(config.to_dict(llama_config)))) == llama_config

