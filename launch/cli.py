@@ -26,6 +26,7 @@ def start_jax() -> None:
 
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/xla"))
+    distributed.use_cpu_without_accelerator()
     distributed.initialize()
 
 

@@ -22,6 +22,7 @@ from salmonn_jax import hlo, sharding
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import RunConfig
 from salmonn_jax.decoding import greedy
+from salmonn_jax.distributed import use_cpu_without_accelerator
 from salmonn_jax.errors import UserError
 from salmonn_jax.hlo import Collective
 from salmonn_jax.models import parameters
@@ -66,17 +67,16 @@ class CompiledProgram:
     compile_seconds: float
     hlo_text: str = dataclasses.field(repr=False, default="")
 
-    @property
-    def sent(self) -> int:
-        """Bytes that one chip passes to collectives in one execution."""
-        return sum(c.bytes * c.times for c in self.collectives)
-
 
 def devices(topology: Topology) -> list[jax.Device]:
     """Returns devices to compile for. Raises UserError if the TPU compiler is not installed."""
     # These variables stop libtpu from looking for a TPU machine and from locking it against other processes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Without these, libtpu prints that it cannot determine them. The topology below does not depend on them.
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    use_cpu_without_accelerator()
     from jax.experimental import topologies
 
     slice_options = {"num_slices": topology.slices} if topology.slices > 1 else {}
