@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
-import json
+import pathlib
 import zlib
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from data_pipelines.examples import Example
 from data_pipelines.minicorpus import signals
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS
+from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.audio_files import float_to_pcm
 
 VERSION = "1.2.0"  # of the recipe; a corpus of another version is built anew
@@ -121,21 +121,16 @@ class ExampleKey(NamedTuple):
 
 
 @functools.cache
-def prompt_templates(task: str) -> tuple[str, ...]:
-    """The ways to ask for a task; the first one is the test's."""
-    text = importlib.resources.files("data_pipelines.minicorpus").joinpath("prompts.json").read_text(encoding="utf-8")
-    return tuple(json.loads(text)[task])
-
-
-def choose_template(task: str, split: str, rng: np.random.Generator) -> str:
-    """Picks how to ask: any way in training, the first one elsewhere."""
-    ways = prompt_templates(task)
-    return ways[rng.integers(len(ways))] if split == "train" else ways[0]
+def prompt_templates() -> PromptTemplates:
+    """Returns the prompt templates of the tasks of the mini-corpus."""
+    return PromptTemplates.load(str(pathlib.Path(__file__).with_name("prompt_templates.json")))
 
 
 def make_prompt(task: str, split: str, rng: np.random.Generator) -> str:
-    """A whole prompt about a clip."""
-    return f"<Speech><SpeechHere></Speech> {choose_template(task, split, rng)}"
+    """Returns a prompt about a clip: from a random template in training, from the first one in other splits."""
+    templates = prompt_templates()
+    index = int(rng.integers(len(templates.by_task[task]))) if split == "train" else 0
+    return templates.render(task, "", index, has_audio=True)
 
 
 def augment_clip(audio: np.ndarray, rng: np.random.Generator, *, max_silence_seconds: float = 0.2) -> np.ndarray:

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from data_pipelines.minicorpus import labels, speech
-from data_pipelines.minicorpus.clips import FILLER, ExampleKey, GeneratedExample, choose_template
+from data_pipelines.minicorpus.clips import FILLER, ExampleKey, GeneratedExample, make_prompt
 from data_pipelines.minicorpus.recordings import Recordings
+from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
 _LONGEST_PHRASE = 12  # characters: with its fillers a phrase grows to several times its tokens
 _LENGTHS = (0.14, 0.2, 0.22, 0.22, 0.22)
@@ -34,7 +35,8 @@ def reading(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Ite
             place = ExampleKey("reading", split, task, index)
             rng = place.rng
             read, answer = _text(recordings, split, task, phrases, rng)
-            prompt = f"<Speech>{imitate_audio_tokens(read, rng)}</Speech> {choose_template(task, split, rng)}"
+            imitation = imitate_audio_tokens(read, rng)
+            prompt = make_prompt(task, split, rng).replace(AUDIO_PLACEHOLDER, imitation)
             yield GeneratedExample(place.make_example(None, prompt, answer, ""), "", ())
 
 

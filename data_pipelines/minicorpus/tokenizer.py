@@ -11,6 +11,7 @@ import sentencepiece
 
 from data_pipelines.examples import Example
 from data_pipelines.minicorpus.clips import FILLER
+from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
 VOCAB_SIZE = 512
 
@@ -23,7 +24,7 @@ def train_tokenizer(examples: Iterable[Example], path: pathlib.Path) -> None:
     texts = []
     for example in examples:
         # A prompt is cut where the clip goes, and each part encoded on its own (see `salmonn_jax.prompts`).
-        texts += f"USER: {example.prompt}\nASSISTANT:".split("<SpeechHere>")
+        texts += f"USER: {example.prompt}\nASSISTANT:".split(AUDIO_PLACEHOLDER)
         texts += [example.answer, example.transcript]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

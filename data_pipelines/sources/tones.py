@@ -10,8 +10,10 @@ import numpy as np
 import sentencepiece
 
 from data_pipelines.examples import Example
+from data_pipelines.transforms.prompt_templates import SPEECH_TAG
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import unknown_name
+from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
 SOURCES = ("tones", "words")  # the second is text only
 TONES = {"low": 220.0, "middle": 660.0, "high": 1980.0}
@@ -37,11 +39,12 @@ class ToneSource:
         random = np.random.default_rng([i, list(SIZES).index(self._split)])
         name = list(TONES)[i % len(TONES)]
         audio = _tone(TONES[name], random) if self._source == "tones" else None
-        heard = "<SpeechHere>" if audio is not None else name
+        prompt = f"{SPEECH_TAG} {PROMPT}"
         return Example(
             id=f"{self._source}-{self._split}-{i}",
             audio=audio,
-            prompt=f"<Speech>{heard}</Speech> {PROMPT}",
+            # The text-only source has the name of the tone where the clip would be.
+            prompt=prompt if audio is not None else prompt.replace(AUDIO_PLACEHOLDER, name),
             answer=name,
             task="sound",
             source=self._source,
@@ -55,7 +58,8 @@ def train_tokenizer(data_dir: pathlib.Path) -> None:
     if path.exists():
         return
     data_dir.mkdir(parents=True, exist_ok=True)
-    text = [f"USER: <Speech>{name}</Speech> {PROMPT}\nASSISTANT: {name}" for name in TONES]
+    prompt = f"USER: {SPEECH_TAG} {PROMPT}\nASSISTANT: "
+    text = [prompt.replace(AUDIO_PLACEHOLDER, name) + name for name in TONES]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text),

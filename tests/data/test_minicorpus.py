@@ -200,7 +200,7 @@ def test_clips_keep_to_their_length_and_answers_to_their_clips(small):
             assert 0.3 * 16_000 <= len(example.audio) <= 4.0 * 16_000
             assert example.source == source
             assert example.prompt.startswith("<Speech><SpeechHere></Speech> ")
-            assert example.prompt.endswith(clips.prompt_templates(example.task)[0]) or split == "train"
+            assert example.prompt.endswith(clips.prompt_templates().by_task[example.task][0]) or split == "train"
     for clip in all_clips("speech_over_sound", "train"):
         words, _, name = clip.example.answer.rpartition(" over ")
         assert words == clip.example.transcript
