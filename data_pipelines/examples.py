@@ -1,8 +1,9 @@
-"""What a data source yields: one `Example`, the same for speech, music, sound events and text-only replay."""
+"""Examples, which data sources yield, and the exception and the record for examples that cannot be used."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,3 +33,39 @@ class Example:
     source: str
     transcript: str = ""
     question: str = ""
+
+
+class BadExample(Exception):
+    """An example that cannot be used. The example is skipped and counted; this error alone does not end a run.
+
+    Attributes:
+      reason: short category, by which rejections are counted: "missing", "unreachable", "undecodable", "empty",
+        "not finite", "silent", "too long", "does not fit", "wrong line", or "noise" if the recording that augmentation
+        mixes in cannot be used.
+      detail: what exactly is wrong.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class Rejection(NamedTuple):
+    """Record of an example that was left out, as it is counted and listed.
+
+    Attributes:
+      source: data set of the example.
+      example: index of the example in its source during training; its id when a data set is prepared.
+      reason: see `BadExample`.
+      detail: see `BadExample`.
+    """
+
+    source: str
+    example: int | str
+    reason: str
+    detail: str
+
+    @classmethod
+    def from_error(cls, source: str, example: int | str, error: BadExample) -> Rejection:
+        """Returns the record of an example that raised `error`."""
+        return cls(source, example, error.reason, error.detail)

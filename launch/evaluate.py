@@ -98,7 +98,7 @@ def evaluate(
 
 def examples_with_prompts(source: Sequence, prompt_templates: Any) -> Iterator:
     """The examples that can be used, each with a prompt: the first wording of its task, where it brings none."""
-    from data_pipelines.sources.manifest_entry import BadExample
+    from data_pipelines.examples import BadExample
 
     for index in range(len(source)):
         try:

@@ -115,8 +115,8 @@ def _prepare_manifest(options: argparse.Namespace) -> None:
 
 
 def _prepare_corpus(options: argparse.Namespace) -> None:
+    from data_pipelines.examples import BadExample
     from data_pipelines.sources import paper
-    from data_pipelines.sources.manifest_entry import BadExample
 
     def resolve_paths(entry):
         if isinstance(entry, BadExample):  # a generator that raised would end

@@ -22,27 +22,16 @@ from typing import Any, NamedTuple
 
 import tqdm
 
+from data_pipelines.examples import BadExample, Rejection
 from data_pipelines.prepare.metadata import shard_name
 from data_pipelines.prepare.statistics import Statistics
 from data_pipelines.prepare.storage import Folder
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest import to_example
-from data_pipelines.sources.manifest_entry import BadExample, ManifestEntry, entry_from_json, entry_to_json
+from data_pipelines.sources.manifest_entry import ManifestEntry, entry_from_json, entry_to_json
 from data_pipelines.sources.records import AudioEncoding, to_record
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
-
-
-class RejectedEntry(NamedTuple):
-    """An entry that is left out."""
-
-    id: str
-    reason: str
-    detail: str
-
-    @classmethod
-    def from_error(cls, id: str, error: BadExample) -> RejectedEntry:
-        return cls(id, error.reason, error.detail)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +103,7 @@ def write_shard(job: ShardJob, index: int) -> int:
             except BadExample as error:
                 if error.reason == "too long" and job.config.rules.too_long == "error":
                     raise UserError(f"{entry.id}: {error}; --too-long truncate, chunk or drop would go on") from None
-                rejected.append(RejectedEntry.from_error(entry.id, error))
+                rejected.append(Rejection.from_error(job.config.source, entry.id, error))
                 continue
             measures = {} if clip is None else {"samples": len(clip)}
             if job.config.tokenizer is not None:
@@ -141,7 +130,7 @@ def _is_written(job: ShardJob, index: int, digest: str, entries: Sequence[Manife
     report = json.loads(job.folder.read(job.work_file(f"{index:05d}.json")) or b"{}")
     if report.get("digest") != digest or job.folder.size(job.shard_file(index)) != report["bytes"]:
         return False
-    again = {one["id"] for one in report["rejected"]}
+    again = {one["example"] for one in report["rejected"]}
     return not any(_is_good(entry, job.config.rules) for entry in entries if entry.id in again)
 
 
@@ -161,9 +150,11 @@ def plan_shards(entries: Iterator[ManifestEntry], job: ShardJob, entries_per_sha
     """
     count, shards, wrong, lines = 0, 0, collections.Counter(), []
     with job.folder.atomic_path(job.work_file("wrong.jsonl")) as path, path.open("wb") as file:
-        for entry in tqdm.tqdm(_check_entries(entries), unit="entry", desc="reading entries", leave=False):
+        for entry in tqdm.tqdm(
+            _check_entries(entries, job.config.source), unit="entry", desc="reading entries", leave=False
+        ):
             count += 1
-            if isinstance(entry, RejectedEntry):
+            if isinstance(entry, Rejection):
                 wrong[entry.reason] += 1
                 file.write(to_json_line(entry._asdict()))
                 continue
@@ -179,7 +170,7 @@ def plan_shards(entries: Iterator[ManifestEntry], job: ShardJob, entries_per_sha
     return ShardPlan(shards, count, wrong)
 
 
-def _check_entries(entries: Iterator[ManifestEntry]) -> Iterator[ManifestEntry | RejectedEntry]:
+def _check_entries(entries: Iterator[ManifestEntry], source: str) -> Iterator[ManifestEntry | Rejection]:
     """The entries, with those that cannot be read, have no answer, or the id of another as rejected."""
     seen = set()  # numbers, which take less memory than texts
     for number in itertools.count(1):
@@ -188,12 +179,12 @@ def _check_entries(entries: Iterator[ManifestEntry]) -> Iterator[ManifestEntry |
         except StopIteration:
             return
         except BadExample as error:
-            yield RejectedEntry.from_error(f"entry {number}", error)
+            yield Rejection.from_error(source, f"entry {number}", error)
             continue
         if not entry.answer.strip():
-            yield RejectedEntry(entry.id, "wrong line", "it has no answer")
+            yield Rejection(source, entry.id, "wrong line", "it has no answer")
         elif hash(entry.id) in seen:
-            yield RejectedEntry(entry.id, "wrong line", "another entry has this id")
+            yield Rejection(source, entry.id, "wrong line", "another entry has this id")
         else:
             seen.add(hash(entry.id))
             yield entry

@@ -10,7 +10,8 @@ from typing import Literal
 import fsspec
 import numpy as np
 
-from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan, BadExample
+from data_pipelines.examples import BadExample
+from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan
 from salmonn_jax.audio_files import AudioError, Channels, load_audio
 from salmonn_jax.config import SAMPLE_RATE
 

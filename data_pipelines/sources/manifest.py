@@ -10,9 +10,9 @@ from typing import Any, SupportsIndex
 import fsspec
 import numpy as np
 
-from data_pipelines.examples import Example
+from data_pipelines.examples import BadExample, Example
 from data_pipelines.sources.audio import AudioRules, read_clip
-from data_pipelines.sources.manifest_entry import BadExample, ManifestEntry, entry_from_annotation, entry_from_json
+from data_pipelines.sources.manifest_entry import ManifestEntry, entry_from_annotation, entry_from_json
 from salmonn_jax.errors import UserError
 
 

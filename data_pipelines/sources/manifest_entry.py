@@ -1,4 +1,4 @@
-"""One line of a manifest: an example whose audio still lies in files; and what makes one that cannot be used."""
+"""One line of a manifest: an example whose audio still lies in files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from data_pipelines.examples import BadExample
+
 GAP_SAMPLES = 1600  # zero samples between the files of one clip, as the original joins them (`expand_wav`)
-
-
-class BadExample(Exception):
-    """An example that cannot be used. It is skipped and counted, and never ends a run by itself.
-
-    Attributes:
-      reason: one of a few words, by which it is counted: "missing", "unreachable", "undecodable", "empty",
-        "not finite", "silent", "too long", "does not fit", "wrong line"; "noise" where it is
-        the recording to be mixed in.
-      detail: what exactly.
-    """
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
 
 
 class AudioSpan(NamedTuple):

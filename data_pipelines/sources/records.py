@@ -10,8 +10,7 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample, Example
 from salmonn_jax.audio_files import decode_flac
 from salmonn_jax.config import SAMPLE_RATE
 

@@ -16,9 +16,8 @@ from typing import Any, SupportsIndex
 import fsspec
 import numpy as np
 
-from data_pipelines.examples import Example
+from data_pipelines.examples import BadExample, Example
 from data_pipelines.sources.audio import AudioRules
-from data_pipelines.sources.manifest_entry import BadExample
 from salmonn_jax.audio_files import AudioError, load_audio
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import UserError, unknown_name

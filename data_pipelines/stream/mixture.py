@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample, Example
 from salmonn_jax.config import SAMPLE_RATE, DataConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer

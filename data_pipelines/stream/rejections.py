@@ -7,7 +7,7 @@ import math
 import pathlib
 from collections.abc import Callable
 
-from data_pipelines.stream.samples import Rejection
+from data_pipelines.examples import Rejection
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
@@ -39,7 +39,7 @@ class RejectionMonitor:
         self.on_reject(rejection)
         if rejection.reason == "too long" and self._data.too_long == "error":
             raise UserError(
-                f"example {rejection.index} of {rejection.source} is too long ({rejection.detail}), "
+                f"example {rejection.example} of {rejection.source} is too long ({rejection.detail}), "
                 "and data.too_long is error"
             )
         expected = self._data.max_bad_share * max(self.received, MIN_JUDGED)
@@ -47,7 +47,7 @@ class RejectionMonitor:
         if self.rejected > expected + 3 * math.sqrt(expected):
             raise UserError(
                 f"{self.rejected} of {self.received} examples cannot be used, more than "
-                f"data.max_bad_share={self._data.max_bad_share:g}; the last is example {rejection.index} of "
+                f"data.max_bad_share={self._data.max_bad_share:g}; the last is example {rejection.example} of "
                 f"{rejection.source}, {rejection.reason}: {rejection.detail}"
             )
 
@@ -58,11 +58,11 @@ class RejectionLog:
     def __init__(self, path: pathlib.Path):
         self._path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        self._known = {(line["source"], line["index"], line["reason"]) for line in map(json.loads, lines)}
+        self._known = {(line["source"], line["example"], line["reason"]) for line in map(json.loads, lines)}
 
     def add(self, rejection: Rejection) -> None:
         """Appends a rejection, unless it is in the file. The first one creates the file."""
-        key = rejection.source, rejection.index, rejection.reason
+        key = rejection.source, rejection.example, rejection.reason
         if key not in self._known:
             self._known.add(key)
             with self._path.open("a") as file:

@@ -15,11 +15,12 @@ from typing import Any
 
 import grain
 
+from data_pipelines.examples import Rejection
 from data_pipelines.stream.pack_dataset import PackIterDataset
 from data_pipelines.stream.packing import check_sizes, placed_per_step
 from data_pipelines.stream.rejections import RejectionMonitor
 from data_pipelines.stream.sample_dataset import ReaderPool, SampleIterDataset
-from data_pipelines.stream.samples import Rejection, SampleReader
+from data_pipelines.stream.samples import SampleReader
 from salmonn_jax.batch import Batch, batch_slice, empty_batch, fill_batch
 from salmonn_jax.config import DataConfig
 

@@ -9,8 +9,7 @@ import grain
 import numpy as np
 import soxr
 
-from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample, Example
 from salmonn_jax.audio_files import float_to_pcm, pcm_to_float
 from salmonn_jax.config import SAMPLE_RATE, DataConfig
 from salmonn_jax.errors import UserError

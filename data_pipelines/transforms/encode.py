@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample, Example
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.batch import Segment
 from salmonn_jax.config import DataConfig, ModelConfig

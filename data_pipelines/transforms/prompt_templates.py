@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample
 from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 

@@ -10,13 +10,13 @@ import pytest
 import soundfile
 
 from data_pipelines import corpora
+from data_pipelines.examples import BadExample
 from data_pipelines.sources import audio
 from data_pipelines.sources.audio import AudioRules, fit_clip, read_clip
 from data_pipelines.sources.manifest import Manifest, ManifestSource
 from data_pipelines.sources.manifest_entry import (
     GAP_SAMPLES,
     AudioSpan,
-    BadExample,
     ManifestEntry,
     entry_from_annotation,
     entry_from_json,

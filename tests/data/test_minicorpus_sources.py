@@ -9,10 +9,10 @@ import zlib
 import numpy as np
 import pytest
 
+from data_pipelines.examples import BadExample
 from data_pipelines.minicorpus import packages, recordings, signals, tunes
 from data_pipelines.minicorpus.qt_resources import read_rcc
 from data_pipelines.sources import records
-from data_pipelines.sources.manifest_entry import BadExample
 from salmonn_jax.errors import UserError
 from tests.data.test_minicorpus import abc, tone
 

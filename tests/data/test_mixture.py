@@ -7,8 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample, Example
 from data_pipelines.stream.mixture import mean_example_size, source_shares
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines.examples import BadExample
 from data_pipelines.sources import paper
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest import to_example
-from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan, BadExample, ManifestEntry
+from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan, ManifestEntry
 from data_pipelines.sources.paper import readers
 from salmonn_jax.errors import UserError
 

@@ -15,11 +15,12 @@ import pytest
 import soundfile
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from data_pipelines.examples import BadExample
 from data_pipelines.prepare import dataset, shard_writer
 from data_pipelines.prepare.shard_writer import PrepareConfig, write_shard
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.sources.manifest import Manifest
-from data_pipelines.sources.manifest_entry import AudioSpan, BadExample, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.prepared import PreparedSource, open_split
 from data_pipelines.sources.records import from_record
 from salmonn_jax.errors import UserError
@@ -194,8 +195,8 @@ def test_what_cannot_be_used_is_counted_and_listed(folder, capsys):
     prepare(folder / "bad.jsonl", folder / "data", max_rejected_share=0.9)
     counts = {"wrong line": 3, "undecodable": 2, "missing": 2, "empty": 1, "not finite": 1, "silent": 1}
     assert json.loads((folder / "data" / "train.statistics.json").read_text())["rejected"] == counts
-    listed = {row["id"]: row for row in rejected(folder / "data")}
-    assert {row["id"]: row["reason"] for row in rejected(folder / "data")} == {
+    listed = {row["example"]: row for row in rejected(folder / "data")}
+    assert {row["example"]: row["reason"] for row in rejected(folder / "data")} == {
         "good": "wrong line",
         "entry 10": "wrong line",
         "entry 12": "wrong line",
@@ -340,7 +341,9 @@ def test_entries_behind_a_wrong_one_are_read(folder):
 
     dataset.prepare_split(Entries, PrepareConfig(source="three"), str(folder / "data"), "train", max_rejected_share=0.5)
     assert [example.id for example in PreparedSource(folder / "data", "mine", "train")] == ["1", "2"]
-    assert rejected(folder / "data") == [{"id": "entry 2", "reason": "wrong line", "detail": "it is torn"}]
+    assert rejected(folder / "data") == [
+        {"source": "three", "example": "entry 2", "reason": "wrong line", "detail": "it is torn"}
+    ]
     with pytest.raises(UserError, match="nothing has no entries"):
         dataset.prepare_split(lambda: iter(()), PrepareConfig(source="nothing"), str(folder / "data"), "test")
 

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample
 from data_pipelines.transforms.prompt_templates import SPEECH_TAG, PromptTemplates
 from salmonn_jax.errors import UserError
 

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample
 from data_pipelines.stream.packing import check_sizes
 from data_pipelines.transforms.augment import AddNoise, augmentations
 from salmonn_jax.errors import UserError

@@ -6,7 +6,8 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 
-from data_pipelines.sources.manifest_entry import BadExample, ManifestEntry
+from data_pipelines.examples import BadExample
+from data_pipelines.sources.manifest_entry import ManifestEntry
 
 # A line that makes no entry stands for itself as the reason why, so that it is counted and the others are read.
 ManifestEntries = Iterator[ManifestEntry | BadExample]

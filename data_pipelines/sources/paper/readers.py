@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from data_pipelines.sources.manifest_entry import BadExample, ManifestEntry
+from data_pipelines.examples import BadExample
+from data_pipelines.sources.manifest_entry import ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries
 from salmonn_jax.errors import UserError
 
