@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic output of files and directories. Conversion, evaluation reports and other writers use it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import uuid
 from collections.abc import Iterator
 
 from salmonn_jax.errors import UserError, convert_disk_errors
@@ -13,22 +14,46 @@ from salmonn_jax.errors import UserError, convert_disk_errors
 
 @contextlib.contextmanager
 def atomic_output(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A place to write a file or directory to, which becomes `output` when all went well and is removed when not.
+    """Yields a temporary path that is renamed to `output` on success and deleted on failure.
 
-    What a kill leaves is `OUTPUT.unfinished`; the next attempt removes it.
+    The caller writes a file or a directory at the temporary path. A killed process leaves `OUTPUT.unfinished`, which
+    the next attempt deletes.
 
     Raises:
-      UserError: `output` is there already (an empty directory may be).
-      OSError: the disk is full, or fails.
+      UserError: `output` already exists and is not an empty directory.
+      OSError: the disk is full or fails.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output} is there already; name a new one with --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(output.name + ".unfinished")
     _remove(unfinished)
+    with _renamed_on_success(unfinished, output):
+        yield unfinished
+
+
+@contextlib.contextmanager
+def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path` that replaces `path` on success and is deleted on failure.
+
+    Each call has a temporary path of its own, so processes that write the same file at the same time do not interfere:
+    the last one wins. A killed process leaves `PATH.RANDOM.unfinished`.
+
+    Raises:
+      OSError: the disk is full or fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
+    with _renamed_on_success(unfinished, path):
+        yield unfinished
+
+
+@contextlib.contextmanager
+def _renamed_on_success(unfinished: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
+    """Renames `unfinished` to `output` when the block succeeds; deletes it when the block fails."""
     try:
         with convert_disk_errors(output):
-            yield unfinished
+            yield
         os.replace(unfinished, output)
     except BaseException:
         _remove(unfinished)

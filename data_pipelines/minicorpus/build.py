@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import multiprocessing
-import os
 import pathlib
 import shutil
 import sys
@@ -21,6 +20,7 @@ from data_pipelines.minicorpus import packages, recordings, synthetic_recordings
 from data_pipelines.minicorpus.clips import NOTES, SIZES, VERSION
 from data_pipelines.sources.prepared import open_split
 from salmonn_jax.errors import UserError
+from salmonn_jax.files import atomic_write
 
 _EXTRA = ("av", "symusic", "espeakng_loader")  # modules of the extra `minicorpus`
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -259,6 +259,5 @@ def _write_statistics(data_dir: pathlib.Path, origin: str, seconds: dict[str, fl
         "sources": sources,
     }
     shutil.rmtree(data_dir / "downloads", ignore_errors=True)  # an empty folder that TFDS makes
-    unfinished = data_dir / "statistics.unfinished"
-    unfinished.write_text(json.dumps(statistics, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(unfinished, _statistics_path(data_dir))
+    with atomic_write(_statistics_path(data_dir)) as path:
+        path.write_text(json.dumps(statistics, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import os
 import pathlib
 import pickle
 import re
@@ -18,6 +17,7 @@ from data_pipelines.minicorpus.qt_resources import read_rcc
 from data_pipelines.minicorpus.tunes import Tune, read_tunes
 from salmonn_jax.audio_files import float_to_pcm, load_audio, pcm_to_float
 from salmonn_jax.errors import UserError
+from salmonn_jax.files import atomic_write
 
 MAX_CLIP_SECONDS = 4.0
 _LONGEST_TEXT = 24  # characters of a prompt: a longer one would make every row of the small model longer
@@ -78,9 +78,8 @@ class Recordings:
 
     def save(self, path: pathlib.Path) -> None:
         """Writes everything; the file is there whole or not at all."""
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_bytes(pickle.dumps(self, protocol=5))
-        os.replace(unfinished, path)
+        with atomic_write(path) as unfinished:
+            unfinished.write_bytes(pickle.dumps(self, protocol=5))
 
 
 def load(path: pathlib.Path) -> Recordings:

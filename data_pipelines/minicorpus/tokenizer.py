@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 from collections.abc import Iterable
 
@@ -11,6 +10,7 @@ import sentencepiece
 
 from data_pipelines.examples import Example
 from data_pipelines.minicorpus.clips import FILLER
+from salmonn_jax.files import atomic_write
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
 VOCAB_SIZE = 512
@@ -45,6 +45,5 @@ def train_tokenizer(examples: Iterable[Example], path: pathlib.Path) -> None:
         num_threads=1,
         minloglevel=2,
     )
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_bytes(model.getvalue())
-    os.replace(unfinished, path)
+    with atomic_write(path) as unfinished:
+        unfinished.write_bytes(model.getvalue())

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import tempfile
-import uuid
 from collections.abc import Iterator
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from salmonn_jax.errors import convert_disk_errors
+from salmonn_jax.files import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +47,11 @@ class Folder:
         Two that write the same file at a time, as workers of a cluster may, do not meet: the last one stays.
         """
         files, path = self._path(name)
-        files.makedirs(files._parent(path), exist_ok=True)
         if isinstance(files, LocalFileSystem):
-            unfinished = pathlib.Path(f"{path}.{uuid.uuid4().hex}.unfinished")
-            try:
-                with convert_disk_errors(pathlib.Path(path)):
-                    yield unfinished
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            with atomic_write(pathlib.Path(path)) as unfinished:
+                yield unfinished
         else:
+            files.makedirs(files._parent(path), exist_ok=True)
             with tempfile.TemporaryDirectory() as temporary:
                 yield pathlib.Path(temporary) / "file"
                 files.put_file(f"{temporary}/file", path)

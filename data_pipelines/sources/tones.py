@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 
 import numpy as np
@@ -13,6 +12,7 @@ from data_pipelines.examples import Example
 from data_pipelines.transforms.prompt_templates import SPEECH_TAG
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import unknown_name
+from salmonn_jax.files import atomic_write
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
 SOURCES = ("tones", "words")  # the second is text only
@@ -57,7 +57,6 @@ def train_tokenizer(data_dir: pathlib.Path) -> None:
     path = data_dir / "tokenizer.model"
     if path.exists():
         return
-    data_dir.mkdir(parents=True, exist_ok=True)
     prompt = f"USER: {SPEECH_TAG} {PROMPT}\nASSISTANT: "
     text = [prompt.replace(AUDIO_PLACEHOLDER, name) + name for name in TONES]
     model = io.BytesIO()
@@ -71,9 +70,8 @@ def train_tokenizer(data_dir: pathlib.Path) -> None:
         normalization_rule_name="identity",
         minloglevel=2,
     )
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(model.getvalue())
-    os.replace(temporary, path)
+    with atomic_write(path) as unfinished:
+        unfinished.write_bytes(model.getvalue())
 
 
 def _tone(hertz: float, random: np.random.Generator) -> np.ndarray:

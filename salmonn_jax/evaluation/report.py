@@ -19,6 +19,7 @@ from PIL import Image
 from salmonn_jax.evaluation import tasks
 from salmonn_jax.evaluation.metrics import is_exact_match
 from salmonn_jax.evaluation.predictions import Prediction
+from salmonn_jax.files import atomic_write
 
 SAMPLE_RATE = 16_000
 # What all players and pictures of a page may take, in characters; the page then stays under 4 MB.
@@ -101,7 +102,8 @@ def write_report(
         is_exact_match=is_exact_match,
         tasks=tasks,
     )
-    _write_atomically(pathlib.Path(path), page)
+    with atomic_write(pathlib.Path(path)) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
 
 
 def choose_samples(predictions: Sequence[Prediction], per_task: int = 3) -> list[Sample]:
@@ -201,13 +203,3 @@ def _flac(clip: np.ndarray) -> str:
 
 def _data_uri(mime_type: str, content: bytes) -> str:
     return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
