@@ -77,6 +77,13 @@ def load_audio(
     return float_to_pcm(_resample(samples if samples.ndim == 1 else samples.mean(axis=1), rate))
 
 
+def encode_flac(samples: np.ndarray) -> bytes:
+    """Encodes int16[samples] at 16 kHz, one channel, as a FLAC file of 16 bits. The encoding is lossless."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
 def decode_flac(data: bytes) -> tuple[np.ndarray, int] | None:
     """int16[samples, channels] of a FLAC file of 16 bits, and its rate in Hz. None for any other, and for a broken one.
 

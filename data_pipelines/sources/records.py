@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import soundfile
 
 from data_pipelines.examples import BadExample, Example
-from salmonn_jax.audio_files import decode_flac
-from salmonn_jax.config import SAMPLE_RATE
+from salmonn_jax.audio_files import AudioError, encode_flac, load_audio
 
 AudioEncoding = Literal["flac", "pcm"]
 _TEXTS = ("id", "prompt", "question", "answer", "task", "transcript")
 _PCM = np.dtype("<i2")
 
 
-def encode_flac(pcm: np.ndarray) -> bytes:
-    """int16[samples] -> a FLAC file, lossless."""
-    out = io.BytesIO()
-    soundfile.write(out, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return out.getvalue()
-
-
 def decode_record_flac(data: bytes) -> np.ndarray:
-    """The int16[samples] that `to_flac` was given."""
-    found = decode_flac(data)
-    if found is not None:
-        return found[0][:, 0]
+    """Decodes the FLAC file of a record to int16[samples] at 16 kHz. Raises BadExample if the file is broken."""
     try:
-        return soundfile.read(io.BytesIO(data), dtype="int16")[0]
-    except soundfile.LibsndfileError as error:
-        raise BadExample("undecodable", f"the FLAC data of a record: {error}") from None
+        return load_audio(data)
+    except AudioError as error:
+        raise BadExample(error.reason, f"the FLAC data of a record: {error}") from None
 
 
 @functools.cache

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 import jinja2
 import numpy as np
-import soundfile
 from PIL import Image
 
+from salmonn_jax.audio_files import encode_flac
 from salmonn_jax.evaluation import tasks
 from salmonn_jax.evaluation.metrics import is_exact_match
 from salmonn_jax.evaluation.predictions import Prediction
@@ -196,9 +196,7 @@ def _audio_data_uri(clip: np.ndarray, max_chars: int) -> tuple[str, int]:
 
 
 def _flac(clip: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, clip, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return _data_uri("audio/flac", buffer.getvalue())
+    return _data_uri("audio/flac", encode_flac(clip))
 
 
 def _data_uri(mime_type: str, content: bytes) -> str:
