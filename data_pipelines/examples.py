@@ -35,6 +35,9 @@ class Example:
     question: str = ""
 
 
+TEXT_FIELDS = ("id", "answer", "task", "prompt", "question", "transcript")  # of examples, manifest entries and records
+
+
 class BadExample(Exception):
     """An example that cannot be used. The example is skipped and counted; this error alone does not end a run.
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines import signals
 from data_pipelines.examples import Example
-from data_pipelines.minicorpus import signals
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.audio_files import float_to_pcm

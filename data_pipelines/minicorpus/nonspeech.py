@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines.minicorpus import labels, signals, tunes
+from data_pipelines import signals
+from data_pipelines.minicorpus import labels, tunes
 from data_pipelines.minicorpus.clips import ExampleKey, GeneratedExample, augment_clip, make_prompt, perturb_speed
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS, Recording, Recordings
 from salmonn_jax.audio_files import pcm_to_float

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from data_pipelines.minicorpus import labels, signals
+from data_pipelines import signals
+from data_pipelines.minicorpus import labels
 from data_pipelines.minicorpus.qt_resources import read_rcc
 from data_pipelines.minicorpus.tunes import Tune, read_tunes
 from salmonn_jax.audio_files import float_to_pcm, load_audio, pcm_to_float

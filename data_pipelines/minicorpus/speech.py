@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.minicorpus import labels, signals
+from data_pipelines import signals
+from data_pipelines.minicorpus import labels
 from data_pipelines.minicorpus.clips import ExampleKey, GeneratedExample, augment_clip, make_prompt, perturb_speed
 from data_pipelines.minicorpus.nonspeech import recordings_of_split
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS, Phrase, Recordings, Voice

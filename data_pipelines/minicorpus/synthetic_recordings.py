@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipelines.minicorpus import labels, signals
+from data_pipelines import signals
+from data_pipelines.minicorpus import labels
 from data_pipelines.minicorpus.recordings import Phrase, Recording, Recordings, Voice, clean_text, soundfont
 from data_pipelines.minicorpus.speech import is_test_phrase
 from data_pipelines.minicorpus.tunes import read_tunes

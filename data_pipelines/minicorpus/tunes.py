@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.minicorpus import labels, signals
+from data_pipelines import signals
+from data_pipelines.minicorpus import labels
 from salmonn_jax.config import SAMPLE_RATE
 
 _LINES = 12  # of a tune's notes that are read: more than any clip holds

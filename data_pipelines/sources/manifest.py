@@ -7,10 +7,10 @@ import posixpath
 from collections.abc import Callable
 from typing import Any, SupportsIndex
 
-import fsspec
 import numpy as np
 
-from data_pipelines.examples import BadExample, Example
+from data_pipelines.examples import TEXT_FIELDS, BadExample, Example
+from data_pipelines.files import read_file
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest_entry import ManifestEntry, entry_from_annotation, entry_from_json
 from salmonn_jax.errors import UserError
@@ -31,11 +31,7 @@ class Manifest:
 
     def __init__(self, location: str):
         self.location = location
-        try:
-            with fsspec.open(location, "rb") as file:
-                data = file.read()
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"the manifest {location} cannot be read: {error}") from None
+        data = read_file(location, "the manifest")
         self._parse: Callable[[Any, int], ManifestEntry] = entry_from_json
         if location.endswith(".json"):
             self._parse, data = entry_from_annotation, _as_lines(location, data)
@@ -81,16 +77,7 @@ class ManifestSource:
 
 def to_example(entry: ManifestEntry, source: str, audio: np.ndarray | None) -> Example:
     """The example an entry describes, with its clip."""
-    return Example(
-        id=entry.id,
-        audio=audio,
-        prompt=entry.prompt,
-        question=entry.question,
-        answer=entry.answer,
-        task=entry.task,
-        source=source,
-        transcript=entry.transcript,
-    )
+    return Example(audio=audio, source=source, **{name: getattr(entry, name) for name in TEXT_FIELDS})
 
 
 def _as_lines(location: str, data: bytes) -> bytes:

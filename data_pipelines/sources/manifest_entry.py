@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines.examples import BadExample
+from data_pipelines.examples import TEXT_FIELDS, BadExample
 
 GAP_SAMPLES = 1600  # zero samples between the files of one clip, as the original joins them (`expand_wav`)
 
@@ -42,9 +42,6 @@ class ManifestEntry:
     transcript: str = ""
 
 
-_TEXTS = ("id", "answer", "task", "prompt", "question", "transcript")
-
-
 def entry_from_json(line: Any, number: int) -> ManifestEntry:
     """An entry from a line of our manifest.
 
@@ -58,10 +55,11 @@ def entry_from_json(line: Any, number: int) -> ManifestEntry:
     """
     if not isinstance(line, Mapping):
         raise BadExample("wrong line", "it is not a JSON object")
-    unknown = set(line) - {*_TEXTS, "audio"}
+    unknown = set(line) - {*TEXT_FIELDS, "audio"}
     if unknown:
-        raise BadExample("wrong line", f"unknown field {sorted(unknown)[0]!r}; there are audio, {', '.join(_TEXTS)}")
-    texts = {name: line[name] for name in _TEXTS if line.get(name) is not None}
+        known = ", ".join(("audio", *TEXT_FIELDS))
+        raise BadExample("wrong line", f"unknown field {sorted(unknown)[0]!r}; the known fields are: {known}")
+    texts = {name: line[name] for name in TEXT_FIELDS if line.get(name) is not None}
     for name, text in texts.items():
         if not isinstance(text, str):
             raise BadExample("wrong line", f"{name} must be a string, not {text!r}")
@@ -105,7 +103,7 @@ def entry_to_json(entry: ManifestEntry) -> dict[str, Any]:
     line: dict[str, Any] = {"id": entry.id}
     if pieces:
         line["audio"] = pieces if len(pieces) > 1 else pieces[0]
-    return line | {name: getattr(entry, name) for name in _TEXTS[1:] if getattr(entry, name)}
+    return line | {name: getattr(entry, name) for name in TEXT_FIELDS[1:] if getattr(entry, name)}
 
 
 def _parse_spans(audio: Any) -> tuple[AudioSpan, ...]:

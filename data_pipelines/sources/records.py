@@ -8,11 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipelines.examples import BadExample, Example
+from data_pipelines.examples import TEXT_FIELDS, BadExample, Example
 from salmonn_jax.audio_files import AudioError, encode_flac, load_audio
 
 AudioEncoding = Literal["flac", "pcm"]
-_TEXTS = ("id", "prompt", "question", "answer", "task", "transcript")
 _PCM = np.dtype("<i2")
 
 
@@ -29,7 +28,7 @@ def features():
     """The features of TFDS that records have."""
     import tensorflow_datasets as tfds  # slow to import
 
-    texts = {name: tfds.features.Text() for name in (*_TEXTS, "coding")}
+    texts = {name: tfds.features.Text() for name in (*TEXT_FIELDS, "coding")}
     return tfds.features.FeaturesDict({"audio": tfds.features.Tensor(shape=(), dtype=np.object_), **texts})
 
 
@@ -42,7 +41,7 @@ def _serializer():
 
 def to_record(example: Example, encoding: AudioEncoding) -> bytes:
     """An example as it is stored. The source is not: it is given when a data set is read."""
-    record = {name: getattr(example, name) for name in _TEXTS}
+    record = {name: getattr(example, name) for name in TEXT_FIELDS}
     if example.audio is None:
         record |= {"audio": b"", "coding": ""}
     else:
@@ -62,7 +61,7 @@ def from_record(record: bytes, source: str, *, decode_audio: bool = True) -> Exa
       hear: False leaves the audio out, which is fast.
     """
     fields = _fields(record)
-    texts = {name: fields[name].decode() for name in _TEXTS if name in fields}
+    texts = {name: fields[name].decode() for name in TEXT_FIELDS if name in fields}
     audio = fields["audio"] if decode_audio else b""
     return Example(audio=_decoded(audio, fields.get("coding", b"flac")) if audio else None, source=source, **texts)
 
@@ -72,7 +71,7 @@ def _fields(record: bytes) -> Mapping[str, bytes]:
     from tensorflow_datasets.proto import tf_example_pb2
 
     features = tf_example_pb2.Example.FromString(record).features.feature
-    wanted = (name for name in (*_TEXTS, "audio", "coding") if name in features)
+    wanted = (name for name in (*TEXT_FIELDS, "audio", "coding") if name in features)
     return {name: features[name].bytes_list.value[0] for name in wanted}
 
 

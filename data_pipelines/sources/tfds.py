@@ -9,14 +9,13 @@ data set has a feature that TFDS decodes with it only.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
-import fsspec
 import numpy as np
 
 from data_pipelines.examples import BadExample, Example
+from data_pipelines.files import read_json
 from data_pipelines.sources.audio import AudioRules
 from salmonn_jax.audio_files import AudioError, load_audio
 from salmonn_jax.config import SAMPLE_RATE
@@ -118,15 +117,14 @@ class TfdsSource:
 
 
 def _described(location: str) -> TfdsSourceConfig:
+    fields = read_json(location, "the description of a TFDS data set")
     try:
-        with fsspec.open(location, "rb") as file:
-            described = json.loads(file.read())
         known = {field.name for field in dataclasses.fields(TfdsSourceConfig)}
-        unknown = set(described) - known
+        unknown = set(fields) - known
         if unknown:
             raise unknown_name(f"field of {location}", sorted(unknown)[0], known)
-        return TfdsSourceConfig(**described)
-    except (OSError, ValueError, TypeError) as error:
+        return TfdsSourceConfig(**fields)
+    except TypeError as error:
         raise UserError(f"{location} does not describe a TFDS data set: {error}") from None
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import pathlib
 
 import numpy as np
-import sentencepiece
 
 from data_pipelines.examples import Example
+from data_pipelines.sentencepiece_training import train_bpe
 from data_pipelines.transforms.prompt_templates import SPEECH_TAG
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import unknown_name
-from salmonn_jax.files import atomic_write
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
 SOURCES = ("tones", "words")  # the second is text only
@@ -59,19 +57,7 @@ def train_tokenizer(data_dir: pathlib.Path) -> None:
         return
     prompt = f"USER: {SPEECH_TAG} {PROMPT}\nASSISTANT: "
     text = [prompt.replace(AUDIO_PLACEHOLDER, name) + name for name in TONES]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=64,
-        pad_id=-1,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        minloglevel=2,
-    )
-    with atomic_write(path) as unfinished:
-        unfinished.write_bytes(model.getvalue())
+    train_bpe(text, path, 64, hard_vocab_limit=False)
 
 
 def _tone(hertz: float, random: np.random.Generator) -> np.ndarray:

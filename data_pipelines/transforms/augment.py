@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import grain
 import numpy as np
-import soxr
 
+from data_pipelines import signals
 from data_pipelines.examples import BadExample, Example
 from salmonn_jax.audio_files import float_to_pcm, pcm_to_float
-from salmonn_jax.config import SAMPLE_RATE, DataConfig
+from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
 
@@ -22,8 +22,8 @@ class SpeedPerturbation(grain.transforms.RandomMap):
     max_change: float
 
     def random_map(self, example: Example, rng: np.random.Generator) -> Example:
-        rate = SAMPLE_RATE * rng.uniform(1 - self.max_change, 1 + self.max_change)
-        return _with(example, soxr.resample(pcm_to_float(example.audio), rate, SAMPLE_RATE, quality="MQ"))
+        factor = rng.uniform(1 - self.max_change, 1 + self.max_change)
+        return _with(example, signals.change_speed(pcm_to_float(example.audio), factor))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,10 @@ class AddNoise(grain.transforms.RandomMap):
         if rng.uniform() >= self.probability:
             return example
         samples = pcm_to_float(example.audio)
-        loudness = _rms(samples) * 10 ** (-rng.uniform(10, 30) / 20)
-        noise = self._recorded(len(samples), rng) if self.recordings else _white(len(samples), rng)
+        loudness = signals.rms(samples) * 10 ** (-rng.uniform(10, 30) / 20)
+        noise = self._recorded(len(samples), rng) if self.recordings else signals.white_noise(len(samples), rng)
         # A cut from a pause of a recording is silent, and stays so.
-        return _with(example, samples + noise * (loudness / max(_rms(noise), 1e-9)))
+        return _with(example, samples + noise * (loudness / max(signals.rms(noise), 1e-9)))
 
     def _recorded(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """A cut of a recording, which begins anywhere and starts over where the recording ends."""
@@ -90,14 +90,6 @@ def augmentations(
         (data.noise, AddNoise(data.noise, recordings or ())),
     )
     return tuple(transform for amount, transform in wanted if amount)
-
-
-def _white(length: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.standard_normal(length, dtype=np.float32)
-
-
-def _rms(samples: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(samples))))
 
 
 def _with(example: Example, samples: np.ndarray) -> Example:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import fsspec
-
 from data_pipelines.examples import BadExample
+from data_pipelines.files import read_json
 from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
@@ -43,12 +41,7 @@ class PromptTemplates:
           UserError: it cannot be read, or is no such file.
         """
         location = str(_DEFAULT_FILE) if location is None else location
-        try:
-            with fsspec.open(location, "rb") as file:
-                tasks = json.loads(file.read())
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"the wordings {location} cannot be read: {error}") from None
-        return cls(location, _checked(location, tasks))
+        return cls(location, _checked(location, read_json(location, "the prompt templates")))
 
     def render(self, task: str, question: str, index: int, *, has_audio: bool) -> str:
         """The wording number `number` of a task, counted round, as a prompt.

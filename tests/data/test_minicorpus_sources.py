@@ -9,8 +9,9 @@ import zlib
 import numpy as np
 import pytest
 
+from data_pipelines import signals
 from data_pipelines.examples import BadExample
-from data_pipelines.minicorpus import packages, recordings, signals, tunes
+from data_pipelines.minicorpus import packages, recordings, tunes
 from data_pipelines.minicorpus.qt_resources import read_rcc
 from data_pipelines.sources import records
 from salmonn_jax.audio_files import encode_flac

@@ -47,10 +47,15 @@ def set_loudness(audio: np.ndarray, decibels: float) -> np.ndarray:
     return (audio * np.float32(scale)).astype(np.float32)
 
 
+def white_noise(length: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns white noise with an RMS of 1, float32[length]."""
+    return rng.standard_normal(length, dtype=np.float32)
+
+
 def add_noise(audio: np.ndarray, rng: np.random.Generator, snr_db: float) -> np.ndarray:
     """Adds white noise that many dB below the active loudness."""
     level = active_rms(audio) * 10 ** (-snr_db / 20)
-    return audio + rng.standard_normal(len(audio), dtype=np.float32) * np.float32(level)
+    return audio + white_noise(len(audio), rng) * np.float32(level)
 
 
 def pad(audio: np.ndarray, before: int, length: int) -> np.ndarray:
