@@ -10,19 +10,19 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One question about (at most) one clip, with its answer.
+    """One prompt about at most one clip, with its answer.
 
     Attributes:
-      id: unique within the source; predictions are reported under it.
+      id: identifier, unique within the source. Predictions are stored under it.
       audio: int16[samples] PCM at 16 kHz, one channel; None for a text-only example.
-      prompt: what the user says, with `<Speech><SpeechHere></Speech>` where the clip stands; "" for one of the
-        wordings of its task (see `data_pipelines.transforms.prompt_templates`), drawn anew each time the example is.
-      question: goes into the wording where it has `{}`.
-      answer: the text to produce.
-      task: names the metric that scores the answer (see `salmonn_jax.evaluation.tasks`).
-      source: the data set this comes from; the mixture weighs and counts by it.
-      transcript: the words spoken in the clip, in the spoken language and in order; "" when nothing is said or
-        it is not known. Only the optional CTC losses of training from random weights read it.
+      prompt: text of the user, with `<Speech><SpeechHere></Speech>` at the position of the clip. "" means a random
+        prompt template of the task (see `data_pipelines.transforms.prompt_templates`).
+      answer: text that the model should generate.
+      task: name of the task. It selects the prompt templates and the metric (see `salmonn_jax.evaluation.tasks`).
+      source: name of the data set. The mixture has a weight for each source.
+      transcript: words spoken in the clip, in the spoken language; "" if there is no speech or the words are unknown.
+        Only the optional CTC loss reads it.
+      question: text that replaces `{}` in the prompt template.
     """
 
     id: str

@@ -1,4 +1,7 @@
-"""Small pieces of signal work on clips. float32[samples] in -1 to 1 at 16 kHz, unless it says otherwise."""
+"""Signal processing on clips, for augmentation and for the mini-corpus.
+
+Audio is float32[samples] in -1 to 1 at 16 kHz, one channel.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +10,44 @@ import soxr
 
 from salmonn_jax.config import SAMPLE_RATE
 
-_FRAME = SAMPLE_RATE // 50
+_FRAME_SAMPLES = SAMPLE_RATE // 50  # 20 ms
 
 
 def num_samples(seconds: float) -> int:
-    """Seconds in samples."""
+    """Converts seconds to a number of samples."""
     return round(seconds * SAMPLE_RATE)
 
 
 def rms(audio: np.ndarray) -> float:
-    """The root of the mean square; 0 for no samples."""
+    """Returns the root mean square of the samples; 0 if there are none."""
     return float(np.sqrt(np.mean(np.square(audio)))) if len(audio) else 0.0
 
 
 def active_rms(audio: np.ndarray) -> float:
-    """The loudness of the parts that sound: the root of the mean square over frames within 20 dB of the loudest."""
+    """Returns the root mean square of the active parts: the 20 ms frames within 20 dB of the loudest frame."""
     power = _frame_power(audio)
     return float(np.sqrt(power[power >= 0.01 * power.max()].mean()))
 
 
 def trim(audio: np.ndarray, *, below: float = 0.03) -> np.ndarray:
-    """Cuts silence from both ends: 20 ms frames fainter than `below` times the loudest, less one frame's margin."""
-    loud = np.sqrt(_frame_power(audio))
-    (found,) = np.nonzero(loud > below * loud.max())
-    if not len(found):
+    """Removes silence from both ends, except for a margin of one frame.
+
+    A 20 ms frame is silent if its RMS is at most `below` times that of the loudest frame.
+    """
+    frame_rms = np.sqrt(_frame_power(audio))
+    (active,) = np.nonzero(frame_rms > below * frame_rms.max())
+    if not len(active):
         return audio
-    return audio[max(0, found[0] - 1) * _FRAME : (found[-1] + 2) * _FRAME]
+    return audio[max(0, active[0] - 1) * _FRAME_SAMPLES : (active[-1] + 2) * _FRAME_SAMPLES]
 
 
 def change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
-    """Plays faster (and higher) by `factor`."""
+    """Resamples the clip so that it plays faster, and higher in pitch, by `factor`."""
     return soxr.resample(audio, SAMPLE_RATE * factor, SAMPLE_RATE, quality="MQ").astype(np.float32)
 
 
 def set_loudness(audio: np.ndarray, decibels: float) -> np.ndarray:
-    """Scales to an active loudness in dB of full scale, or as near as the peaks allow."""
+    """Scales the clip to an active RMS of `decibels` dB of full scale, or less if its peaks would clip."""
     level = max(active_rms(audio), 1e-6)
     scale = min(10 ** (decibels / 20) / level, 0.99 / max(float(np.abs(audio).max()), 1e-6))
     return (audio * np.float32(scale)).astype(np.float32)
@@ -53,18 +59,18 @@ def white_noise(length: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def add_noise(audio: np.ndarray, rng: np.random.Generator, snr_db: float) -> np.ndarray:
-    """Adds white noise that many dB below the active loudness."""
+    """Adds white noise with an RMS that is `snr_db` dB below the active RMS of the clip."""
     level = active_rms(audio) * 10 ** (-snr_db / 20)
     return audio + white_noise(len(audio), rng) * np.float32(level)
 
 
 def pad(audio: np.ndarray, before: int, length: int) -> np.ndarray:
-    """Puts silence of `before` samples in front, then silence behind up to `length`; what is longer stays."""
+    """Prepends `before` zero samples and appends zero samples up to a total of `length`. Longer audio is not cut."""
     return np.pad(audio, (before, max(0, length - before - len(audio))))
 
 
 def fade(audio: np.ndarray, seconds: float = 0.01) -> np.ndarray:
-    """Fades both ends, so that a cut does not click."""
+    """Fades the clip in and out, to avoid clicks at cuts."""
     count = min(num_samples(seconds), len(audio) // 2)
     ramp = np.linspace(0, 1, count, dtype=np.float32)
     audio = audio.copy()
@@ -74,13 +80,13 @@ def fade(audio: np.ndarray, seconds: float = 0.01) -> np.ndarray:
 
 
 def repeat_to(audio: np.ndarray, length: int, gap: int) -> np.ndarray:
-    """Repeats a sound, with `gap` samples of silence between, to `length` samples."""
-    once = pad(audio, 0, len(audio) + gap)
-    return np.tile(once, -(-length // len(once)))[:length]
+    """Repeats the clip, with `gap` zero samples in between, and cuts the result to `length` samples."""
+    period = pad(audio, 0, len(audio) + gap)
+    return np.tile(period, -(-length // len(period)))[:length]
 
 
 def _frame_power(audio: np.ndarray) -> np.ndarray:
-    """The mean square of 20 ms frames; the last one may be shorter."""
-    starts = np.arange(0, max(len(audio), 1), _FRAME)
+    """Returns the mean square of each 20 ms frame. The last frame may be shorter."""
+    starts = np.arange(0, max(len(audio), 1), _FRAME_SAMPLES)
     sums = np.add.reduceat(np.square(audio, dtype=np.float64), starts) if len(audio) else np.zeros(1)
     return sums / np.diff(np.append(starts, max(len(audio), 1)))

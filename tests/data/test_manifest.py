@@ -117,12 +117,12 @@ def test_a_network_that_fails_is_tried_again(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ({"audio": "a.flac"}, "it has no answer"),
-        ({"audio": "a.flac", "answer": 3}, "answer must be a string"),
+        ({"audio": "a.flac"}, "the answer is missing or empty"),
+        ({"audio": "a.flac", "answer": 3}, "answer=3: must be a string"),
         ({"audio": "a.flac", "anser": "x"}, "unknown field 'anser'"),
-        ({"audio": {"file": "a"}, "answer": "x"}, "audio must be a path"),
-        ({"audio": {"path": "a", "start": 3, "end": 2}, "answer": "x"}, "a piece from 3 s to 2 s is none"),
-        ([1], "it is not a JSON object"),
+        ({"audio": {"file": "a"}, "answer": "x"}, "must be a path, or an object"),
+        ({"audio": {"path": "a", "start": 3, "end": 2}, "answer": "x"}, "start=3, end=2: must be 0 <= start < end"),
+        ([1], "the line is not a JSON object"),
     ],
 )
 def test_a_wrong_line(line, says):

@@ -259,7 +259,7 @@ def test_the_rules_for_audio_are_kept(folder):
     prepare(folder / "two.jsonl", folder / "drop", rules=rules, max_rejected_share=0.5)
     assert [row["reason"] for row in rejected(folder / "drop")] == ["too long"]
     with pytest.raises(
-        UserError, match=r"stereo: too long: 2\.5 s, of at most 2 s; --too-long truncate, chunk or drop"
+        UserError, match=r"stereo: too long: 2\.5 s, the maximum is 2 s; --too-long truncate, chunk or drop"
     ):
         prepare(
             folder / "two.jsonl", folder / "error", rules=AudioRules(too_long="error", maximum_seconds=2.0), workers=2
