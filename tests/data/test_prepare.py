@@ -140,9 +140,9 @@ def test_what_is_made_is_not_made_again(folder, monkeypatch, capsys):
     prepare(folder / "all.jsonl", folder / "data")
     assert times == {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*")}
     told = capsys.readouterr()
-    assert "holds the split 'train' already" in told.err
+    assert "already holds the split 'train'" in told.err
     assert "6 examples" in told.out
-    with pytest.raises(UserError, match="holds the split 'train', made otherwise; name a new folder"):
+    with pytest.raises(UserError, match="holds the split 'train', prepared with other options; choose another folder"):
         prepare(folder / "all.jsonl", folder / "data", audio="pcm")
 
 
@@ -259,7 +259,7 @@ def test_the_rules_for_audio_are_kept(folder):
     prepare(folder / "two.jsonl", folder / "drop", rules=rules, max_rejected_share=0.5)
     assert [row["reason"] for row in rejected(folder / "drop")] == ["too long"]
     with pytest.raises(
-        UserError, match=r"stereo: too long: 2\.5 s, the maximum is 2 s; --too-long truncate, chunk or drop"
+        UserError, match=r"stereo: too long: 2\.5 s, the maximum is 2 s; or use --too-long truncate, chunk or drop"
     ):
         prepare(
             folder / "two.jsonl", folder / "error", rules=AudioRules(too_long="error", maximum_seconds=2.0), workers=2
@@ -275,14 +275,14 @@ def test_splits_of_one_data_set(folder):
     assert before.items() <= shards(folder / "data").items()
     with pytest.raises(UserError, match="the source 'mine' has no split 'dev'; it has: test_clean, train"):
         open_split(folder / "data", "mine", "dev")
-    with pytest.raises(UserError, match="--split is 'a-b'; it must be letters, digits and underscores"):
+    with pytest.raises(UserError, match="--split='a-b': must be letters, digits and underscores"):
         prepare(folder / "all.jsonl", folder / "data", split="a-b")
 
 
 def test_a_folder_of_another_data_set_is_left_alone(folder):
     (folder / "data").mkdir()
     (folder / "data" / "dataset_info.json").write_text('{"name": "mnist"}')
-    with pytest.raises(UserError, match="holds the data set 'mnist'; name a new folder with --output"):
+    with pytest.raises(UserError, match="holds the data set 'mnist'; choose another folder with --output"):
         prepare(folder / "all.jsonl", folder / "data")
 
 

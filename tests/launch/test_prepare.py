@@ -62,12 +62,12 @@ def test_what_is_wrong_is_told_in_one_line(manifest, tmp_path, capsys):
     arguments = ["manifest", str(manifest), "--output", output, "--workers", "1"]
     line = told(arguments, capsys)
     assert line.startswith("error: 1 of 2 entries are rejected, 1 of them as 'missing': see ")
-    assert line.endswith("mend them and run this again, or allow more with --rejected-share")
+    assert line.endswith("correct them and run the command again, or raise --rejected-share")
     assert not (tmp_path / "data" / "dataset_info.json").exists()
     prepare.main([*arguments, "--rejected-share", "0.5"])
 
     assert "cannot be read" in told(["manifest", "none.jsonl", "--output", output + "2"], capsys)
-    assert "--workers is 0" in told(["manifest", str(manifest), "--output", output + "2", "--workers", "0"], capsys)
+    assert "--workers=0" in told(["manifest", str(manifest), "--output", output + "2", "--workers", "0"], capsys)
     assert "no tokenizer.model" in told([*arguments[:3], output + "2", "--tokenizer", str(tmp_path)], capsys)
     corpus = ["corpus", "librispeach", "--folder", str(tmp_path), "--split", "train", "--output", output + "2"]
     assert "did you mean 'librispeech'" in told(corpus, capsys)
