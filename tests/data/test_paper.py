@@ -129,7 +129,7 @@ def test_gender(librispeech):
 
 def test_phones(librispeech):
     """Neither what was not aligned nor what has an unknown word."""
-    with pytest.raises(UserError, match=r"train-clean-360 holds no \.TextGrid file; .*librispeech-alignments"):
+    with pytest.raises(UserError, match=r"train-clean-360 has no \.TextGrid files; .*librispeech-alignments"):
         read("librispeech_phones", librispeech)
     for subset in ("train-clean-360", "train-other-500"):
         write(librispeech, f"{subset}/1/2/1-2-0000.TextGrid", GRID)
@@ -348,7 +348,7 @@ def test_long_lists_are_read_in_pieces(tmp_path, monkeypatch):
         assert list(readers.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere")) == items
     text = (tmp_path / "a.json").read_text()
     (tmp_path / "a.json").write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match=r"breaks off or is not JSON after .* items; somewhere"):
+    with pytest.raises(UserError, match=r"is truncated or not JSON after .* items; somewhere"):
         list(readers.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere"))
 
 

@@ -52,13 +52,13 @@ def test_a_question_may_hold_braces():
 
 
 def test_a_question_that_is_missing():
-    with pytest.raises(BadExample, match="'QA' takes a question") as caught:
+    with pytest.raises(BadExample, match="'QA' needs a question") as caught:
         OURS.render("QA", " ", 0, has_audio=True)
     assert caught.value.reason == "wrong line"
 
 
 def test_a_task_without_wordings():
-    with pytest.raises(BadExample, match=r"unknown task 'asrr'; did you mean 'asr'.*a prompt of its own") as caught:
+    with pytest.raises(BadExample, match=r"unknown task 'asrr'; did you mean 'asr'.*its own prompt") as caught:
         OURS.render("asrr", "", 0, has_audio=True)
     assert caught.value.reason == "wrong line"
 

@@ -133,7 +133,7 @@ def test_a_recording_that_cannot_be_used_is_told_as_noise():
 
 
 def test_noise_that_is_never_heard_is_refused():
-    for noise, recordings, says in ((0.0, Gone(), "set the share of clips that get noise"), (0.5, [], "no recordings")):
+    for noise, recordings, says in ((0.0, Gone(), "set data.noise to the share"), (0.5, [], "no recordings")):
         with pytest.raises(UserError, match=says):
             augmentations(dataclasses.replace(DATA, noise=noise, noise_source="events"), recordings)
 
