@@ -70,5 +70,11 @@ class Rejection(NamedTuple):
 
     @classmethod
     def from_error(cls, source: str, example: int | str, error: BadExample) -> Rejection:
-        """Returns the record of an example that raised `error`."""
+        """Returns the record of an example that raised `error`.
+
+        Args:
+          source: data set of the example.
+          example: index or id of the example.
+          error: reason and detail of the rejection.
+        """
         return cls(source, example, error.reason, error.detail)

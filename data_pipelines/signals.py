@@ -59,13 +59,25 @@ def white_noise(length: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def add_noise(audio: np.ndarray, rng: np.random.Generator, snr_db: float) -> np.ndarray:
-    """Adds white noise with an RMS that is `snr_db` dB below the active RMS of the clip."""
+    """Adds white noise to a clip.
+
+    Args:
+      audio: the clip.
+      rng: source of the noise.
+      snr_db: active RMS of the clip over the RMS of the noise, in dB.
+    """
     level = active_rms(audio) * 10 ** (-snr_db / 20)
     return audio + white_noise(len(audio), rng) * np.float32(level)
 
 
 def pad(audio: np.ndarray, before: int, length: int) -> np.ndarray:
-    """Prepends `before` zero samples and appends zero samples up to a total of `length`. Longer audio is not cut."""
+    """Adds silence at both ends of a clip.
+
+    Args:
+      audio: the clip.
+      before: number of zero samples in front of the clip.
+      length: number of samples of the result. A longer result is not cut.
+    """
     return np.pad(audio, (before, max(0, length - before - len(audio))))
 
 
@@ -80,7 +92,13 @@ def fade(audio: np.ndarray, seconds: float = 0.01) -> np.ndarray:
 
 
 def repeat_to(audio: np.ndarray, length: int, gap: int) -> np.ndarray:
-    """Repeats the clip, with `gap` zero samples in between, and cuts the result to `length` samples."""
+    """Repeats a clip up to a given length.
+
+    Args:
+      audio: the clip.
+      length: number of samples of the result.
+      gap: number of zero samples between repetitions.
+    """
     period = pad(audio, 0, len(audio) + gap)
     return np.tile(period, -(-length // len(period)))[:length]
 

@@ -1,4 +1,4 @@
-"""The tokenizer of the mini-corpus: sentencepiece, with LLaMA's special ids, trained on the corpus' own texts."""
+"""Training of the tokenizer of the mini-corpus: sentencepiece with the special ids of LLaMA, on the corpus' texts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ VOCAB_SIZE = 512
 
 
 def train_tokenizer(examples: Iterable[Example], path: pathlib.Path) -> None:
-    """Trains on prompts as the model sees them, answers and transcripts, and writes `path`.
+    """Trains a tokenizer on the prompts, answers and transcripts of examples, and writes it to `path`.
 
-    Deterministic: the same examples in the same order give the same file.
+    The same examples in the same order give the same file.
     """
     texts = []
     for example in examples:
-        # A prompt is cut where the clip goes, and each part encoded on its own (see `salmonn_jax.prompts`).
+        # The model encodes the parts before and after the clip separately (see `salmonn_jax.prompts`).
         texts += f"USER: {example.prompt}\nASSISTANT:".split(AUDIO_PLACEHOLDER)
         texts += [example.answer, example.transcript]
     train_bpe(

@@ -18,7 +18,13 @@ _INFO, _FEATURES = "dataset_info.json", "features.json"
 
 
 def shard_name(split: str, index: int, count: int) -> str:
-    """Returns the file name of a shard, in the form that TFDS expects."""
+    """Returns the file name of a shard, in the form that TFDS expects.
+
+    Args:
+      split: name of the split.
+      index: index of the shard.
+      count: number of shards of the split.
+    """
     return f"{shard_prefix(split)}{index:05d}-of-{count:05d}"
 
 

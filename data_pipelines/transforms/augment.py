@@ -17,7 +17,7 @@ from salmonn_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SpeedPerturbation(grain.transforms.RandomMap):
-    """Resamples a clip to a random speed of 1 - `max_change` to 1 + `max_change`, which also changes the pitch."""
+    """Change of speed and pitch by a random factor of 1 - `max_change` to 1 + `max_change`."""
 
     max_change: float
 
@@ -28,7 +28,7 @@ class SpeedPerturbation(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class Gain(grain.transforms.RandomMap):
-    """Changes the level of a clip by a random gain of at most `max_db` dB. Samples beyond full scale are clipped."""
+    """Change of level by a random gain of -`max_db` to `max_db` dB. Samples beyond full scale are clipped."""
 
     max_db: float
 
@@ -40,7 +40,7 @@ class Gain(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class AddNoise(grain.transforms.RandomMap):
-    """Adds noise with an RMS 10 to 30 dB below that of the clip.
+    """Addition of noise with an RMS 10 to 30 dB below that of the clip.
 
     `random_map` raises BadExample if the chosen recording cannot be used.
 

@@ -341,7 +341,7 @@ def test_where_debian_lacks_a_package_speech_is_synthesised(tmp_path, small, mon
     )
     minicorpus.prepare(tmp_path / "cache", workers=1)
     assert called
-    assert "there is no apt here" in capsys.readouterr().err
+    assert "there is no apt" in capsys.readouterr().err
     assert minicorpus.open_source(tmp_path / "cache", "numbers", "test")[0].task == "numbers"
     assert not (tmp_path / "cache" / "packages").exists()
 
@@ -368,5 +368,5 @@ def test_the_command_passes_its_options_on(monkeypatch):
     assert given == {"data_dir": pathlib.Path(".cache/minicorpus"), "workers": 2}
     command.main(["minicorpus", "--data-dir", "here", "--workers", "1"])
     assert given == {"data_dir": pathlib.Path("here"), "workers": 1}
-    with pytest.raises(UserError, match="--workers is 0"):
+    with pytest.raises(UserError, match="--workers=0"):
         build.prepare(pathlib.Path("here"), workers=0)

@@ -26,7 +26,16 @@ _AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus"}  # common formats that libsn
 
 
 def require_path(folder: pathlib.Path, name: str, download_hint: str) -> pathlib.Path:
-    """Returns the path of `name` in `folder`. Raises UserError with the download hint if it does not exist."""
+    """Returns the path of a required file or folder.
+
+    Args:
+      folder: folder of the corpus.
+      name: path relative to `folder`.
+      download_hint: end of the error message.
+
+    Raises:
+      UserError: the path does not exist.
+    """
     path = folder / name
     if not path.exists():
         raise UserError(f"{path} is missing; {download_hint}")
