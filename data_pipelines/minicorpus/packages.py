@@ -36,7 +36,7 @@ _WHEEL_LICENCES = re.compile(r"(?i)(^|/)(licen[cs]e|copying)[^/]*$")
 
 
 class NotInDebian(Exception):
-    """apt does not have a package: the system is not Debian, or this release does not have the package."""
+    """Error for a package that apt does not have, because the system is not Debian or the release has dropped it."""
 
 
 def has_apt() -> bool:

@@ -126,7 +126,7 @@ def write_shard(job: ShardJob, index: int) -> int:
 
 
 def _is_written(job: ShardJob, index: int, digest: str, entries: Sequence[ManifestEntry]) -> bool:
-    """Checks that the shard exists with the same entries, and that its rejected entries still cannot be read.
+    """Returns whether the shard exists with the same entries, and its rejected entries still cannot be read.
 
     A user may have corrected a file since the shard was written.
     """
