@@ -28,7 +28,7 @@ from benchmarks.packing import librispeech_seconds
 from data_pipelines import corpora
 from data_pipelines.from_config import audio_rules, make_training_data
 from data_pipelines.stream.sample_dataset import available_cores
-from salmonn_jax.audio_files import load_audio
+from salmonn_jax.audio_files import encode_flac, load_audio
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
 from salmonn_jax.tokenizer import load_tokenizer
 
@@ -122,7 +122,7 @@ def make_corpus(folder: pathlib.Path, recordings: list[str], num_clips: int) -> 
         start = int(rng.integers(len(pcm)))
         clip = np.take(pcm, np.arange(start, start + int(librispeech_seconds(rng) * SAMPLE_RATE)), mode="wrap")
         paths.append(str(folder / f"{i}.flac"))
-        soundfile.write(paths[-1], clip, SAMPLE_RATE)
+        pathlib.Path(paths[-1]).write_bytes(encode_flac(clip))
         lines.append(json.dumps({"id": str(i), "audio": paths[-1], "answer": ANSWER}))
     (folder / "files.jsonl").write_text("\n".join(lines) + "\n")
     for coding in ("flac", "pcm"):

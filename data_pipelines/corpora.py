@@ -1,4 +1,4 @@
-"""The corpora a configuration can name."""
+"""Registry of the corpora that a configuration can name in `data.corpus`. Training and evaluation open them here."""
 
 from __future__ import annotations
 
@@ -21,12 +21,20 @@ from salmonn_jax.errors import UserError, unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Sources of examples, and the tokenizer that was made with them."""
+    """A set of data sources, with the tokenizer that was trained on them.
 
-    open_source: Callable[[str, str], Sequence[Example]]  # (source, split) -> random access
-    sources_with_audio: Callable[[str], Sequence[str]]  # split -> the sources with audio that have it
-    tokenizer_dir: pathlib.Path | None  # directory that holds it; None where only a model brings one
-    notes: Sequence[str]  # what its splits hold out, for reports
+    Attributes:
+      open_source: (source, split) -> random-access sequence of examples.
+      sources_with_audio: split -> names of the sources with audio that have this split. For the corpus "files" it
+        lists every source that has the split.
+      tokenizer_dir: directory of the tokenizer; None if the tokenizer comes with a model.
+      notes: sentences for reports that describe the held-out data.
+    """
+
+    open_source: Callable[[str, str], Sequence[Example]]
+    sources_with_audio: Callable[[str], Sequence[str]]
+    tokenizer_dir: pathlib.Path | None
+    notes: Sequence[str]
 
 
 def _minicorpus(data_dir: pathlib.Path) -> Corpus:
@@ -49,56 +57,68 @@ def _tones(data_dir: pathlib.Path) -> Corpus:
 
 
 def _files(data_dir: str, rules: AudioRules) -> Corpus:
-    """Sources by their names in a directory or URL.
+    """Opens the corpus of all sources in a directory or URL.
 
-    NAME/ as `launch.prepare` makes it, with splits of its own; NAME.tfds.json, which describes a TFDS data set; or a
-    manifest, NAME.jsonl or NAME.json of the split "train", NAME.SPLIT.jsonl or .json of another.
+    A source NAME is one of
+      NAME/ with the splits that `launch.prepare` wrote;
+      NAME.tfds.json, the description of a TFDS data set;
+      manifests: NAME.jsonl or NAME.json for the split "train", NAME.SPLIT.jsonl or NAME.SPLIT.json for other splits.
     """
-    system, root = fsspec.url_to_fs(data_dir)
+    filesystem, root = fsspec.url_to_fs(data_dir)
 
     def location(source: str, split: str) -> str | None:
         stem = source if split == "train" else f"{source}.{split}"
         for name in (source, f"{source}.tfds.json", f"{stem}.jsonl", f"{stem}.json"):
-            if system.exists(f"{root}/{name}"):
+            if filesystem.exists(f"{root}/{name}"):
                 return f"{data_dir.rstrip('/')}/{name}"
         return None
 
     def open_source(source: str, split: str) -> Sequence[Example]:
-        found = location(source, split)
-        if found is None:
+        path = location(source, split)
+        if path is None:
             raise UserError(
-                f"there is no source {source!r} in {data_dir}: neither {source}/ nor {source}.jsonl or .json"
+                f"{data_dir} has no source {source!r} with the split {split!r}; it must be {source}/, "
+                f"{source}.tfds.json or a manifest"
             )
-        if found.endswith(".tfds.json"):
-            return TfdsSource(found, source, split, rules)
-        if found.endswith((".json", ".jsonl")):
-            return ManifestSource(found, source, rules)
-        return open_split(found, source, split)
+        if path.endswith(".tfds.json"):
+            return TfdsSource(path, source, split, rules)
+        if path.endswith((".json", ".jsonl")):
+            return ManifestSource(path, source, rules)
+        return open_split(path, source, split)
 
     def has(source: str, split: str) -> bool:
-        found = location(source, split)
-        if found is None or found.endswith((".json", ".jsonl")):
-            return found is not None
+        path = location(source, split)
+        if path is None or path.endswith((".json", ".jsonl")):
+            return path is not None
         with contextlib.suppress(UserError):
-            return split in split_names(found)
+            return split in split_names(path)
         return False
 
     def sources_with_audio(split: str) -> list[str]:
-        names = {path.rstrip("/").rsplit("/", 1)[-1].split(".")[0] for path in system.ls(root, detail=False)}
+        names = {path.rstrip("/").rsplit("/", 1)[-1].split(".")[0] for path in filesystem.ls(root, detail=False)}
         return sorted(name for name in names if has(name, split))
 
     return Corpus(open_source=open_source, sources_with_audio=sources_with_audio, tokenizer_dir=None, notes=())
 
 
 CORPORA: dict[str, Callable[[str, AudioRules], Corpus]] = {
-    "minicorpus": lambda cache, rules: _minicorpus(pathlib.Path(cache)),
-    "tones": lambda cache, rules: _tones(pathlib.Path(cache)),
-    "files": lambda cache, rules: _files(cache, rules),
+    "minicorpus": lambda data_dir, rules: _minicorpus(pathlib.Path(data_dir)),
+    "tones": lambda data_dir, rules: _tones(pathlib.Path(data_dir)),
+    "files": _files,
 }
 
 
 def open_corpus(name: str, data_dir: str | pathlib.Path, rules: AudioRules = AudioRules()) -> Corpus:  # noqa: B008
-    """Opens a corpus by name; its audio is read by the rules. Raises UserError if it is unknown or not prepared."""
+    """Opens a corpus.
+
+    Args:
+      name: name of the corpus, a key of `CORPORA`.
+      data_dir: directory of the corpus; for "files" also a URL.
+      rules: rules by which the corpus "files" reads clips.
+
+    Raises:
+      UserError: the name is unknown, or the corpus is not prepared.
+    """
     if name not in CORPORA:
         raise unknown_name("corpus", name, CORPORA)
     return CORPORA[name](str(data_dir), rules)

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.corpora import Corpus, open_corpus
-from data_pipelines.examples import Example
+from data_pipelines.examples import BadExample, Example
 from data_pipelines.sources.audio import AudioRules
-from data_pipelines.sources.manifest_entry import BadExample
 from data_pipelines.stream.mixture import source_shares
 from data_pipelines.stream.training_data import TrainingData
 from data_pipelines.transforms.augment import augmentations

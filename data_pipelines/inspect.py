@@ -1,4 +1,7 @@
-"""What a run will really see: read off the batches themselves, not off the configuration."""
+"""Statistics and sample examples of training batches, as a table and as an HTML page. `launch.prepare inspect` uses it.
+
+The statistics are computed from the batches themselves, not from the configuration.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.sources.records import encode_flac
+from salmonn_jax.audio_files import encode_flac
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.prompts import TEXT_SLOT
@@ -22,7 +25,7 @@ TEMPLATE = pathlib.Path(__file__).with_name("inspect.html")
 
 @dataclasses.dataclass
 class SourceTotals:
-    """Of one source: totals over the batches."""
+    """Totals of one source over all inspected batches."""
 
     examples: int = 0
     hours: float = 0.0
@@ -31,7 +34,7 @@ class SourceTotals:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One example as it is trained on. `flac` is the file, in base64, where it has a clip."""
+    """One example as the model is trained on it. `flac` is the clip as a FLAC file in base64; "" without a clip."""
 
     source: str
     prompt: str
@@ -42,15 +45,15 @@ class Sample:
 
 @dataclasses.dataclass
 class BatchStatistics:
-    """What some batches held."""
+    """Statistics of the inspected batches."""
 
     num_batches: int = 0
-    token_fill: float = 0.0  # shares of what the model computes
-    clip_fill: float = 0.0
+    token_fill: float = 0.0  # share of the tokens in a batch that belong to examples
+    clip_fill: float = 0.0  # share of the clip slots that hold a clip
     sources: dict[str, SourceTotals] = dataclasses.field(default_factory=dict)
-    example_tokens: list[int] = dataclasses.field(default_factory=list)  # of each example
+    example_tokens: list[int] = dataclasses.field(default_factory=list)  # tokens of each example
     answer_tokens: list[int] = dataclasses.field(default_factory=list)  # tokens of each answer
-    clip_seconds: list[float] = dataclasses.field(default_factory=list)  # of each clip
+    clip_seconds: list[float] = dataclasses.field(default_factory=list)  # duration of each clip
     samples: list[Sample] = dataclasses.field(default_factory=list)
 
 
@@ -62,59 +65,73 @@ def inspect_batches(
     audio_tokens: int,
     samples_per_source: int,
 ) -> BatchStatistics:
-    """Reads so many batches of one process.
+    """Reads batches of one process and computes their statistics.
 
     Args:
-      batches: whole ones, as `stream.TrainingData` yields for all streams.
-      sources: names by the index in `Batch.source`.
-      samples: examples of each source to be kept whole.
+      batches: complete batches, as `stream.training_data.TrainingData` yields them if it owns all streams.
+      num_batches: number of batches to read.
+      source_names: names of the sources; `Batch.source_index` is an index into them.
+      tokenizer: decodes prompts and answers of the samples.
+      audio_tokens: number of audio tokens of a clip slot.
+      samples_per_source: number of complete examples to keep of each source.
     """
     seen = BatchStatistics(sources={name: SourceTotals() for name in source_names})
-    kept: collections.Counter[str] = collections.Counter()
-    computed = heard = places = 0
+    num_samples: collections.Counter[str] = collections.Counter()
+    num_tokens = num_clips = num_clip_slots = 0
     for _ in range(num_batches):
         batch = next(batches)
-        computed += batch.segments.size
-        heard, places = heard + int((batch.pcm_length > 0).sum()), places + len(batch.pcm)
-        for row, at in _segments(batch):
-            name = source_names[batch.source_index[row, at[0]]]
-            slots = batch.audio_slot[row, at]
+        num_tokens += batch.segments.size
+        num_clips += int((batch.pcm_length > 0).sum())
+        num_clip_slots += len(batch.pcm)
+        for row, positions in _segments(batch):
+            name = source_names[batch.source_index[row, positions[0]]]
+            slots = batch.audio_slot[row, positions]
             clips = sorted(set((slots[slots != TEXT_SLOT] // max(audio_tokens, 1)).tolist()))
             seconds = float(batch.pcm_length[clips].sum()) / SAMPLE_RATE
-            told = batch.loss_mask[row, at]
+            is_answer = batch.loss_mask[row, positions]
             source = seen.sources[name]
             source.examples += 1
             source.hours += seconds / 3600
-            source.loss_tokens += int(told.sum())
-            seen.example_tokens.append(len(at))
-            seen.answer_tokens.append(int(told.sum()))
+            source.loss_tokens += int(is_answer.sum())
+            seen.example_tokens.append(len(positions))
+            seen.answer_tokens.append(int(is_answer.sum()))
             seen.clip_seconds += [seconds] if clips else []
-            if kept[name] < samples_per_source:
-                kept[name] += 1
-                ids, pcm = batch.tokens[row, at], [batch.pcm[c][: batch.pcm_length[c]] for c in clips]
-                asked = ids[~told & (slots == TEXT_SLOT)].tolist()
+            if num_samples[name] < samples_per_source:
+                num_samples[name] += 1
+                ids, pcm = batch.tokens[row, positions], [batch.pcm[clip][: batch.pcm_length[clip]] for clip in clips]
+                prompt_ids = ids[~is_answer & (slots == TEXT_SLOT)].tolist()
                 seen.samples.append(
                     Sample(
                         name,
-                        tokenizer.decode(asked),
-                        tokenizer.decode(ids[told].tolist()),
+                        tokenizer.decode(prompt_ids),
+                        tokenizer.decode(ids[is_answer].tolist()),
                         seconds,
                         base64.b64encode(encode_flac(np.concatenate(pcm))).decode() if pcm else "",
                     )
                 )
     seen.num_batches = num_batches
-    seen.token_fill, seen.clip_fill = sum(seen.example_tokens) / computed, heard / places if places else 1.0
+    seen.token_fill = sum(seen.example_tokens) / num_tokens
+    seen.clip_fill = num_clips / num_clip_slots if num_clip_slots else 1.0
     seen.samples.sort(key=lambda sample: sample.source)
     return seen
 
 
 def table_rows(seen: BatchStatistics, shares: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The table: one entry a source, with its share of everything in three units and what the mixture asks for."""
-    totals = {f: sum(getattr(s, f) for s in seen.sources.values()) for f in ("examples", "hours", "loss_tokens")}
+    """Returns one row for each source.
+
+    Args:
+      seen: statistics of the batches.
+      shares: target share of each source in the mixture.
+
+    Returns:
+      Rows with the source, its target share, its examples, hours and loss tokens, and its share of each of these.
+    """
+    units = ("examples", "hours", "loss_tokens")
+    totals = {unit: sum(getattr(source, unit) for source in seen.sources.values()) for unit in units}
     return [
         {
             "source": name,
-            "asked": shares[name],
+            "target_share": shares[name],
             **{unit: getattr(source, unit) for unit in totals},
             **{f"{unit}_share": getattr(source, unit) / total if total else 0.0 for unit, total in totals.items()},
         }
@@ -123,40 +140,47 @@ def table_rows(seen: BatchStatistics, shares: Mapping[str, float]) -> list[dict[
 
 
 def summary_lines(seen: BatchStatistics) -> list[str]:
-    """Lines on fill and lengths."""
+    """Returns lines of text on the fill of the batches and on the lengths of examples, answers and clips."""
 
-    def spread(name: str, values: Sequence[float], unit: str) -> str:
+    def percentiles(name: str, values: Sequence[float], unit: str) -> str:
         if not values:
             return f"{name}: none"
-        low, middle, high, most = np.percentile(values, [5, 50, 95, 100])
-        return f"{name}: median {middle:.4g}{unit}, 5 % below {low:.4g}, 5 % above {high:.4g}, longest {most:.4g}"
+        low, median, high, longest = np.percentile(values, [5, 50, 95, 100])
+        return f"{name}: median {median:.4g}{unit}, 5 % below {low:.4g}, 5 % above {high:.4g}, longest {longest:.4g}"
 
     examples = len(seen.example_tokens)
     tokens_per_example, per_batch = sum(seen.example_tokens) / max(examples, 1), examples / max(seen.num_batches, 1)
     return [
         f"{seen.num_batches} batches, {per_batch:.1f} examples each, {tokens_per_example:.1f} tokens each",
-        f"used: {seen.token_fill:.1%} of the tokens, {seen.clip_fill:.1%} of the clip slots",
-        spread("tokens of an example", seen.example_tokens, ""),
-        spread("tokens of an answer", seen.answer_tokens, ""),
-        spread("seconds of a clip", seen.clip_seconds, " s"),
+        f"filled: {seen.token_fill:.1%} of the tokens, {seen.clip_fill:.1%} of the clip slots",
+        percentiles("tokens of an example", seen.example_tokens, ""),
+        percentiles("tokens of an answer", seen.answer_tokens, ""),
+        percentiles("seconds of a clip", seen.clip_seconds, " s"),
     ]
 
 
 def format_table(seen: BatchStatistics, shares: Mapping[str, float]) -> str:
-    """For a terminal."""
+    """Returns the statistics as a table for a terminal."""
     width = max([len("source"), *map(len, seen.sources)])
-    lines = [f"{'source':{width}} {'asked':>8} {'examples':>18} {'hours':>18} {'loss tokens':>18}"]
+    lines = [f"{'source':{width}} {'target':>8} {'examples':>18} {'hours':>18} {'loss tokens':>18}"]
     for row in table_rows(seen, shares):
         cells = [
             f"{row[unit]:>10.{digits}f} {row[f'{unit}_share']:>7.2%}"
             for unit, digits in (("examples", 0), ("hours", 3), ("loss_tokens", 0))
         ]
-        lines.append(f"{row['source']:{width}} {row['asked']:>8.2%} {' '.join(cells)}")
+        lines.append(f"{row['source']:{width}} {row['target_share']:>8.2%} {' '.join(cells)}")
     return "\n".join([*lines, "", *summary_lines(seen)])
 
 
 def write_html(path: pathlib.Path, seen: BatchStatistics, shares: Mapping[str, float], title: str) -> None:
-    """The same as a page, with examples that can be heard."""
+    """Writes the statistics as an HTML page with audio players for the samples.
+
+    Args:
+      path: path of the page.
+      seen: statistics of the batches.
+      shares: target share of each source in the mixture.
+      title: heading of the page.
+    """
     import jinja2
 
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
@@ -168,7 +192,7 @@ def write_html(path: pathlib.Path, seen: BatchStatistics, shares: Mapping[str, f
 
 
 def _segments(batch: Batch) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, places) of every example."""
+    """Yields the row of each example and the indices of its tokens in the row."""
     for row, numbers in enumerate(batch.segments):
         for number in range(1, int(numbers.max(initial=0)) + 1):
             yield row, np.flatnonzero(numbers == number)

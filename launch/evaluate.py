@@ -132,7 +132,7 @@ def examples_with_prompts(source: Sequence, prompt_templates: PromptTemplates) -
 
     An example without a prompt gets the first prompt template of its task.
     """
-    from data_pipelines.sources.manifest_entry import BadExample
+    from data_pipelines.examples import BadExample
 
     for index in range(len(source)):
         try:

@@ -131,8 +131,8 @@ def _prepare_manifest(options: argparse.Namespace) -> None:
 
 def _prepare_corpus(options: argparse.Namespace) -> None:
     """Runs `prepare corpus`. Paths of the entries are relative to `options.folder`."""
+    from data_pipelines.examples import BadExample
     from data_pipelines.sources import paper
-    from data_pipelines.sources.manifest_entry import BadExample
 
     def resolve_paths(entry):
         if isinstance(entry, BadExample):  # raised here, because a generator ends when it raises
@@ -163,9 +163,9 @@ def _inspect(options: argparse.Namespace) -> None:
         )
     print(inspect.format_table(summary, data.shares))
     for source, counts in data.counts().items():
-        rejected = {reason: count for reason, count in counts.items() if reason != "drawn"}
+        rejected = {reason: count for reason, count in counts.items() if reason != "received"}
         if rejected:
-            print(f"{source}: {counts['drawn']} examples read, rejected: {rejected}")
+            print(f"{source}: {counts['received']} examples read, rejected: {rejected}")
     if options.output:
         inspect.write_html(options.output, summary, data.shares, f"Training batches of {config.name}")
         print(f"page: {options.output}")

@@ -81,6 +81,13 @@ def load_audio(
     return float_to_pcm(_resample(samples if samples.ndim == 1 else samples.mean(axis=1), rate))
 
 
+def encode_flac(samples: np.ndarray) -> bytes:
+    """Encodes int16[samples] at 16 kHz, one channel, as a FLAC file of 16 bits. The encoding is lossless."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
 def decode_flac(data: bytes) -> tuple[np.ndarray, int] | None:
     """Decodes a 16-bit FLAC file with miniaudio.
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import uuid
 from collections.abc import Iterator
 
 from salmonn_jax.errors import UserError, convert_disk_errors
@@ -27,9 +28,32 @@ def atomic_output(output: pathlib.Path) -> Iterator[pathlib.Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(output.name + ".unfinished")
     _remove(unfinished)
+    with _renamed_on_success(unfinished, output):
+        yield unfinished
+
+
+@contextlib.contextmanager
+def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path` that replaces `path` on success and is deleted on failure.
+
+    Each call has a temporary path of its own, so processes that write the same file at the same time do not interfere:
+    the last one wins. A killed process leaves `PATH.RANDOM.unfinished`.
+
+    Raises:
+      OSError: the disk is full or fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
+    with _renamed_on_success(unfinished, path):
+        yield unfinished
+
+
+@contextlib.contextmanager
+def _renamed_on_success(unfinished: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
+    """Renames `unfinished` to `output` when the block succeeds; deletes it when the block fails."""
     try:
         with convert_disk_errors(output):
-            yield unfinished
+            yield
         os.replace(unfinished, output)
     except BaseException:
         _remove(unfinished)

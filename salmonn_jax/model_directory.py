@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from salmonn_jax import config as configuration
 from salmonn_jax import distributed, weights
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.errors import UserError
+from salmonn_jax.files import atomic_write
 from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import ModelStructure, Params
 from salmonn_jax.sharding import LOCAL, Placement
@@ -150,8 +150,10 @@ def can_start_run(directory: pathlib.Path) -> bool:
     """
     if not directory.exists():
         return True
-    known_files = (*TOKENIZER_FILES, *_EXTRA_HF_FILES, FINGERPRINT_FILE, "config.json.tmp")
-    return directory.is_dir() and all(p.name in known_files or _is_weights(p) for p in directory.iterdir())
+    known_files = (*TOKENIZER_FILES, *_EXTRA_HF_FILES, FINGERPRINT_FILE)
+    return directory.is_dir() and all(
+        p.name in known_files or p.match("config.json.*.unfinished") or _is_weights(p) for p in directory.iterdir()
+    )
 
 
 def _is_weights(path: pathlib.Path) -> bool:
@@ -198,9 +200,8 @@ def write_config_and_tokenizer(
         "base": {"path": str(path), "fingerprint": base.fingerprint},
         **extra_fields,
     }
-    temporary = directory / "config.json.tmp"
-    temporary.write_text(json.dumps(description, indent=1) + "\n")
-    os.replace(temporary, directory / "config.json")
+    with atomic_write(directory / "config.json") as unfinished:
+        unfinished.write_text(json.dumps(description, indent=1) + "\n")
     distributed.barrier("config.json is written")
 
 

@@ -1,9 +1,9 @@
-"""A small corpus of real recordings, built on this machine in about two minutes: the quickstart's data.
+"""Small corpus of real recordings, built locally in about two minutes. The quickstart trains on it.
 
     python -m launch.prepare minicorpus
 
-Speech in five languages, sounds, music and text, from recordings that Debian packages carry (speech from a synthesiser
-where there is no apt). `prepare` builds it, `read` reads it; the cache also holds the tokenizer it is read with.
+It has speech in five languages, sounds, music and text. The recordings come from Debian packages; on machines without
+apt, a synthesiser replaces them. `prepare` builds the corpus and its tokenizer, `open_source` reads it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SOURCES = tuple(SIZES)
 
 
 def open_source(data_dir: pathlib.Path, source: str, split: str) -> PreparedSource:
-    """Opens a split of a source: a sequence of `data_pipelines.examples.Example`, picklable.
+    """Opens a split of a source as a picklable random-access sequence of examples.
 
     Args:
-      cache: where `prepare` built the corpus.
+      data_dir: directory in which `prepare` built the corpus.
       source: one of `SOURCES`.
-      split: "train", "test" or, where the source has it, "unheard".
+      split: "train", "test" or, if the source has it, "unheard".
 
     Raises:
-      UserError: the corpus is not there, or has no such source or split.
+      UserError: there is no finished corpus, or it does not have the source or split.
     """
     if source not in SOURCES:
         raise unknown_name("source of the mini-corpus", source, SOURCES)

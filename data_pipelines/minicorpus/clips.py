@@ -1,27 +1,27 @@
-"""What the sources of the mini-corpus share: sizes, seeds, wordings, and the making of one clip."""
+"""Common parts of the sources of the mini-corpus: sizes, seeds, prompts, and augmentation of clips."""
 
 from __future__ import annotations
 
 import functools
-import importlib.resources
-import json
+import pathlib
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines import signals
 from data_pipelines.examples import Example
-from data_pipelines.minicorpus import signals
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS
+from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.audio_files import float_to_pcm
 
-VERSION = "1.2.0"  # of the recipe; a corpus of another version is built anew
+VERSION = "1.2.0"  # version of the generation; a corpus of another version is built again
 SEED = 1
 SHORTEST_SECONDS = 0.3
-# Stands for "nothing new here" among the words of a text-only example, as blanks do among audio tokens.
+# Filler in text-only examples. It stands for an audio token without a new word, like the blank of CTC.
 FILLER = "…"
 
-# How many examples of each task. What a source cannot make so many of is as many as there are.
+# Number of examples by source, split and task. A source without enough recordings has fewer.
 SIZES = {
     "numbers": {
         "train": {"numbers": 2700, "numbers_to_english": 900},
@@ -40,7 +40,7 @@ SIZES = {
         "unheard": {"instrument": 36},
     },
     "speech_over_sound": {"train": {"speech_over_sound": 900}, "test": {"speech_over_sound": 100}},
-    # Mostly numbers: repeating several words in their order is what takes long to learn.
+    # Mostly numbers, because learning to repeat several words in order takes the longest.
     "reading": {
         "train": {
             "numbers": 12000,
@@ -61,33 +61,32 @@ SIZES = {
     },
 }
 
-# What each split does not share with training, for reports, by the origin of the recordings.
+# Notes for reports on what each split holds out from training, by the origin of the recordings.
 _SPEECH_NOTES = (
-    "numbers, test: strings of digits never trained on (one in ten, from two digits on), said by known voices. "
-    "unheard: other voices.",
-    "prompts, test: phrases never trained on, in any language, said by the voices of training. unheard: other voices, "
-    "other phrases.",
-    "speech_over_sound, test: the strings of digits that numbers holds out, over the sounds of training cut afresh.",
+    "numbers, test: digit strings that are not in training (one in ten of those with two digits or more), spoken by "
+    "the voices of training. unheard: other voices.",
+    "prompts, test: phrases that are not in training in any language, spoken by the voices of training. unheard: other "
+    "voices and other phrases.",
+    "speech_over_sound, test: the held-out digit strings of numbers, over new cuts of the sounds of training.",
 )
 NOTES = {
     "recorded": (
         *_SPEECH_NOTES,
-        "sounds, test: the recordings of training, cut and changed afresh. unheard: other recordings of the same "
-        "classes.",
-        "music, test: tunes never trained on, rendered with the instruments of training. unheard: recordings of real "
-        "instruments.",
+        "sounds, test: new cuts of the recordings of training. unheard: other recordings of the same classes.",
+        "music, test: tunes that are not in training, rendered with the instruments of training. unheard: recordings "
+        "of real instruments.",
     ),
     "synthesised": (
-        "Nothing here was recorded, as there was no apt: eSpeak NG speaks, and the sounds are computed.",
+        "There are no recordings, because there was no apt: eSpeak NG speaks, and the sounds are synthesised.",
         *_SPEECH_NOTES,
-        "sounds, test: the sounds of training, cut and changed afresh. unheard: others of the same names.",
-        "music, test: tunes never trained on, rendered with the instruments of training.",
+        "sounds, test: new cuts of the sounds of training. unheard: other sounds of the same classes.",
+        "music, test: tunes that are not in training, rendered with the instruments of training.",
     ),
 }
 
 
 class GeneratedExample(NamedTuple):
-    """An example, and what it was made of: names for the statistics."""
+    """An example with the names of the voice and the recordings it was made from, for the statistics."""
 
     example: Example
     voice: str
@@ -95,7 +94,7 @@ class GeneratedExample(NamedTuple):
 
 
 class ExampleKey(NamedTuple):
-    """Which example is being made."""
+    """Key of a generated example. It determines the id and the random numbers of the example."""
 
     source: str
     split: str
@@ -104,11 +103,18 @@ class ExampleKey(NamedTuple):
 
     @property
     def rng(self) -> np.random.Generator:
-        """A generator of its own for every example: one cannot disturb another."""
+        """Returns a new random generator that depends only on this key."""
         return np.random.default_rng([SEED, zlib.crc32(f"{self.source}/{self.split}/{self.task}".encode()), self.index])
 
     def make_example(self, audio: np.ndarray | None, prompt: str, answer: str, transcript: str) -> Example:
-        """The example at this place."""
+        """Returns the example with this key.
+
+        Args:
+          audio: int16[samples] at 16 kHz, or None for a text-only example.
+          prompt: complete prompt.
+          answer: text that the model should generate.
+          transcript: words spoken in the clip, or "".
+        """
         return Example(
             id=f"{self.source}-{self.split}-{self.task}-{self.index:04}",
             audio=audio,
@@ -121,41 +127,43 @@ class ExampleKey(NamedTuple):
 
 
 @functools.cache
-def prompt_templates(task: str) -> tuple[str, ...]:
-    """The ways to ask for a task; the first one is the test's."""
-    text = importlib.resources.files("data_pipelines.minicorpus").joinpath("prompts.json").read_text(encoding="utf-8")
-    return tuple(json.loads(text)[task])
-
-
-def choose_template(task: str, split: str, rng: np.random.Generator) -> str:
-    """Picks how to ask: any way in training, the first one elsewhere."""
-    ways = prompt_templates(task)
-    return ways[rng.integers(len(ways))] if split == "train" else ways[0]
+def prompt_templates() -> PromptTemplates:
+    """Returns the prompt templates of the tasks of the mini-corpus."""
+    return PromptTemplates.load(str(pathlib.Path(__file__).with_name("prompt_templates.json")))
 
 
 def make_prompt(task: str, split: str, rng: np.random.Generator) -> str:
-    """A whole prompt about a clip."""
-    return f"<Speech><SpeechHere></Speech> {choose_template(task, split, rng)}"
+    """Returns a prompt about a clip.
+
+    Args:
+      task: name of the task.
+      split: "train" for a random template of the task; other splits get its first template.
+      rng: source of the random numbers.
+    """
+    templates = prompt_templates()
+    index = int(rng.integers(len(templates.by_task[task]))) if split == "train" else 0
+    return templates.render(task, "", index, has_audio=True)
 
 
 def augment_clip(audio: np.ndarray, rng: np.random.Generator, *, max_silence_seconds: float = 0.2) -> np.ndarray:
-    """Gives a clip a loudness, a beginning and a faint noise of its own.
+    """Gives a clip a random loudness, random silence at both ends, and faint noise.
 
     Args:
-      audio: float32[samples], at most `CLIP_SECONDS` long.
-      latest: seconds of silence before it, at most; less where the clip would get too long.
+      audio: float32[samples] at 16 kHz, at most `MAX_CLIP_SECONDS` long.
+      rng: source of the random numbers.
+      max_silence_seconds: maximum silence before and after the clip. It is reduced if the clip would get too long.
 
     Returns:
-      int16[samples], from `SHORTEST_SECONDS` to `CLIP_SECONDS` long.
+      int16[samples] at 16 kHz, `SHORTEST_SECONDS` to `MAX_CLIP_SECONDS` long.
     """
-    longest, shortest = signals.num_samples(MAX_CLIP_SECONDS), signals.num_samples(SHORTEST_SECONDS)
+    max_samples, min_samples = signals.num_samples(MAX_CLIP_SECONDS), signals.num_samples(SHORTEST_SECONDS)
     audio = signals.set_loudness(audio, rng.uniform(-26, -17))
-    before = min(signals.num_samples(rng.uniform(0, max_silence_seconds)), longest - len(audio))
-    after = min(signals.num_samples(rng.uniform(0, max_silence_seconds)), longest - len(audio) - before)
-    audio = signals.pad(audio, before, max(before + len(audio) + after, shortest))
+    before = min(signals.num_samples(rng.uniform(0, max_silence_seconds)), max_samples - len(audio))
+    after = min(signals.num_samples(rng.uniform(0, max_silence_seconds)), max_samples - len(audio) - before)
+    audio = signals.pad(audio, before, max(before + len(audio) + after, min_samples))
     return float_to_pcm(signals.add_noise(audio, rng, rng.uniform(25, 45)))
 
 
 def perturb_speed(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Plays it up to 8 % faster or slower."""
+    """Plays a clip up to 8 % faster or slower."""
     return signals.change_speed(audio, rng.uniform(0.92, 1.08))

@@ -1,6 +1,6 @@
-"""What the recordings are called: words of the digits, voices, classes of sounds and instruments. Data, no program.
+"""Labels and file names of the recordings: words for digits, voices, sound classes, instruments. Data only.
 
-A file is named `package:path`, the path being what the package's own layout makes it (see `recordings.find`).
+File names have the form `package:path`, with the path in the layout of the package (see `recordings.make_file_finder`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DIGITS = {
 
 
 class VoiceFiles(NamedTuple):
-    """Where a voice says the digits; `{}` is the digit. A voice may lack some."""
+    """Files in which a voice says the digits. `{}` in the path is the digit. Some files may be missing."""
 
     language: str
     path_template: str
@@ -32,7 +32,7 @@ TRAINING_VOICES = {
     "carlo-it": VoiceFiles("it", "asterisk:it_IT_m_Carlo/digits/{}.g722"),
     "ivrvoice-ru": VoiceFiles("ru", "asterisk:ru_RU_f_IvrvoiceRU/digits/{}.g722"),
 }
-# Kept for the `unheard` splits. The .gsm ones are telephone recordings of 8 kHz.
+# Voices of the `unheard` splits. The .gsm files are telephone recordings at 8 kHz.
 UNHEARD_VOICES = {
     "tuxpaint-en": VoiceFiles("en", "tuxpaint:symbols/math/{}.ogg"),
     "tuxpaint-en-gb": VoiceFiles("en", "tuxpaint:symbols/math/{}_en_GB.ogg"),
@@ -45,7 +45,7 @@ UNHEARD_VOICES = {
     "tuxpaint-ru": VoiceFiles("ru", "tuxpaint:symbols/math/{}_ru.ogg"),
     "tuxpaint-captions-ru": VoiceFiles("ru", "tuxpaint:symbols/math/{}_desc_ru.ogg"),
 }
-# The folder of each Asterisk voice, which also speaks the prompts.
+# Folder of the Asterisk voice of each language, which also speaks the telephone prompts.
 PROMPT_VOICES = {
     "en": "en_US_f_Allison",
     "es": "es_MX_f_Allison",
@@ -53,10 +53,10 @@ PROMPT_VOICES = {
     "it": "it_IT_m_Carlo",
     "ru": "ru_RU_f_IvrvoiceRU",
 }
-# Spoken captions of stamps: the suffix of the sound file and of the line in the text beside it.
+# Suffix of the files with spoken captions of Tux Paint's stamps, by language.
 CAPTION_SUFFIXES = {"en": "_desc", "es": "_desc_es", "fr": "_desc_fr", "ru": "_desc_ru"}
 
-# Classes of sounds. Where there are several files the last one is never trained on: it is the `unheard` split.
+# Files of each sound class. If a class has several files, the last one is the `unheard` split.
 SOUNDS = {
     "applause": ("gcompris:memory-sound/LRApplauses_1_LA_cut.ogg",),
     "bee": ("tuxpaint:animals/insects/bee.ogg",),
@@ -117,7 +117,7 @@ SOUNDS = {
 
 
 class Instrument(NamedTuple):
-    """A rendered instrument: its General MIDI program, the key its tunes are centred on, and a recording of it."""
+    """An instrument: its General MIDI program, the MIDI key on which its tunes are centred, and a recording."""
 
     program: int
     centre: int
@@ -139,7 +139,7 @@ INSTRUMENTS = {
     "violin": Instrument(40, 74, "gcompris:instruments/violin.ogg"),
 }
 
-# What a tune's M: and R: fields are called. Others are too rare, or cannot be told apart by ear in four seconds.
+# Answers by the M: and R: fields of a tune. Other values are too rare, or cannot be distinguished within four seconds.
 METRES = {"3/4": "three four", "4/4": "four four", "C": "four four", "6/8": "six eight", "9/8": "nine eight"}
 TUNE_TYPES = {
     "reel": "reel",

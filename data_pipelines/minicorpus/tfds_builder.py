@@ -1,4 +1,4 @@
-"""The TFDS builder: one configuration per source of the mixture, records in ArrayRecord files. No TensorFlow."""
+"""TFDS builder of the mini-corpus, with one builder configuration for each source. It needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from data_pipelines.examples import Example
 from data_pipelines.minicorpus import clips, nonspeech, speech, text_only
 from data_pipelines.minicorpus.clips import VERSION, GeneratedExample
 from data_pipelines.minicorpus.recordings import Recordings, load
-from data_pipelines.sources.records import encode_flac
+from salmonn_jax.audio_files import encode_flac
 from salmonn_jax.config import SAMPLE_RATE
 
 
 class Minicorpus(tfds.core.GeneratorBasedBuilder):
-    """Questions about real recordings, made for a model that learns to hear in minutes.
+    """Builder of one source of the mini-corpus, in ArrayRecord files.
 
     Args:
-      recordings: the file that `Recordings.save` wrote.
-      modules: a folder to import the synthesiser of tunes from where it is not installed.
-      on_example: called after each example made.
-      kwargs: `config`, the name of a source, and `data_dir`, as for every builder.
+      recordings: file that `Recordings.save` wrote.
+      modules: folder from which the synthesiser is imported if it is not installed.
+      on_example: called after each generated example.
+      kwargs: arguments of every TFDS builder: `config`, the name of the source, and `data_dir`.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -40,7 +40,7 @@ class Minicorpus(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "id": tfds.features.Text(),
-            "audio": tfds.features.Tensor(shape=(), dtype=np.object_),  # FLAC; no bytes for a text-only example
+            "audio": tfds.features.Tensor(shape=(), dtype=np.object_),  # a FLAC file; empty for a text-only example
             "prompt": tfds.features.Text(),
             "answer": tfds.features.Text(),
             "task": tfds.features.Text(),
@@ -50,32 +50,34 @@ class Minicorpus(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description=__doc__,
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(statistics=self._statistics),  # written when the records are
+            metadata=tfds.core.MetadataDict(
+                statistics=self._statistics
+            ),  # filled before TFDS writes it, after the records
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        del dl_manager  # the recordings are there already
+        del dl_manager  # there is nothing to download
         recordings = load(self._recordings)
         splits = {}
         for split in clips.SIZES[self.builder_config.name]:
-            made = generate_examples(recordings, self.builder_config.name, split, self._modules)
-            first = next(made, None)
+            examples = generate_examples(recordings, self.builder_config.name, split, self._modules)
+            first = next(examples, None)
             if first is not None:
-                splits[split] = self._records(split, itertools.chain([first], made))
+                splits[split] = self._records(split, itertools.chain([first], examples))
         return splits
 
     def _generate_examples(self) -> Iterator:
-        raise NotImplementedError  # `_split_generators` gives the generators itself
+        raise NotImplementedError  # `_split_generators` returns the generators
 
-    def _records(self, split: str, made: Iterable[GeneratedExample]) -> Iterator[tuple[str, dict]]:
+    def _records(self, split: str, generated: Iterable[GeneratedExample]) -> Iterator[tuple[str, dict]]:
         summary = self._statistics.setdefault(split, {})
-        for clip in made:
-            example = clip.example
+        for item in generated:
+            example = item.example
             row = summary.setdefault(example.task, {"clips": 0, "seconds": 0.0, "voices": set(), "recordings": set()})
             row["clips"] += 1
             row["seconds"] += 0 if example.audio is None else len(example.audio) / SAMPLE_RATE
-            row["voices"].update({clip.voice} - {""})
-            row["recordings"].update(clip.recordings)
+            row["voices"].update({item.voice} - {""})
+            row["recordings"].update(item.recordings)
             self._on_example()
             yield example.id, _to_record(example)
         for row in summary.values():
@@ -86,18 +88,25 @@ class Minicorpus(tfds.core.GeneratorBasedBuilder):
 def generate_examples(
     recordings: Recordings, source: str, split: str, modules: pathlib.Path
 ) -> Iterator[GeneratedExample]:
-    """Makes the clips of one split of a source, in order. A function of its arguments and `clips.SEED` alone."""
+    """Generates the examples of one split of a source, in order. They depend only on the arguments and `clips.SEED`.
+
+    Args:
+      recordings: the recordings.
+      source: name of the source, a key of `clips.SIZES`.
+      split: "train", "test" or "unheard".
+      modules: folder from which the synthesiser is imported if it is not installed.
+    """
     sizes = clips.SIZES[source][split]
     if source == "music":
         return nonspeech.music(recordings, split, sizes, modules)
-    maker = {
+    generator = {
         "numbers": speech.numbers,
         "prompts": speech.prompts,
         "sounds": nonspeech.sounds,
         "speech_over_sound": speech.speech_over_sound,
         "reading": text_only.reading,
     }[source]
-    return maker(recordings, split, sizes)
+    return generator(recordings, split, sizes)
 
 
 def _to_record(example: Example) -> dict:

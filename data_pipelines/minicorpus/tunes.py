@@ -1,4 +1,4 @@
-"""Folk tunes: read from ABC text, played by a General MIDI soundfont."""
+"""Folk tunes: parsing of ABC notation, and rendering with a General MIDI soundfont."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.minicorpus import labels, signals
+from data_pipelines import signals
+from data_pipelines.minicorpus import labels
 from salmonn_jax.config import SAMPLE_RATE
 
-_LINES = 12  # of a tune's notes that are read: more than any clip holds
+_MAX_LINES = 12  # lines of notes of a tune; enough for the longest clip
 
 
 class Tune(NamedTuple):
-    """One tune. `metre` and `type` are "" where the book does not say, or says something rare."""
+    """A tune. `metre` and `type` are "" if the book does not name them or the value is rare."""
 
-    title: str  # normalised: the same tune stands in several books
+    title: str  # normalised, because the same tune is in several books
     metre: str
     type: str
     abc: str
 
 
 class Note(NamedTuple):
-    """A note; times in quarters from the beginning of the tune."""
+    """A note. Times are in quarter notes from the beginning of the tune."""
 
     start: float
     duration: float
@@ -41,56 +42,59 @@ class Note(NamedTuple):
 
 
 def read_tunes(folder: pathlib.Path) -> list[Tune]:
-    """Reads all tunes of the `.abc` files below `folder`, one per normalised title, in order of title."""
+    """Reads the tunes of the `.abc` files below `folder`, one for each normalised title, ordered by title."""
     tunes: dict[str, Tune] = {}
     for book in sorted(folder.rglob("*.abc")):
         text = book.read_text(encoding="utf-8", errors="replace")
-        for part in re.split(r"(?m)^(?=X:)", text)[1:]:
-            tune = parse_tune(part)
+        for abc in re.split(r"(?m)^(?=X:)", text)[1:]:
+            tune = parse_tune(abc)
             if tune.title and tune.title not in tunes:
                 tunes[tune.title] = tune
     return [tunes[title] for title in sorted(tunes)]
 
 
 def parse_tune(abc: str) -> Tune:
-    """Reads the fields of one ABC tune."""
+    """Parses the fields of one tune in ABC notation."""
     fields: dict[str, str] = {}
-    notes = 0
-    kept = []
+    num_note_lines = 0
+    kept_lines = []
     for line in abc.splitlines():
         field = re.match(r"([A-Za-z]):\s*(.*?)\s*$", line)
         if field:
             fields.setdefault(field[1], field[2])
         elif line.strip():
-            notes += 1
-        # Words of songs (w:, W:) are no notes; a % line gives orders to a printer.
-        if notes <= _LINES and not line.startswith(("w:", "W:", "%")):
-            kept.append(line)
+            num_note_lines += 1
+        # Lines with w: or W: are lyrics, lines with % are instructions for typesetting.
+        if num_note_lines <= _MAX_LINES and not line.startswith(("w:", "W:", "%")):
+            kept_lines.append(line)
     signature = fields.get("M", "")
     title = fields.get("T", "")
     return Tune(
-        normalise_title(title), labels.METRES.get(signature, ""), _type(fields, title, signature), "\n".join(kept)
+        normalise_title(title), labels.METRES.get(signature, ""), _type(fields, title, signature), "\n".join(kept_lines)
     )
 
 
 def normalise_title(title: str) -> str:
-    """Lower case, letters and digits only, without articles and without what comes after a dash."""
+    """Returns a title in lower case with letters and digits only, without articles and the part after a dash."""
     title = unicodedata.normalize("NFKD", title.partition(" -- ")[0].lower())
     words = re.findall(r"[a-z0-9]+", "".join(c for c in title if not unicodedata.combining(c)).replace("'", ""))
     return " ".join(word for word in words if word not in ("the", "a", "an"))
 
 
 def is_test_tune(title: str) -> bool:
-    """Whether a tune is kept for the test: one title in eight."""
+    """Returns whether a tune is in the test split: one title in eight."""
     return zlib.crc32(title.encode()) % 8 == 0
 
 
 @functools.lru_cache(maxsize=4096)
 def parse_notes(abc: str) -> tuple[Note, ...]:
-    """The notes of a tune, the first at time 0, with the accents of its metre; none if it cannot be read."""
+    """Parses the notes of a tune, with the accents of its metre. The first note is at time 0.
+
+    Returns no notes if the parser cannot read the tune.
+    """
     import symusic
 
-    with _quiet():  # the parser prints what it thinks of old books
+    with _quiet():  # the parser prints warnings about many old books
         try:
             score = symusic.Score.from_abc(abc)
         except (RuntimeError, ValueError):
@@ -98,17 +102,17 @@ def parse_notes(abc: str) -> tuple[Note, ...]:
     tracks = [track for track in score.tracks if len(track.notes)]
     if not tracks:
         return ()
-    found = sorted(tracks[0].notes, key=lambda note: (note.time, note.pitch))
-    first, quarter = found[0].time, score.tpq
-    return tuple(Note((n.time - first) / quarter, n.duration / quarter, n.pitch, n.velocity) for n in found)
+    notes = sorted(tracks[0].notes, key=lambda note: (note.time, note.pitch))
+    first, quarter = notes[0].time, score.tpq
+    return tuple(Note((n.time - first) / quarter, n.duration / quarter, n.pitch, n.velocity) for n in notes)
 
 
 class Player:
-    """Plays notes with the instruments of `labels.INSTRUMENTS`.
+    """Synthesiser of notes with the instruments of `labels.INSTRUMENTS`.
 
     Args:
-      soundfont: the bytes of an sf2 file.
-      modules: a folder to import tinysoundfont from where it is not installed.
+      soundfont: content of an sf2 file.
+      modules: folder from which tinysoundfont is imported if it is not installed.
     """
 
     def __init__(self, soundfont: bytes, modules: pathlib.Path):
@@ -124,48 +128,48 @@ class Player:
         """Renders the beginning of a tune.
 
         Args:
-          tune: its notes.
-          instrument: a name of `labels.INSTRUMENTS`; the tune is moved by octaves into its range.
-          seconds: the length of the result.
-          notes_a_second: the mean number of notes; decides the tempo, since many tunes give none.
+          notes: notes of the tune.
+          instrument: key of `labels.INSTRUMENTS`. The tune is transposed by octaves into the range of the instrument.
+          seconds: length of the result.
+          notes_per_second: mean number of notes per second. It determines the tempo, because many tunes have none.
 
         Returns:
-          float32[seconds * 16,000].
+          float32[samples] at 16 kHz, `seconds` long.
         """
-        kind = labels.INSTRUMENTS[instrument]
+        properties = labels.INSTRUMENTS[instrument]
         steps = np.diff([note.start for note in notes])
         quarter = 1 / (notes_per_second * steps[steps > 0].mean())
-        shift = 12 * round((kind.centre - np.mean([note.pitch for note in notes])) / 12)
+        shift = 12 * round((properties.centre - np.mean([note.pitch for note in notes])) / 12)
         self._synth.sounds_off(0)
-        self._synth.program_select(0, self._font, 0, kind.program)
+        self._synth.program_select(0, self._font, 0, properties.program)
         events = []
         for note in notes:
             start = signals.num_samples(note.start * quarter)
             end = signals.num_samples((note.start + 0.95 * note.duration) * quarter)
             key = int(np.clip(note.pitch + shift, 0, 127))
             events += [(start, 1, key, note.velocity), (max(end, start + 1), 0, key, 0)]
-        total, at, out = signals.num_samples(seconds), 0, []
+        total, position, out = signals.num_samples(seconds), 0, []
         for time, on, key, velocity in sorted(events):
             if time >= total:
                 break
-            if time > at:
-                out.append(self._sound(time - at))
-                at = time
+            if time > position:
+                out.append(self._generate(time - position))
+                position = time
             if on:
                 self._synth.noteon(0, key, velocity)
             else:
                 self._synth.noteoff(0, key)
-        out.append(self._sound(total - at))
+        out.append(self._generate(total - position))
         self._synth.sounds_off(0)
         return np.concatenate(out)
 
-    def _sound(self, count: int) -> np.ndarray:
+    def _generate(self, count: int) -> np.ndarray:
         stereo = np.frombuffer(self._synth.generate(count), np.float32).reshape(-1, 2)
         return stereo.mean(axis=1, dtype=np.float32)
 
 
 def _type(fields: dict[str, str], title: str, signature: str) -> str:
-    """The type of a tune, where the book's label goes with its title and its metre."""
+    """Returns the type of a tune, or "" if the label in the book contradicts the title or the metre."""
     name = labels.TUNE_TYPES.get(fields.get("R", "").lower(), "")
     in_title = {labels.TUNE_TYPES[word] for word in re.findall(r"[a-z]+", title.lower()) if word in labels.TUNE_TYPES}
     fitting = {"jig": ("6/8",), "slip jig": ("9/8",)}.get(name, ("C|", "C", "2/4", "4/4", "2/2"))
@@ -174,11 +178,11 @@ def _type(fields: dict[str, str], title: str, signature: str) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Sends what native code prints nowhere."""
+    """Discards the output of native code to stdout and stderr."""
     saved = [os.dup(1), os.dup(2)]
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 1)
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:

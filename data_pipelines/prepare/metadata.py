@@ -1,4 +1,4 @@
-"""The files by which TFDS knows a data set. With them a split is finished."""
+"""TFDS metadata of prepared data sets. Writing it marks a split as finished."""
 
 from __future__ import annotations
 
@@ -12,38 +12,51 @@ from data_pipelines.prepare.storage import Folder
 from data_pipelines.sources.records import features
 from salmonn_jax.errors import UserError
 
-NAME = "clips"  # of every data set, for TFDS
-VERSION = "1.0.0"  # of what a record holds
+NAME = "clips"  # TFDS name of every prepared data set
+VERSION = "1.0.0"  # version of the record format
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 
 
 def shard_name(split: str, index: int, count: int) -> str:
-    """The name of a file of records, as TFDS expects it."""
+    """Returns the file name of a shard, in the form that TFDS expects.
+
+    Args:
+      split: name of the split.
+      index: index of the shard.
+      count: number of shards of the split.
+    """
     return f"{shard_prefix(split)}{index:05d}-of-{count:05d}"
 
 
 def shard_prefix(split: str) -> str:
-    """How the names of a split's files of records begin."""
+    """Returns the common prefix of the file names of the shards of a split."""
     return f"{NAME}-{split}.array_record-"
 
 
 def finished_splits(folder: Folder) -> dict[str, dict[str, Any]]:
-    """What TFDS knows of each split of a folder.
+    """Returns the TFDS metadata of the finished splits of a folder, by name.
 
     Raises:
-      UserError: the folder holds another data set.
+      UserError: the folder holds a data set that was not prepared here.
     """
     info = json.loads(folder.read(_INFO) or b"{}")
     if info and info.get("name") != NAME:
-        raise UserError(f"{folder} holds the data set {info.get('name')!r}; name a new folder with --output")
+        raise UserError(f"{folder} holds the data set {info.get('name')!r}; choose another folder with --output")
     return {split["name"]: split for split in info.get("splits", ())}
 
 
-def add_split(folder: Folder, split: str, lengths: Sequence[int], size: int) -> None:
-    """Tells TFDS of a split: of its files the numbers of records, and the bytes in all. Other splits stay."""
+def add_split(folder: Folder, split: str, shard_lengths: Sequence[int], num_bytes: int) -> None:
+    """Adds a split to the TFDS metadata of a folder. Other splits stay.
+
+    Args:
+      folder: folder of the data set.
+      split: name of the split.
+      shard_lengths: number of records of each shard.
+      num_bytes: total size of the shards.
+    """
     import tensorflow_datasets as tfds  # slow to import
 
-    known = finished_splits(folder) | {split: {"shardLengths": lengths, "numBytes": size}}
+    known = finished_splits(folder) | {split: {"shardLengths": shard_lengths, "numBytes": num_bytes}}
     with tempfile.TemporaryDirectory() as temporary:
         identity = tfds.core.DatasetIdentity(
             name=NAME, version=tfds.core.Version(VERSION), data_dir=temporary, module_name=""
@@ -68,5 +81,5 @@ def add_split(folder: Folder, split: str, lengths: Sequence[int], size: int) -> 
         ]
         info.set_splits(tfds.core.splits.SplitDict(infos))
         info.write_to_directory(temporary)
-        for name in (_FEATURES, _INFO):  # the second says that all is there
+        for name in (_FEATURES, _INFO):  # dataset_info.json last, because it marks the split as finished
             folder.write(name, (pathlib.Path(temporary) / name).read_bytes())

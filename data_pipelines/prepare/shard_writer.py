@@ -1,11 +1,11 @@
-"""Entries dealt into lists, and `make_shard`, the pure function that makes a file of records of each.
+"""Division of manifest entries into shards, and the function that writes a shard. `prepare.dataset` uses both.
 
-A shard is a function of its list and the recipe. So processes of this machine and workers of a cluster make the same
-bytes, and a shard that is there with its report is not made again.
+A shard depends only on its entries and on the configuration. Local processes and workers of a cluster therefore write
+the same bytes, and a shard that exists together with its report is not written again.
 
-    SPLIT.unfinished/00003.jsonl              the entries of a shard
-    SPLIT.unfinished/00003.json               its report, written when the shard is
-    clips-SPLIT.array_record-00003-of-00008   a shard
+    SPLIT.unfinished/00003.jsonl              entries of a shard
+    SPLIT.unfinished/00003.json               report of a shard, written after the shard
+    clips-SPLIT.array_record-00003-of-00008   shard
 """
 
 from __future__ import annotations
@@ -22,38 +22,27 @@ from typing import Any, NamedTuple
 
 import tqdm
 
+from data_pipelines.examples import BadExample, Rejection
 from data_pipelines.prepare.metadata import shard_name
 from data_pipelines.prepare.statistics import Statistics
 from data_pipelines.prepare.storage import Folder
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest import to_example
-from data_pipelines.sources.manifest_entry import BadExample, ManifestEntry, entry_from_json, entry_to_json
+from data_pipelines.sources.manifest_entry import ManifestEntry, entry_from_json, entry_to_json
 from data_pipelines.sources.records import AudioEncoding, to_record
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 
 
-class RejectedEntry(NamedTuple):
-    """An entry that is left out."""
-
-    id: str
-    reason: str
-    detail: str
-
-    @classmethod
-    def from_error(cls, id: str, error: BadExample) -> RejectedEntry:
-        return cls(id, error.reason, error.detail)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """What is made of entries.
+    """Configuration of the preparation of a split.
 
     Attributes:
-      source: where they come from, for the record.
-      rules: how clips are read.
-      audio: how they are stored.
-      tokenizer: directory of the tokenizer that answers are counted in; None counts characters only.
+      source: description of where the entries come from, for error messages and statistics.
+      rules: rules by which clips are read.
+      audio: encoding of the stored clips.
+      tokenizer: directory of the tokenizer for the token statistics of answers; None counts characters only.
     """
 
     source: str
@@ -62,13 +51,13 @@ class PrepareConfig:
     tokenizer: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the configuration as a JSON object."""
         return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """What `make_shard` is told: where the lists are, how many, and the recipe."""
+    """Arguments of `write_shard` that all shards of a split share. Picklable."""
 
     folder: Folder
     split: str
@@ -76,33 +65,33 @@ class ShardJob:
     num_shards: int
 
     def work_file(self, name: str) -> str:
-        """The name of a file that is there while the split is made."""
+        """Returns the name of a temporary file, which exists until the split is finished."""
         return f"{self.split}.unfinished/{name}"
 
     def shard_file(self, index: int) -> str:
-        """The name of the file of a shard."""
+        """Returns the file name of a shard."""
         return shard_name(self.split, index, self.num_shards)
 
 
 class ShardPlan(NamedTuple):
-    """How many shards there are to be, of how many entries, and how many of these are wrong already, by reason."""
+    """Result of `plan_shards`."""
 
     num_shards: int
-    num_entries: int
-    rejected: collections.Counter
+    num_entries: int  # of the manifest, including rejected ones
+    rejected: collections.Counter  # number of entries that are rejected before their clips are read, by reason
 
 
 def write_shard(job: ShardJob, index: int) -> int:
-    """Makes one shard from its list, unless it is there; returns the number of entries it was made of.
+    """Writes one shard and its report, unless both exist. Returns the number of entries of the shard.
 
     Raises:
-      UserError: a clip is too long, and the rules call that an error.
+      UserError: a clip is too long, and `too_long` of the rules is "error".
     """
     from tensorflow_datasets.core import file_adapters  # slow to import
 
-    listed = job.folder.read(job.work_file(f"{index:05d}.jsonl"))
-    entries = [entry_from_json(json.loads(line), 0) for line in listed.splitlines()]
-    digest = hashlib.sha256(listed + json.dumps(job.config.to_dict()).encode()).hexdigest()
+    entry_lines = job.folder.read(job.work_file(f"{index:05d}.jsonl"))
+    entries = [entry_from_json(json.loads(line), 0) for line in entry_lines.splitlines()]
+    digest = hashlib.sha256(entry_lines + json.dumps(job.config.to_dict()).encode()).hexdigest()
     if _is_written(job, index, digest, entries):
         return len(entries)
     statistics, rejected = Statistics(), []
@@ -113,8 +102,8 @@ def write_shard(job: ShardJob, index: int) -> int:
                 clip = read_clip(entry.audio, job.config.rules) if entry.audio else None
             except BadExample as error:
                 if error.reason == "too long" and job.config.rules.too_long == "error":
-                    raise UserError(f"{entry.id}: {error}; --too-long truncate, chunk or drop would go on") from None
-                rejected.append(RejectedEntry.from_error(entry.id, error))
+                    raise UserError(f"{entry.id}: {error}; or use --too-long truncate, chunk or drop") from None
+                rejected.append(Rejection.from_error(job.config.source, entry.id, error))
                 continue
             measures = {} if clip is None else {"samples": len(clip)}
             if job.config.tokenizer is not None:
@@ -130,22 +119,25 @@ def write_shard(job: ShardJob, index: int) -> int:
         "bytes": size,
         "examples": len(entries) - len(rejected),
         "tasks": statistics.to_json(),
-        "rejected": [one._asdict() for one in rejected],
+        "rejected": [rejection._asdict() for rejection in rejected],
     }
     job.folder.write(job.work_file(f"{index:05d}.json"), to_json_line(report))
     return len(entries)
 
 
 def _is_written(job: ShardJob, index: int, digest: str, entries: Sequence[ManifestEntry]) -> bool:
-    """Whether the shard is there, and what was rejected still is: since then a file may have been mended."""
+    """Returns whether the shard exists with the same entries, and its rejected entries still cannot be read.
+
+    A user may have corrected a file since the shard was written.
+    """
     report = json.loads(job.folder.read(job.work_file(f"{index:05d}.json")) or b"{}")
     if report.get("digest") != digest or job.folder.size(job.shard_file(index)) != report["bytes"]:
         return False
-    again = {one["id"] for one in report["rejected"]}
-    return not any(_is_good(entry, job.config.rules) for entry in entries if entry.id in again)
+    rejected_ids = {rejection["example"] for rejection in report["rejected"]}
+    return not any(_is_readable(entry, job.config.rules) for entry in entries if entry.id in rejected_ids)
 
 
-def _is_good(entry: ManifestEntry, rules: AudioRules) -> bool:
+def _is_readable(entry: ManifestEntry, rules: AudioRules) -> bool:
     try:
         read_clip(entry.audio, rules)
     except BadExample:
@@ -154,46 +146,53 @@ def _is_good(entry: ManifestEntry, rules: AudioRules) -> bool:
 
 
 def plan_shards(entries: Iterator[ManifestEntry], job: ShardJob, entries_per_shard: int) -> ShardPlan:
-    """Writes the lists: each has the next `size` entries. What cannot be on a list goes to `wrong.jsonl`.
+    """Writes the entries of each shard to its `.jsonl` file, and invalid entries to `wrong.jsonl`.
+
+    Args:
+      entries: manifest entries, in order. The iterator may raise BadExample and continue.
+      job: job that names the files; its `num_shards` is not used.
+      entries_per_shard: number of entries of every shard but the last.
 
     Raises:
       UserError: there are no entries.
     """
-    count, shards, wrong, lines = 0, 0, collections.Counter(), []
+    num_entries, num_shards, rejected, lines = 0, 0, collections.Counter(), []
     with job.folder.atomic_path(job.work_file("wrong.jsonl")) as path, path.open("wb") as file:
-        for entry in tqdm.tqdm(_check_entries(entries), unit="entry", desc="reading entries", leave=False):
-            count += 1
-            if isinstance(entry, RejectedEntry):
-                wrong[entry.reason] += 1
+        for entry in tqdm.tqdm(
+            _check_entries(entries, job.config.source), unit="entry", desc="reading entries", leave=False
+        ):
+            num_entries += 1
+            if isinstance(entry, Rejection):
+                rejected[entry.reason] += 1
                 file.write(to_json_line(entry._asdict()))
                 continue
             lines.append(to_json_line(entry_to_json(entry)))
             if len(lines) == entries_per_shard:
-                job.folder.write(job.work_file(f"{shards:05d}.jsonl"), b"".join(lines))
-                shards, lines = shards + 1, []
+                job.folder.write(job.work_file(f"{num_shards:05d}.jsonl"), b"".join(lines))
+                num_shards, lines = num_shards + 1, []
     if lines:
-        job.folder.write(job.work_file(f"{shards:05d}.jsonl"), b"".join(lines))
-        shards += 1
-    if not count:
+        job.folder.write(job.work_file(f"{num_shards:05d}.jsonl"), b"".join(lines))
+        num_shards += 1
+    if not num_entries:
         raise UserError(f"{job.config.source} has no entries")
-    return ShardPlan(shards, count, wrong)
+    return ShardPlan(num_shards, num_entries, rejected)
 
 
-def _check_entries(entries: Iterator[ManifestEntry]) -> Iterator[ManifestEntry | RejectedEntry]:
-    """The entries, with those that cannot be read, have no answer, or the id of another as rejected."""
-    seen = set()  # numbers, which take less memory than texts
+def _check_entries(entries: Iterator[ManifestEntry], source: str) -> Iterator[ManifestEntry | Rejection]:
+    """Yields the entries. An entry that is invalid, or has no answer or the id of an earlier entry, is a Rejection."""
+    seen = set()  # hashes of ids, which take less memory than the ids
     for number in itertools.count(1):
         try:
             entry = next(entries)
         except StopIteration:
             return
         except BadExample as error:
-            yield RejectedEntry.from_error(f"entry {number}", error)
+            yield Rejection.from_error(source, f"entry {number}", error)
             continue
         if not entry.answer.strip():
-            yield RejectedEntry(entry.id, "wrong line", "it has no answer")
+            yield Rejection(source, entry.id, "wrong line", "the answer is missing or empty")
         elif hash(entry.id) in seen:
-            yield RejectedEntry(entry.id, "wrong line", "another entry has this id")
+            yield Rejection(source, entry.id, "wrong line", "an earlier entry has the same id")
         else:
             seen.add(hash(entry.id))
             yield entry
@@ -201,10 +200,10 @@ def _check_entries(entries: Iterator[ManifestEntry]) -> Iterator[ManifestEntry |
 
 @functools.cache
 def cached_tokenizer(directory: str) -> Tokenizer:
-    """The tokenizer of a directory, opened once a process."""
+    """Returns the tokenizer of a directory, which is loaded once per process."""
     return load_tokenizer(pathlib.Path(directory))
 
 
 def to_json_line(values: dict[str, Any]) -> bytes:
-    """A line of JSON."""
+    """Serialises an object as one line of JSON."""
     return json.dumps(values, ensure_ascii=False).encode() + b"\n"

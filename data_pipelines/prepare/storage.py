@@ -1,27 +1,25 @@
-"""A folder, here or in a bucket, whose files are there whole or not at all."""
+"""Folders on a local disk or in a bucket, with atomic writes. Preparation keeps all its files in one."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import tempfile
-import uuid
 from collections.abc import Iterator
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from salmonn_jax.errors import convert_disk_errors
+from salmonn_jax.files import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A place for files, by their names in it. Picklable.
+    """Folder whose files are accessed by name. Picklable.
 
     Args:
-      location: a local path, or any URL that fsspec writes to.
+      location: local path, or URL that fsspec writes to.
     """
 
     location: str
@@ -30,56 +28,51 @@ class Folder:
         return self.location
 
     def read(self, name: str) -> bytes | None:
-        """What a file holds; None where there is none."""
-        files, path = self._path(name)
+        """Returns the content of a file, or None if it does not exist."""
+        filesystem, path = self._path(name)
         try:
-            return files.cat_file(path)
+            return filesystem.cat_file(path)
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file, over one that is there."""
+        """Writes a file atomically. An existing file is replaced."""
         with self.atomic_path(name) as path:
             path.write_bytes(data)
 
     @contextlib.contextmanager
     def atomic_path(self, name: str) -> Iterator[pathlib.Path]:
-        """A local path to write to, which becomes the file `name` when all went well.
+        """Yields a temporary local path that becomes the file `name` on success.
 
-        Two that write the same file at a time, as workers of a cluster may, do not meet: the last one stays.
+        Processes may write the same file at the same time, as workers of a cluster do. The last one wins.
         """
-        files, path = self._path(name)
-        files.makedirs(files._parent(path), exist_ok=True)
-        if isinstance(files, LocalFileSystem):
-            unfinished = pathlib.Path(f"{path}.{uuid.uuid4().hex}.unfinished")
-            try:
-                with convert_disk_errors(pathlib.Path(path)):
-                    yield unfinished
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+        filesystem, path = self._path(name)
+        if isinstance(filesystem, LocalFileSystem):
+            with atomic_write(pathlib.Path(path)) as unfinished:
+                yield unfinished
         else:
+            filesystem.makedirs(filesystem._parent(path), exist_ok=True)
             with tempfile.TemporaryDirectory() as temporary:
                 yield pathlib.Path(temporary) / "file"
-                files.put_file(f"{temporary}/file", path)
+                filesystem.put_file(f"{temporary}/file", path)
 
     def size(self, name: str) -> int | None:
-        """The bytes of a file; None where there is none."""
-        files, path = self._path(name)
-        return files.size(path) if files.exists(path) else None
+        """Returns the size of a file in bytes, or None if it does not exist."""
+        filesystem, path = self._path(name)
+        return filesystem.size(path) if filesystem.exists(path) else None
 
     def list_names(self, prefix: str) -> list[str]:
-        """The names of files that begin so."""
-        files, root = self._path("")
-        files.invalidate_cache()  # others write here too
-        found = (path.rstrip("/").rsplit("/", 1)[-1] for path in files.ls(root, detail=False))
-        return [name for name in found if name.startswith(prefix)]
+        """Returns the names of the files that start with `prefix`."""
+        filesystem, root = self._path("")
+        filesystem.invalidate_cache()  # other processes write here, too
+        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(root, detail=False))
+        return [name for name in names if name.startswith(prefix)]
 
     def remove(self, name: str) -> None:
-        """Removes a file, or a folder with all that is in it, if it is there."""
-        files, path = self._path(name)
-        if files.exists(path):
-            files.rm(path, recursive=True)
+        """Deletes a file, or a folder with its content, if it exists."""
+        filesystem, path = self._path(name)
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
 
     def _path(self, name: str):
         return fsspec.url_to_fs(f"{self.location.rstrip('/')}/{name}")

@@ -1,4 +1,4 @@
-"""What clips are made to be before they are examples: joined, one channel, 16 kHz, not too long, nor silent."""
+"""Reading of clips: files are joined, mixed to one channel, resampled to 16 kHz, and checked against `AudioRules`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Literal
 import fsspec
 import numpy as np
 
-from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan, BadExample
+from data_pipelines.examples import BadExample
+from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan
 from salmonn_jax.audio_files import AudioError, Channels, load_audio
 from salmonn_jax.config import SAMPLE_RATE
 
-RETRY_DELAYS = (1.0, 10.0)  # seconds to wait before a URL is tried again
+RETRY_DELAYS = (1.0, 10.0)  # seconds before the second and the third attempt to read a URL
 TooLong = Literal["truncate", "chunk", "drop", "error"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioRules:
-    """How clips are read.
+    """Rules by which clips are read.
 
     Attributes:
-      channels: "first", as the original takes it, or the "mean" of all.
-      minimum_seconds: shorter clips get silence behind them.
-      maximum_seconds: what the encoders hear at a time.
-      too_long: what becomes of longer clips: "truncate" keeps the beginning, as the original does; "chunk" hears the
-        clip in as many windows as it takes, one after another in one prompt; "drop" skips the example, counted;
-        "error" does too and the run ends with it.
-      silence: clips whose loudest sample is at most this (of 32767) are skipped as silent.
+      channels: "first" takes the first channel, as the original does; "mean" takes the mean of all channels.
+      minimum_seconds: shorter clips are padded with silence at the end.
+      maximum_seconds: length of the encoders' window.
+      too_long: treatment of clips longer than `maximum_seconds`. "truncate" keeps the beginning, as the original does;
+        "chunk" keeps the whole clip, which is encoded in several consecutive windows of one prompt; "drop" rejects the
+        example; "error" rejects the example and ends the run.
+      silence: a clip is rejected as silent if no sample has an absolute value above this one (full scale is 32767).
     """
 
     channels: Channels = "first"
@@ -40,21 +41,32 @@ class AudioRules:
 
 
 def read_clip(spans: Sequence[AudioSpan], rules: AudioRules) -> np.ndarray:
-    """Reads and joins the pieces of a clip: int16[samples] at 16 kHz. Raises BadExample if it cannot be used."""
+    """Reads the spans of a clip and joins them with `GAP_SAMPLES` zero samples in between.
+
+    Args:
+      spans: files or parts of files, in order.
+      rules: rules by which the clip is read.
+
+    Returns:
+      int16[samples] at 16 kHz.
+
+    Raises:
+      BadExample: the clip cannot be used.
+    """
     parts = []
-    for piece in spans:
+    for span in spans:
         try:
             parts.append(
                 load_audio(
-                    _path_or_bytes(piece.path),
-                    start_seconds=piece.start,
-                    end_seconds=piece.end,
+                    _path_or_bytes(span.path),
+                    start_seconds=span.start,
+                    end_seconds=span.end,
                     channels=rules.channels,
                 )
             )
         except AudioError as error:
-            # Of what came by a URL, only the bytes were named.
-            detail = str(error) if "://" not in piece.path else f"{piece.path}: {error}"
+            # load_audio gets the content of a URL as bytes, so its message does not name the URL.
+            detail = str(error) if "://" not in span.path else f"{span.path}: {error}"
             raise BadExample(error.reason, detail) from None
     gap = np.zeros(GAP_SAMPLES, np.int16)
     joined = [x for part in parts for x in (gap, part)][1:]
@@ -62,30 +74,30 @@ def read_clip(spans: Sequence[AudioSpan], rules: AudioRules) -> np.ndarray:
 
 
 def fit_clip(pcm: np.ndarray, rules: AudioRules) -> np.ndarray:
-    """Applies the rules to int16[samples]. Raises BadExample if the clip cannot be used."""
-    longest = round(rules.maximum_seconds * SAMPLE_RATE)
-    if len(pcm) > longest and rules.too_long != "chunk":
+    """Truncates or pads int16[samples] according to the rules. Raises BadExample if the clip cannot be used."""
+    max_samples = round(rules.maximum_seconds * SAMPLE_RATE)
+    if len(pcm) > max_samples and rules.too_long != "chunk":
         if rules.too_long != "truncate":
-            raise BadExample("too long", f"{len(pcm) / SAMPLE_RATE:.1f} s, of at most {rules.maximum_seconds:g} s")
-        pcm = pcm[:longest]
+            raise BadExample("too long", f"{len(pcm) / SAMPLE_RATE:.1f} s, the maximum is {rules.maximum_seconds:g} s")
+        pcm = pcm[:max_samples]
     if not len(pcm) or max(int(pcm.max()), -int(pcm.min())) <= rules.silence:
-        raise BadExample("silent", f"no sample is above {rules.silence}")
+        raise BadExample("silent", f"no sample exceeds {rules.silence}")
     missing = round(rules.minimum_seconds * SAMPLE_RATE) - len(pcm)
     return np.pad(pcm, (0, missing)) if missing > 0 else pcm
 
 
 def _path_or_bytes(path: str) -> str | bytes:
-    """A local path as it is; what a URL names, as bytes. A network that fails is tried again."""
+    """Returns a local path unchanged, and the content of a URL as bytes. Retries after network errors."""
     if "://" not in path:
         return path
     try:
-        for wait in RETRY_DELAYS:
+        for delay in RETRY_DELAYS:
             try:
                 return _fetched(path)
             except FileNotFoundError:
                 raise
             except OSError:
-                time.sleep(wait)
+                time.sleep(delay)
         return _fetched(path)
     except (FileNotFoundError, ValueError, ImportError) as error:
         raise BadExample("missing", f"{path}: {error}") from None

@@ -1,4 +1,4 @@
-"""One line of a manifest: an example whose audio still lies in files; and what makes one that cannot be used."""
+"""Manifest entries, which are examples whose audio is not read yet, and their conversion from and to JSON."""
 
 from __future__ import annotations
 
@@ -6,26 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-GAP_SAMPLES = 1600  # zero samples between the files of one clip, as the original joins them (`expand_wav`)
+from data_pipelines.examples import TEXT_FIELDS, BadExample
 
-
-class BadExample(Exception):
-    """An example that cannot be used. It is skipped and counted, and never ends a run by itself.
-
-    Attributes:
-      reason: one of a few words, by which it is counted: "missing", "unreachable", "undecodable", "empty",
-        "not finite", "silent", "too long", "does not fit", "wrong line"; "noise" where it is
-        the recording to be mixed in.
-      detail: what exactly.
-    """
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+GAP_SAMPLES = 1600  # zero samples between the files of one clip, as in the original (`expand_wav`)
 
 
 class AudioSpan(NamedTuple):
-    """A file, or the part of it between two times in seconds. `path` is a local path or any URL that fsspec opens."""
+    """An audio file, or the part of it from `start` to `end` in seconds.
+
+    `path` is a local path or any URL that fsspec opens. `end` is None for the end of the file.
+    """
 
     path: str
     start: float = 0.0
@@ -34,16 +24,17 @@ class AudioSpan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ManifestEntry:
-    """What a manifest says of one example.
+    """One example of a manifest. The text fields are those of `data_pipelines.examples.Example`.
 
     Attributes:
-      id: unique within the manifest.
-      audio: pieces that make one clip, joined with `GAP` zero samples between them; none for a text-only example.
-      answer: the text to produce.
-      task: names the wordings it is asked in, and the metric that scores the answer.
-      prompt: what the user says; "" for one of the task's wordings.
-      question: goes into the wording where it has `{}`.
-      transcript: the words spoken in the clip, where they are known.
+      id: identifier, unique within the manifest.
+      audio: spans that are joined to one clip, with `GAP_SAMPLES` zero samples in between; empty for a text-only
+        example.
+      answer: text that the model should generate.
+      task: name of the task. It selects the prompt templates and the metric.
+      prompt: text of the user; "" for a prompt template of the task.
+      question: text that replaces `{}` in the prompt template.
+      transcript: words spoken in the clip, if known.
     """
 
     id: str
@@ -55,54 +46,61 @@ class ManifestEntry:
     transcript: str = ""
 
 
-_TEXTS = ("id", "answer", "task", "prompt", "question", "transcript")
-
-
 def entry_from_json(line: Any, number: int) -> ManifestEntry:
-    """An entry from a line of our manifest.
+    """Converts a parsed line of a `.jsonl` manifest to an entry.
 
         {"id": "1", "audio": "a.flac", "answer": "hello", "task": "asr"}
 
-    `audio` is a path, {"path", "start", "end"} for a part of a file, or a list of these; left out for text alone.
-    Without `id` the number of the line is it.
+    `audio` is a path, an object {"path", "start", "end"} for a part of a file, or a list of these. Text-only examples
+    have no `audio`.
+
+    Args:
+      line: the parsed line.
+      number: number of the line, the id of an entry without `id`.
 
     Raises:
-      BadExample: a field is missing, unknown, or not what it must be.
+      BadExample: a field is missing, unknown or of the wrong type.
     """
     if not isinstance(line, Mapping):
-        raise BadExample("wrong line", "it is not a JSON object")
-    unknown = set(line) - {*_TEXTS, "audio"}
+        raise BadExample("wrong line", "the line is not a JSON object")
+    unknown = set(line) - {*TEXT_FIELDS, "audio"}
     if unknown:
-        raise BadExample("wrong line", f"unknown field {sorted(unknown)[0]!r}; there are audio, {', '.join(_TEXTS)}")
-    texts = {name: line[name] for name in _TEXTS if line.get(name) is not None}
+        known = ", ".join(("audio", *TEXT_FIELDS))
+        raise BadExample("wrong line", f"unknown field {sorted(unknown)[0]!r}; the known fields are: {known}")
+    texts = {name: line[name] for name in TEXT_FIELDS if line.get(name) is not None}
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise BadExample("wrong line", f"{name} must be a string, not {text!r}")
+            raise BadExample("wrong line", f"{name}={text!r}: must be a string")
     if not texts.get("answer", "").strip():
-        raise BadExample("wrong line", "it has no answer")
+        raise BadExample("wrong line", "the answer is missing or empty")
     return ManifestEntry(**{"id": str(number), **texts}, audio=_parse_spans(line.get("audio")))
 
 
 def entry_from_annotation(line: Any, number: int) -> ManifestEntry:
-    """An entry of the original's annotation JSON: `path`, `text`, and perhaps `task`, `Q`, `expand_wav`.
+    """Converts an annotation of the original to an entry.
 
-    Its id is the path, as in the original, and the number, for several tasks may share a path.
+    An annotation has the fields `path` and `text`, and optionally `task`, `Q` and `expand_wav`.
+
+    Args:
+      line: the parsed annotation.
+      number: index of the annotation. The id is the path, as in the original, and this number, because several tasks
+        may share a path.
 
     Raises:
-      BadExample: `path` or `text` is missing, or a field is not what it must be.
+      BadExample: `path` or `text` is missing, or a field is of the wrong type.
     """
     if not isinstance(line, Mapping) or not all(isinstance(line.get(name), str) for name in ("path", "text")):
         raise BadExample("wrong line", "path and text must be strings")
     if not line["text"].strip():
-        raise BadExample("wrong line", "it has no text")
-    more = line.get("expand_wav") or []
-    more = [more] if isinstance(more, str) else more
+        raise BadExample("wrong line", "the text is empty")
+    extra_paths = line.get("expand_wav") or []
+    extra_paths = [extra_paths] if isinstance(extra_paths, str) else extra_paths
     task, question = line.get("task") or "asr", line.get("Q") or ""
-    if not isinstance(task, str) or not isinstance(question, str) or not isinstance(more, list):
+    if not isinstance(task, str) or not isinstance(question, str) or not isinstance(extra_paths, list):
         raise BadExample("wrong line", "task and Q must be strings, expand_wav a list of paths")
     return ManifestEntry(
         id=f"{line['path']}#{number}",
-        audio=_parse_spans([line["path"], *more]),
+        audio=_parse_spans([line["path"], *extra_paths]),
         answer=line["text"],
         task=task,
         question=question,
@@ -111,14 +109,14 @@ def entry_from_annotation(line: Any, number: int) -> ManifestEntry:
 
 
 def entry_to_json(entry: ManifestEntry) -> dict[str, Any]:
-    """The reverse of `from_json`."""
-    pieces = [
+    """Converts an entry to the JSON object that `entry_from_json` reads."""
+    spans = [
         p.path if p == AudioSpan(p.path) else {"path": p.path, "start": p.start, "end": p.end} for p in entry.audio
     ]
     line: dict[str, Any] = {"id": entry.id}
-    if pieces:
-        line["audio"] = pieces if len(pieces) > 1 else pieces[0]
-    return line | {name: getattr(entry, name) for name in _TEXTS[1:] if getattr(entry, name)}
+    if spans:
+        line["audio"] = spans if len(spans) > 1 else spans[0]
+    return line | {name: getattr(entry, name) for name in TEXT_FIELDS[1:] if getattr(entry, name)}
 
 
 def _parse_spans(audio: Any) -> tuple[AudioSpan, ...]:
@@ -131,10 +129,10 @@ def _parse_span(one: Any) -> AudioSpan:
     if isinstance(one, str) and one:
         return AudioSpan(one)
     if not isinstance(one, Mapping) or set(one) - {"path", "start", "end"} or not isinstance(one.get("path"), str):
-        raise BadExample("wrong line", f"audio must be a path or path, start and end, not {one!r}")
+        raise BadExample("wrong line", f"audio={one!r}: must be a path, or an object with path, start and end")
     start, end = one.get("start") or 0.0, one.get("end")
     if not isinstance(start, (int, float)) or not isinstance(end, (int, float, type(None))):
-        raise BadExample("wrong line", f"start and end must be seconds, not {start!r} and {end!r}")
+        raise BadExample("wrong line", f"start={start!r}, end={end!r}: must be numbers of seconds")
     if start < 0 or (end is not None and end <= start):
-        raise BadExample("wrong line", f"a piece from {start} s to {end} s is none")
+        raise BadExample("wrong line", f"start={start}, end={end}: must be 0 <= start < end")
     return AudioSpan(one["path"], float(start), None if end is None else float(end))

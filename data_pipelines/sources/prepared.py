@@ -1,4 +1,4 @@
-"""Reads a prepared data set: TFDS metadata beside ArrayRecord files, as random access to examples."""
+"""Random access to the examples of a prepared data set, which consists of TFDS metadata and ArrayRecord files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from salmonn_jax.errors import UserError
 
 
 class PreparedSource:
-    """The examples of one split of a data set: a random-access sequence, in the order of the files.
+    """Random-access sequence of the examples of one split, in the order of the files.
 
-    Picklable; every process opens the files for itself, when it first reads.
+    It is picklable. Each process opens the files at its first read.
 
     Args:
-      folder: a finished data set: a local folder, which a mounted bucket is too, or a gs:// URL, which array_record
-        opens itself where TFDS finds gcsfs for its metadata. array_record opens no other URLs.
-      source: goes into the examples.
-      split: one the folder holds.
+      folder: folder of a finished data set: a local path (for example of a mounted bucket) or a gs:// URL. For a gs://
+        URL, TFDS needs gcsfs to read the metadata. array_record opens no other URLs.
+      source: name of the source, for the examples.
+      split: a split of the data set.
     """
 
     def __init__(self, folder: str | os.PathLike, source: str, split: str):
@@ -31,7 +31,7 @@ class PreparedSource:
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(index)  # which also ends a loop over the examples
+            raise IndexError(index)  # Python's iteration over a sequence ends at an IndexError
         return from_record(self._opened()[index], self._source)
 
     def __getstate__(self) -> dict:
@@ -41,7 +41,7 @@ class PreparedSource:
         return f"PreparedSource({self._folder!r}, {self._source!r}, {self._split!r})"
 
     def examples_without_audio(self) -> list[Example]:
-        """All examples, their audio not decoded but left out: fast, for what only wants the text."""
+        """Returns all examples with `audio=None`. This is fast, because no audio is decoded."""
         records = self._opened()
         return [from_record(records[i], self._source, decode_audio=False) for i in range(len(records))]
 
@@ -56,7 +56,7 @@ class PreparedSource:
 
 
 def split_names(folder: str | os.PathLike) -> list[str]:
-    """The splits that a finished data set holds. Raises UserError where there is none."""
+    """Returns the names of the splits of a finished data set. Raises UserError if there is no data set."""
     import tensorflow_datasets as tfds
 
     try:
@@ -66,10 +66,15 @@ def split_names(folder: str | os.PathLike) -> list[str]:
 
 
 def open_split(folder: str | os.PathLike, source: str, split: str) -> PreparedSource:
-    """Opens a split.
+    """Opens one split of a prepared data set.
+
+    Args:
+      folder: folder of the data set (see `PreparedSource`).
+      source: name of the source, for the examples.
+      split: name of the split.
 
     Raises:
-      UserError: there is no data set, or it has no such split.
+      UserError: there is no data set, or it does not have this split.
     """
     known = split_names(folder)
     if split not in known:

@@ -1,49 +1,34 @@
-"""What a record of a data set holds: the texts of an example and its clip, compressed without loss. No TensorFlow."""
+"""Serialisation of examples as records of a TFDS data set: the texts and the losslessly stored clip. No TensorFlow."""
 
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import soundfile
 
-from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entry import BadExample
-from salmonn_jax.audio_files import decode_flac
-from salmonn_jax.config import SAMPLE_RATE
+from data_pipelines.examples import TEXT_FIELDS, BadExample, Example
+from salmonn_jax.audio_files import AudioError, encode_flac, load_audio
 
 AudioEncoding = Literal["flac", "pcm"]
-_TEXTS = ("id", "prompt", "question", "answer", "task", "transcript")
 _PCM = np.dtype("<i2")
 
 
-def encode_flac(pcm: np.ndarray) -> bytes:
-    """int16[samples] -> a FLAC file, lossless."""
-    out = io.BytesIO()
-    soundfile.write(out, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return out.getvalue()
-
-
 def decode_record_flac(data: bytes) -> np.ndarray:
-    """The int16[samples] that `to_flac` was given."""
-    found = decode_flac(data)
-    if found is not None:
-        return found[0][:, 0]
+    """Decodes the FLAC file of a record to int16[samples] at 16 kHz. Raises BadExample if the file is broken."""
     try:
-        return soundfile.read(io.BytesIO(data), dtype="int16")[0]
-    except soundfile.LibsndfileError as error:
-        raise BadExample("undecodable", f"the FLAC data of a record: {error}") from None
+        return load_audio(data)
+    except AudioError as error:
+        raise BadExample(error.reason, f"the FLAC data of a record: {error}") from None
 
 
 @functools.cache
 def features():
-    """The features of TFDS that records have."""
+    """Returns the TFDS features of a record."""
     import tensorflow_datasets as tfds  # slow to import
 
-    texts = {name: tfds.features.Text() for name in (*_TEXTS, "coding")}
+    texts = {name: tfds.features.Text() for name in (*TEXT_FIELDS, "coding")}
     return tfds.features.FeaturesDict({"audio": tfds.features.Tensor(shape=(), dtype=np.object_), **texts})
 
 
@@ -55,40 +40,49 @@ def _serializer():
 
 
 def to_record(example: Example, encoding: AudioEncoding) -> bytes:
-    """An example as it is stored. The source is not: it is given when a data set is read."""
-    record = {name: getattr(example, name) for name in _TEXTS}
+    """Serialises an example without its source, which the reader of the data set supplies.
+
+    Args:
+      example: the example.
+      encoding: "flac", or "pcm" for uncompressed int16 samples.
+    """
+    record = {name: getattr(example, name) for name in TEXT_FIELDS}
     if example.audio is None:
         record |= {"audio": b"", "coding": ""}
     else:
         audio = encode_flac(example.audio) if encoding == "flac" else example.audio.astype(_PCM).tobytes()
         record |= {"audio": audio, "coding": encoding}
-    # Not `features().serialize_example`: the order of its bytes is another in every process.
+    # `features().serialize_example` would order the fields differently in every process.
     message = _serializer().get_tf_example(features().encode_example(record))
     return message.SerializeToString(deterministic=True)
 
 
 def from_record(record: bytes, source: str, *, decode_audio: bool = True) -> Example:
-    """The example that is stored as `record`.
+    """Parses a record.
 
     Args:
-      record: as `to_record` made it, or a builder of its own that has fewer texts; audio is FLAC where it does not say.
-      source: goes into the example.
-      hear: False leaves the audio out, which is fast.
+      record: record that `to_record` wrote, or that another TFDS builder wrote with some of these features. Audio
+        without a `coding` feature is FLAC.
+      source: name of the source, for the example.
+      decode_audio: False leaves out the audio, which is fast.
+
+    Raises:
+      BadExample: the audio cannot be decoded.
     """
     fields = _fields(record)
-    texts = {name: fields[name].decode() for name in _TEXTS if name in fields}
+    texts = {name: fields[name].decode() for name in TEXT_FIELDS if name in fields}
     audio = fields["audio"] if decode_audio else b""
-    return Example(audio=_decoded(audio, fields.get("coding", b"flac")) if audio else None, source=source, **texts)
+    return Example(audio=_decode(audio, fields.get("coding", b"flac")) if audio else None, source=source, **texts)
 
 
 def _fields(record: bytes) -> Mapping[str, bytes]:
-    """What TFDS would parse by the features, in a fifth of the time: all that are wanted are bytes."""
+    """Returns the features of a record as bytes. This takes a fifth of the time of TFDS's own parser."""
     from tensorflow_datasets.proto import tf_example_pb2
 
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    wanted = (name for name in (*_TEXTS, "audio", "coding") if name in features)
-    return {name: features[name].bytes_list.value[0] for name in wanted}
+    feature_map = tf_example_pb2.Example.FromString(record).features.feature
+    names = (name for name in (*TEXT_FIELDS, "audio", "coding") if name in feature_map)
+    return {name: feature_map[name].bytes_list.value[0] for name in names}
 
 
-def _decoded(audio: bytes, coding: bytes) -> np.ndarray:
+def _decode(audio: bytes, coding: bytes) -> np.ndarray:
     return decode_record_flac(audio) if coding == b"flac" else np.frombuffer(audio, _PCM).astype(np.int16)

@@ -1,24 +1,22 @@
-"""Data sets that others built with TFDS, read as they are: a small JSON file says which of their features are what.
+"""Sources that read existing TFDS data sets. A small JSON file maps the features of a data set to those of examples.
 
     {"folder": "gs://bucket/fluent/1.0.0", "audio": "speech", "rate": 16000, "answer": "text", "task": "asr"}
 
-They must be in ArrayRecord files (`file_format="array_record"` when they are built). No TensorFlow is needed, unless a
-data set has a feature that TFDS decodes with it only.
+The data sets must consist of ArrayRecord files (built with `file_format="array_record"`). TensorFlow is only needed if
+a data set has a feature that TFDS decodes with TensorFlow.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
-import fsspec
 import numpy as np
 
-from data_pipelines.examples import Example
+from data_pipelines.examples import BadExample, Example
+from data_pipelines.files import read_json
 from data_pipelines.sources.audio import AudioRules
-from data_pipelines.sources.manifest_entry import BadExample
 from salmonn_jax.audio_files import AudioError, load_audio
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import UserError, unknown_name
@@ -26,15 +24,15 @@ from salmonn_jax.errors import UserError, unknown_name
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsSourceConfig:
-    """Which feature is what.
+    """Mapping from the features of a TFDS data set to the fields of examples.
 
     Attributes:
-      folder: of the data set and version: a path, or a URL that TFDS opens.
-      answer: the feature with the text, or the class, to produce.
-      task: names the wordings.
-      audio: the feature with the clip, as samples or as the bytes of a file; "" for text alone.
-      rate: of the samples, in Hz.
-      question: the feature that goes into the wording; "" for none.
+      folder: folder of the version of the data set: a path, or a URL that TFDS opens.
+      answer: name of the feature with the answer, a text or a class label.
+      task: name of the task. It selects the prompt templates and the metric.
+      audio: name of the feature with the clip, as samples or as the bytes of an audio file; "" for text-only examples.
+      rate: sample rate of clips that are stored as samples, in Hz.
+      question: name of the feature that replaces `{}` in the prompt template; "" for none.
     """
 
     folder: str
@@ -46,21 +44,23 @@ class TfdsSourceConfig:
 
 
 class TfdsSource:
-    """The examples of one split: a random-access sequence. Picklable; every process opens the files for itself.
+    """Random-access sequence of the examples of one split of a TFDS data set.
+
+    It is picklable. Each process opens the files at its first read.
 
     Args:
-      location: of the JSON file.
-      source: goes into the examples.
-      split: one that the data set has.
-      rules: how clips are read.
+      location: path or URL of the JSON file with the fields of `TfdsSourceConfig`.
+      source: name of the source, for the examples.
+      split: a split of the data set.
+      rules: rules by which clips are read. Only `channels` is used here.
 
     Raises:
-      UserError: the file or the data set is not there, or has no such split or feature.
+      UserError: the JSON file or the data set is missing, or the data set does not have the split or a feature.
     """
 
     def __init__(self, location: str, source: str, split: str, rules: AudioRules):
         self._source, self._split, self._rules = source, split, rules
-        self._config = _described(location)
+        self._config = _read_config(location)
         self._records = self._features = None
         self._open()
 
@@ -105,32 +105,32 @@ class TfdsSource:
             return feature.int2str(int(value))
         text = value.decode() if isinstance(value, bytes) else str(value)
         if not text.strip():
-            raise BadExample("wrong line", f"its {name} is empty")
+            raise BadExample("wrong line", f"the feature {name!r} is empty")
         return text
 
     def _clip(self, record: Mapping[str, Any], index: int) -> np.ndarray:
         value = record[self._config.audio]
-        # TFDS keeps 16-bit samples as int64.
-        samples = value if isinstance(value, bytes) else (_narrow(np.asarray(value)), self._config.rate)
+        # TFDS returns 16-bit samples as int64.
+        samples = value if isinstance(value, bytes) else (_as_int16(np.asarray(value)), self._config.rate)
         try:
             return load_audio(samples, channels=self._rules.channels)
         except AudioError as error:
             raise BadExample(error.reason, f"record {index}: {error}") from None
 
 
-def _described(location: str) -> TfdsSourceConfig:
+def _read_config(location: str) -> TfdsSourceConfig:
+    fields = read_json(location, "the description of a TFDS data set")
     try:
-        with fsspec.open(location, "rb") as file:
-            described = json.loads(file.read())
         known = {field.name for field in dataclasses.fields(TfdsSourceConfig)}
-        unknown = set(described) - known
+        unknown = set(fields) - known
         if unknown:
             raise unknown_name(f"field of {location}", sorted(unknown)[0], known)
-        return TfdsSourceConfig(**described)
-    except (OSError, ValueError, TypeError) as error:
+        return TfdsSourceConfig(**fields)
+    except TypeError as error:
         raise UserError(f"{location} does not describe a TFDS data set: {error}") from None
 
 
-def _narrow(samples: np.ndarray) -> np.ndarray:
+def _as_int16(samples: np.ndarray) -> np.ndarray:
+    """Converts int64 samples to int16 if all are in its range; returns other samples unchanged."""
     fits = samples.dtype == np.int64 and np.abs(samples).max(initial=0) <= 32768
     return np.clip(samples, -32768, 32767).astype(np.int16) if fits else samples

@@ -1,27 +1,27 @@
-"""A corpus of pure tones, made in memory: what the `debug` configuration reads, on any machine and at once."""
+"""Corpus of pure tones, generated in memory. The `debug` configuration uses it, because it needs no files."""
 
 from __future__ import annotations
 
-import io
-import os
 import pathlib
 
 import numpy as np
-import sentencepiece
 
 from data_pipelines.examples import Example
+from data_pipelines.sentencepiece_training import train_bpe
+from data_pipelines.transforms.prompt_templates import SPEECH_TAG
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import unknown_name
+from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
-SOURCES = ("tones", "words")  # the second is text only
+SOURCES = ("tones", "words")  # "words" is text only
 TONES = {"low": 220.0, "middle": 660.0, "high": 1980.0}
 SIZES = {"train": 60, "test": 12}
-NOTES = ("Test tones are of the three kinds heard in training, with another phase and loudness.",)
+NOTES = ("Test tones have the three frequencies of training, with another phase and loudness.",)
 PROMPT = "Which tone is this?"
 
 
 class ToneSource:
-    """Random access to the examples of one split of one source. Example i is a function of i alone."""
+    """Random-access sequence of the examples of one split of one source. An example depends only on its index."""
 
     def __init__(self, source: str, split: str):
         if source not in SOURCES:
@@ -31,17 +31,18 @@ class ToneSource:
     def __len__(self) -> int:
         return SIZES[self._split]
 
-    def __getitem__(self, i: int) -> Example:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        random = np.random.default_rng([i, list(SIZES).index(self._split)])
-        name = list(TONES)[i % len(TONES)]
-        audio = _tone(TONES[name], random) if self._source == "tones" else None
-        heard = "<SpeechHere>" if audio is not None else name
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rng = np.random.default_rng([index, list(SIZES).index(self._split)])
+        name = list(TONES)[index % len(TONES)]
+        audio = _tone(TONES[name], rng) if self._source == "tones" else None
+        prompt = f"{SPEECH_TAG} {PROMPT}"
         return Example(
-            id=f"{self._source}-{self._split}-{i}",
+            id=f"{self._source}-{self._split}-{index}",
             audio=audio,
-            prompt=f"<Speech>{heard}</Speech> {PROMPT}",
+            # The text-only source has the name of the tone in place of the clip.
+            prompt=prompt if audio is not None else prompt.replace(AUDIO_PLACEHOLDER, name),
             answer=name,
             task="sound",
             source=self._source,
@@ -50,30 +51,17 @@ class ToneSource:
 
 
 def train_tokenizer(data_dir: pathlib.Path) -> None:
-    """Writes the tokenizer, if it is not there."""
+    """Trains the tokenizer of the corpus and writes it to `data_dir`, unless it exists."""
     path = data_dir / "tokenizer.model"
     if path.exists():
         return
-    data_dir.mkdir(parents=True, exist_ok=True)
-    text = [f"USER: <Speech>{name}</Speech> {PROMPT}\nASSISTANT: {name}" for name in TONES]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=64,
-        pad_id=-1,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        minloglevel=2,
-    )
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(model.getvalue())
-    os.replace(temporary, path)
+    prompt = f"USER: {SPEECH_TAG} {PROMPT}\nASSISTANT: "
+    text = [prompt.replace(AUDIO_PLACEHOLDER, name) + name for name in TONES]
+    train_bpe(text, path, 64, hard_vocab_limit=False)
 
 
-def _tone(hertz: float, random: np.random.Generator) -> np.ndarray:
-    """int16[samples] of half a second to one second."""
-    time = np.arange(int(random.uniform(0.5, 1.0) * SAMPLE_RATE)) / SAMPLE_RATE
-    wave = np.sin(2 * np.pi * (hertz * time + random.uniform()))
-    return (wave * random.uniform(3_000, 20_000)).astype(np.int16)
+def _tone(hertz: float, rng: np.random.Generator) -> np.ndarray:
+    """Returns a tone of 0.5 to 1 second with a random phase and loudness, int16[samples] at 16 kHz."""
+    time = np.arange(int(rng.uniform(0.5, 1.0) * SAMPLE_RATE)) / SAMPLE_RATE
+    wave = np.sin(2 * np.pi * (hertz * time + rng.uniform()))
+    return (wave * rng.uniform(3_000, 20_000)).astype(np.int16)

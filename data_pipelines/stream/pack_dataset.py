@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import grain
 
+from data_pipelines.examples import Rejection
 from data_pipelines.stream.mixture import normalise
 from data_pipelines.stream.packing import PACKINGS, ExampleSize, StepCapacity, step_capacities
 from data_pipelines.stream.rejections import RejectionMonitor
 from data_pipelines.stream.sample_dataset import PendingSample, SampleIterDataset, mixed_names
-from data_pipelines.transforms.samples import Rejection, SampleRef
+from data_pipelines.transforms.samples import SampleRef
 from salmonn_jax.batch import Segment
 from salmonn_jax.config import DataConfig
 

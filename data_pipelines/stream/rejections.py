@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from data_pipelines.transforms.samples import Rejection
+from data_pipelines.examples import Rejection
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
@@ -37,7 +37,7 @@ class RejectionMonitor:
         self.on_reject(rejection)
         if rejection.reason == "too long" and self._data.too_long == "error":
             raise UserError(
-                f"example {rejection.index} of {rejection.source} is too long ({rejection.detail}), "
+                f"example {rejection.example} of {rejection.source} is too long ({rejection.detail}), "
                 "and data.too_long is error"
             )
         expected = self._data.max_bad_share * max(self.received, MIN_JUDGED)
@@ -45,6 +45,6 @@ class RejectionMonitor:
         if self.rejected > expected + 3 * math.sqrt(expected):
             raise UserError(
                 f"{self.rejected} of {self.received} examples cannot be used, more than "
-                f"data.max_bad_share={self._data.max_bad_share:g}; the last is example {rejection.index} of "
+                f"data.max_bad_share={self._data.max_bad_share:g}; the last is example {rejection.example} of "
                 f"{rejection.source}, {rejection.reason}: {rejection.detail}"
             )

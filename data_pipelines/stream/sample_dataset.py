@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import grain
 
-from data_pipelines.transforms.samples import Rejection, SampleReader, SampleRef
+from data_pipelines.examples import Rejection
+from data_pipelines.transforms.samples import SampleReader, SampleRef
 from salmonn_jax.batch import Segment
 
 MAX_THREADS = 32

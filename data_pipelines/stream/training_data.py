@@ -15,10 +15,11 @@ from typing import Any
 
 import grain
 
+from data_pipelines.examples import Rejection
 from data_pipelines.stream.pack_dataset import PackIterDataset
 from data_pipelines.stream.rejections import RejectionMonitor
 from data_pipelines.stream.sample_dataset import ReaderPool, SampleIterDataset
-from data_pipelines.transforms.samples import Rejection, SampleReader
+from data_pipelines.transforms.samples import SampleReader
 from salmonn_jax.batch import Batch, batch_slice, empty_batch, fill_batch
 from salmonn_jax.config import DataConfig, check_data_sizes
 

@@ -1,4 +1,4 @@
-"""Augmentation of clips, as grain transforms: speed, loudness, noise. Off unless the configuration asks for it."""
+"""Augmentation of clips with speed, gain and noise, as grain transforms. Off by default; the stream applies it."""
 
 from __future__ import annotations
 
@@ -7,41 +7,46 @@ from collections.abc import Sequence
 
 import grain
 import numpy as np
-import soxr
 
-from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines import signals
+from data_pipelines.examples import BadExample, Example
 from salmonn_jax.audio_files import float_to_pcm, pcm_to_float
-from salmonn_jax.config import SAMPLE_RATE, DataConfig
+from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeedPerturbation(grain.transforms.RandomMap):
-    """Plays a clip faster and higher, or slower and lower, by up to `most` (0.1: 0.9 to 1.1 times)."""
+    """Change of speed and pitch by a random factor of 1 - `max_change` to 1 + `max_change`."""
 
     max_change: float
 
     def random_map(self, example: Example, rng: np.random.Generator) -> Example:
-        rate = SAMPLE_RATE * rng.uniform(1 - self.max_change, 1 + self.max_change)
-        return _with(example, soxr.resample(pcm_to_float(example.audio), rate, SAMPLE_RATE, quality="MQ"))
+        factor = rng.uniform(1 - self.max_change, 1 + self.max_change)
+        return _replace_audio(example, signals.change_speed(pcm_to_float(example.audio), factor))
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain(grain.transforms.RandomMap):
-    """Makes a clip louder or softer by up to `most` dB; what is louder than full scale is clipped."""
+    """Change of level by a random gain of -`max_db` to `max_db` dB. Samples beyond full scale are clipped."""
 
     max_db: float
 
     def random_map(self, example: Example, rng: np.random.Generator) -> Example:
-        return _with(example, pcm_to_float(example.audio) * 10 ** (rng.uniform(-self.max_db, self.max_db) / 20))
+        return _replace_audio(
+            example, pcm_to_float(example.audio) * 10 ** (rng.uniform(-self.max_db, self.max_db) / 20)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class AddNoise(grain.transforms.RandomMap):
-    """Adds noise, 10 to 30 dB below the clip, to a `share` of the clips: cut from `recordings`, or white without any.
+    """Addition of noise with an RMS 10 to 30 dB below that of the clip.
 
-    Raises BadExample from `random_map` if the recording that was drawn cannot be used.
+    `random_map` raises BadExample if the chosen recording cannot be used.
+
+    Attributes:
+      probability: probability that a clip gets noise.
+      recordings: examples with audio from which the noise is cut; without them the noise is white.
     """
 
     probability: float
@@ -51,13 +56,13 @@ class AddNoise(grain.transforms.RandomMap):
         if rng.uniform() >= self.probability:
             return example
         samples = pcm_to_float(example.audio)
-        loudness = _rms(samples) * 10 ** (-rng.uniform(10, 30) / 20)
-        noise = self._recorded(len(samples), rng) if self.recordings else _white(len(samples), rng)
-        # A cut from a pause of a recording is silent, and stays so.
-        return _with(example, samples + noise * (loudness / max(_rms(noise), 1e-9)))
+        target_rms = signals.rms(samples) * 10 ** (-rng.uniform(10, 30) / 20)
+        noise = self._cut_recording(len(samples), rng) if self.recordings else signals.white_noise(len(samples), rng)
+        # If the noise is cut from a pause of a recording, it is silent and must not be amplified without limit.
+        return _replace_audio(example, samples + noise * (target_rms / max(signals.rms(noise), 1e-9)))
 
-    def _recorded(self, length: int, rng: np.random.Generator) -> np.ndarray:
-        """A cut of a recording, which begins anywhere and starts over where the recording ends."""
+    def _cut_recording(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns `length` samples of a random recording from a random position, wrapping around at its end."""
         index = int(rng.integers(len(self.recordings)))
         try:
             audio = self.recordings[index].audio
@@ -72,34 +77,28 @@ class AddNoise(grain.transforms.RandomMap):
 def augmentations(
     data: DataConfig, recordings: Sequence[Example] | None = None
 ) -> tuple[grain.transforms.RandomMap, ...]:
-    """What a configuration asks for, in the order in which it is applied.
+    """Returns the augmentations of a configuration, in the order in which they are applied.
 
     Args:
       data: the configuration.
-      recordings: of `data.noise_source`, if it names one.
+      recordings: examples of `data.noise_source`; None without a noise source.
 
     Raises:
-      UserError: there are no recordings, or they would never be heard.
+      UserError: the noise source is empty, or `data.noise` is 0.
     """
     if recordings is not None and not data.noise:
-        raise UserError("data.noise_source is never heard with data.noise=0; set the share of clips that get noise")
+        raise UserError("data.noise_source has no effect with data.noise=0; set data.noise to the share of noisy clips")
     if recordings is not None and not len(recordings):
-        raise UserError(f"data.noise_source={data.noise_source} has no recordings; name another source, or none")
-    wanted = (
+        raise UserError(
+            f"data.noise_source={data.noise_source}: the source has no recordings; choose another one, or none"
+        )
+    transforms = (
         (data.speed, SpeedPerturbation(data.speed)),
         (data.gain, Gain(data.gain)),
         (data.noise, AddNoise(data.noise, recordings or ())),
     )
-    return tuple(transform for amount, transform in wanted if amount)
+    return tuple(transform for amount, transform in transforms if amount)
 
 
-def _white(length: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.standard_normal(length, dtype=np.float32)
-
-
-def _rms(samples: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(samples))))
-
-
-def _with(example: Example, samples: np.ndarray) -> Example:
+def _replace_audio(example: Example, samples: np.ndarray) -> Example:
     return dataclasses.replace(example, audio=float_to_pcm(samples))

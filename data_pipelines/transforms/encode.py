@@ -1,4 +1,4 @@
-"""From examples to segments of rows: prompt, tokens, labels, the place of the audio. numpy only."""
+"""Encoding of examples as segments of batch rows: tokens, audio slots and windows of the clip. numpy only."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipelines.examples import Example
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample, Example
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.batch import Segment
 from salmonn_jax.config import DataConfig, ModelConfig
@@ -19,20 +18,31 @@ from salmonn_jax.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """The sizes that rows and clips are made to (see `salmonn_jax.config.DataConfig` and `ModelConfig`)."""
+    """Sizes and limits of encoded examples (see `salmonn_jax.config.DataConfig` and `ModelConfig`).
+
+    Attributes:
+      prompt_template: chat template of the LLM, with `{}` in place of the prompt.
+      audio_tokens: number of audio tokens of one window.
+      audio_tokens_of: number of samples in a window -> number of its audio tokens that cover these samples.
+      window_samples: number of samples of one window.
+      seq_len: length of a row in tokens.
+      max_answer_tokens: maximum number of tokens of an answer, including the end-of-sequence token.
+      max_transcript_tokens: maximum number of tokens of a transcript; 0 leaves out transcripts.
+      max_clips: maximum number of windows of an example.
+    """
 
     prompt_template: str
-    audio_tokens: int  # of one window
-    audio_tokens_of: Callable[[int], int]  # those of them that are read where so many samples are of the clip
-    window_samples: int  # samples of one
+    audio_tokens: int
+    audio_tokens_of: Callable[[int], int]
+    window_samples: int
     seq_len: int
     max_answer_tokens: int
     max_transcript_tokens: int
-    max_clips: int  # of the largest example that can be placed
+    max_clips: int
 
 
 def encode_config(model: ModelConfig, data: DataConfig) -> EncodeConfig:
-    """The sizes that a configuration asks for."""
+    """Returns the encoding configuration of a model and its data configuration."""
     return EncodeConfig(
         prompt_template=model.prompt_template,
         audio_tokens=model.num_audio_tokens,
@@ -54,50 +64,58 @@ def encode_example(
     prompt_templates: PromptTemplates,
     config: EncodeConfig,
 ):
-    """Lays an example out: `salmonn_jax.batch.Segment`.
+    """Encodes an example as a `salmonn_jax.batch.Segment`.
 
     Args:
-      example: with or without audio, which is cut into windows.
-      number: chooses among the wordings of its task, where it brings no prompt of its own.
-      source: the index that stands for its source in a batch.
+      example: example with or without audio. Audio is cut into windows of `config.window_samples`.
+      template_index: selects a prompt template of the task if the example has no prompt; any integer from 0.
+      source_index: index of the source, for `Batch.source_index`.
+      tokenizer: tokenizer of the model.
+      prompt_templates: prompt templates by task.
+      config: sizes and limits.
 
     Raises:
-      BadExample: it has more tokens than a row, or more windows than there are slots; or its prompt says not where its
-        clip stands.
+      BadExample: the example has more tokens than a row or more windows than `config.max_clips`, or its prompt does
+        not have exactly one position for its clip.
     """
     windows = () if example.audio is None else tuple(_windows(example.audio, config.window_samples))
-    heard = example.audio is not None
-    prompt = example.prompt or prompt_templates.render(example.task, example.question, template_index, has_audio=heard)
+    has_audio = example.audio is not None
+    prompt = example.prompt or prompt_templates.render(
+        example.task, example.question, template_index, has_audio=has_audio
+    )
     try:
-        asked = encode_prompt(
+        encoded_prompt = encode_prompt(
             tokenizer,
             config.prompt_template,
             prompt,
-            valid_audio_tokens=[[config.audio_tokens_of(len(window)) for window in windows]] if heard else [],
+            valid_audio_tokens=[[config.audio_tokens_of(len(window)) for window in windows]] if has_audio else [],
             num_audio_tokens=config.audio_tokens,
         )
     except UserError as error:
         raise BadExample("wrong line", str(error)) from None
     answer = encode_answer(tokenizer, example.answer, config.max_answer_tokens)
-    tokens = asked.tokens + answer
+    tokens = encoded_prompt.tokens + answer
     if len(tokens) > config.seq_len:
         raise BadExample(
             "does not fit",
             f"{len(tokens)} tokens in a row of {config.seq_len}; set data.seq_len to at least {len(tokens)}",
         )
     if len(windows) > config.max_clips:
-        raise BadExample("does not fit", f"{len(windows)} clip slots where a stream has {config.max_clips} of a step")
+        raise BadExample(
+            "does not fit",
+            f"{len(windows)} windows of audio, but only {config.max_clips} clip slots of a stream; raise data.clips",
+        )
     return Segment(
         tokens=tokens,
-        audio_slots=asked.audio_slots + [TEXT_SLOT] * len(answer),
-        prompt_length=len(asked.tokens),
+        audio_slots=encoded_prompt.audio_slots + [TEXT_SLOT] * len(answer),
+        prompt_length=len(encoded_prompt.tokens),
         clips=windows,
-        # Spread over several windows, nobody knows which words lie in which.
+        # The CTC loss works per window, and for several windows it is unknown which words are in which window.
         transcript=tokenizer.encode(example.transcript) if len(windows) == 1 and config.max_transcript_tokens else (),
         source_index=source_index,
     )
 
 
 def _windows(pcm: np.ndarray, size: int) -> list[np.ndarray]:
-    """Equal windows of a clip, the last one shorter."""
+    """Cuts a clip into windows of `size` samples; the last one may be shorter."""
     return [pcm[start : start + size] for start in range(0, len(pcm), size)]

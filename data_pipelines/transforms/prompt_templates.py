@@ -1,19 +1,21 @@
-"""The wordings in which each task of the original is asked; an example without a prompt of its own gets one of them."""
+"""Prompt templates by task. An example without a prompt gets one of its task's templates.
+
+`prompt_templates.json` has our templates for the tasks of the original. The mini-corpus has a file of its own.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import fsspec
-
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample
+from data_pipelines.files import read_json
 from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
+# Marks the position of the clip in a prompt, as in the original.
 SPEECH_TAG = f"<Speech>{AUDIO_PLACEHOLDER}</Speech>"
 
 _DEFAULT_FILE = pathlib.Path(__file__).with_name("prompt_templates.json")
@@ -21,11 +23,12 @@ _DEFAULT_FILE = pathlib.Path(__file__).with_name("prompt_templates.json")
 
 @dataclasses.dataclass(frozen=True)
 class PromptTemplates:
-    """Wordings by task, and where they were read.
+    """Prompt templates by task.
 
     Attributes:
-      location: the file.
-      tasks: task -> its wordings, with `{}` where the question goes, and with or without the place of the clip.
+      location: path or URL of the file, for error messages.
+      by_task: task -> its templates. `{}` in a template stands for the question. A template without a position for the
+        clip gets the clip at its beginning.
     """
 
     location: str
@@ -33,59 +36,55 @@ class PromptTemplates:
 
     @classmethod
     def load(cls, location: str | None = None) -> PromptTemplates:
-        """Reads a file of wordings: JSON, task -> a wording or a list of them.
+        """Loads a JSON file that maps each task to a template or a list of templates.
 
         Args:
-          location: path or URL of such a file, also `train_prompt.json` or `test_prompt.json` of the original as they
-            are; None for ours.
+          location: path or URL of the file; None for our templates. `train_prompt.json` and `test_prompt.json` of the
+            original are valid files.
 
         Raises:
-          UserError: it cannot be read, or is no such file.
+          UserError: the file cannot be read or has another content.
         """
         location = str(_DEFAULT_FILE) if location is None else location
-        try:
-            with fsspec.open(location, "rb") as file:
-                tasks = json.loads(file.read())
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"the wordings {location} cannot be read: {error}") from None
-        return cls(location, _checked(location, tasks))
+        return cls(location, _validate(location, read_json(location, "the prompt templates")))
 
     def render(self, task: str, question: str, index: int, *, has_audio: bool) -> str:
-        """The wording number `number` of a task, counted round, as a prompt.
+        """Returns a prompt made from a template of a task.
 
         Args:
-          task: which task is asked.
-          question: stands in the place of `{}`. Wordings without it do not use it, as in the original.
-          number: any number from 0.
-          audio: whether there is a clip; without one the prompt has no place for it.
+          task: name of the task.
+          question: replaces `{}` in the template. A template without `{}` ignores it, as in the original.
+          index: index of the template, modulo the number of templates of the task.
+          has_audio: whether the example has a clip. Without a clip the prompt has no position for one.
 
         Raises:
-          BadExample: there is no wording for the task, or the wording takes a question and there is none.
+          BadExample: the task has no templates, or the template needs a question and `question` is blank.
         """
         if task not in self.by_task:
             unknown = unknown_name("task", task, self.by_task)
-            raise BadExample("wrong line", f"{unknown} (in {self.location}), or give the line a prompt of its own")
-        wordings = self.by_task[task]
-        wording = wordings[index % len(wordings)]
-        if "{}" in wording and not question.strip():
-            raise BadExample("wrong line", f"the task {task!r} takes a question, and the line has none")
+            raise BadExample("wrong line", f"{unknown} (in {self.location}), or give the example its own prompt")
+        templates = self.by_task[task]
+        template = templates[index % len(templates)]
+        if "{}" in template and not question.strip():
+            raise BadExample("wrong line", f"the task {task!r} needs a question, but the example has none")
         if not has_audio:
-            wording = wording.replace(SPEECH_TAG, "").strip()
-        elif AUDIO_PLACEHOLDER not in wording:
-            wording = f"{SPEECH_TAG} {wording}"
-        return wording.replace("{}", question)  # not str.format, for a question may hold braces
+            template = template.replace(SPEECH_TAG, "").strip()
+        elif AUDIO_PLACEHOLDER not in template:
+            template = f"{SPEECH_TAG} {template}"
+        return template.replace("{}", question)  # not str.format, because a question may contain braces
 
 
-def _checked(location: str, tasks: Any) -> dict[str, tuple[str, ...]]:
-    """The wordings as tuples. Raises UserError if the file holds anything else."""
+def _validate(location: str, tasks: Any) -> dict[str, tuple[str, ...]]:
+    """Returns the templates of each task as a tuple. Raises UserError if `tasks` is anything else."""
     if not isinstance(tasks, dict):
-        raise UserError(f'{location} holds no wordings; it must be JSON, {{"task": ["wording", ...], ...}}')
-    listed = {task: [given] if isinstance(given, str) else given for task, given in tasks.items()}
-    for task, wordings in listed.items():
-        if not isinstance(wordings, list) or not wordings or not all(isinstance(w, str) and w for w in wordings):
-            raise UserError(f"{location}: the wordings of {task!r} must be strings, and at least one")
-    if any(AUDIO_PLACEHOLDER in wording for wordings in listed.values() for wording in wordings):
-        # A file of the original's form, which names the place of the clip. The original drops what it lacks it from
-        # its training prompts without a word; a task of which nothing is left has no wording here either.
-        listed = {task: [w for w in wordings if AUDIO_PLACEHOLDER in w] for task, wordings in listed.items()}
-    return {task: tuple(wordings) for task, wordings in listed.items() if wordings}
+        raise UserError(
+            f'{location} is not a file of prompt templates; it must be JSON: {{"task": ["template", ...], ...}}'
+        )
+    by_task = {task: [value] if isinstance(value, str) else value for task, value in tasks.items()}
+    for task, templates in by_task.items():
+        if not isinstance(templates, list) or not templates or not all(isinstance(t, str) and t for t in templates):
+            raise UserError(f"{location}: the value of {task!r} must be a non-empty string or a list of them")
+    if any(AUDIO_PLACEHOLDER in template for templates in by_task.values() for template in templates):
+        # Templates of the original contain the position of the clip. Like the original, drop those that do not.
+        by_task = {task: [t for t in templates if AUDIO_PLACEHOLDER in t] for task, templates in by_task.items()}
+    return {task: tuple(templates) for task, templates in by_task.items() if templates}

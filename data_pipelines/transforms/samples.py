@@ -15,9 +15,8 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from data_pipelines.examples import Example
+from data_pipelines.examples import BadExample, Example, Rejection
 from data_pipelines.sources.audio import AudioRules, fit_clip
-from data_pipelines.sources.manifest_entry import BadExample
 from data_pipelines.transforms.encode import EncodeConfig, encode_example
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.batch import Segment
@@ -29,15 +28,6 @@ class SampleRef(NamedTuple):
 
     source: str
     position: int
-
-
-class Rejection(NamedTuple):
-    """An example that cannot be used."""
-
-    source: str
-    index: int  # of the example in the source
-    reason: str  # as in `BadExample`
-    detail: str
 
 
 class _Element(NamedTuple):
@@ -61,7 +51,7 @@ class _CheckedSource:
         try:
             return _Element(index, self.examples[index])
         except BadExample as bad:
-            return Rejection(self.name, index, bad.reason, bad.detail)
+            return Rejection.from_error(self.name, index, bad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +67,7 @@ class _Checked(grain.transforms.RandomMap):
         try:
             return element._replace(value=self.transform.random_map(element.value, rng))
         except BadExample as bad:
-            return Rejection(self.name, element.index, bad.reason, bad.detail)
+            return Rejection.from_error(self.name, element.index, bad)
 
 
 @dataclasses.dataclass(frozen=True)

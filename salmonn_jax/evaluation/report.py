@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 
 import jinja2
 import numpy as np
-import soundfile
 from PIL import Image
 
+from salmonn_jax.audio_files import encode_flac
 from salmonn_jax.evaluation import tasks
 from salmonn_jax.evaluation.metrics import is_exact_match
 from salmonn_jax.evaluation.predictions import Prediction
+from salmonn_jax.files import atomic_write
 
 SAMPLE_RATE = 16_000
 # Maximum number of characters of all embedded audio and images; it keeps the page under 4 MB.
@@ -106,7 +107,8 @@ def write_report(
         is_exact_match=is_exact_match,
         tasks=tasks,
     )
-    _write_atomically(pathlib.Path(path), page)
+    with atomic_write(pathlib.Path(path)) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
 
 
 def choose_samples(predictions: Sequence[Prediction], per_task: int = 3) -> list[Sample]:
@@ -214,20 +216,8 @@ def _audio_data_uri(clip: np.ndarray, max_chars: int) -> tuple[str, int]:
 
 
 def _flac(clip: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, clip, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return _data_uri("audio/flac", buffer.getvalue())
+    return _data_uri("audio/flac", encode_flac(clip))
 
 
 def _data_uri(mime_type: str, content: bytes) -> str:
     return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -8,9 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.packing import NoOpReader
-from data_pipelines.examples import Example
+from data_pipelines.examples import BadExample, Example
 from data_pipelines.sources.audio import AudioRules
-from data_pipelines.sources.manifest_entry import BadExample
 from data_pipelines.stream.mixture import normalise
 from data_pipelines.stream.sample_dataset import SampleIterDataset
 from data_pipelines.stream.training_data import TrainingData

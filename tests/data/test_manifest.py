@@ -10,13 +10,13 @@ import pytest
 import soundfile
 
 from data_pipelines import corpora
+from data_pipelines.examples import BadExample
 from data_pipelines.sources import audio
 from data_pipelines.sources.audio import AudioRules, fit_clip, read_clip
 from data_pipelines.sources.manifest import Manifest, ManifestSource
 from data_pipelines.sources.manifest_entry import (
     GAP_SAMPLES,
     AudioSpan,
-    BadExample,
     ManifestEntry,
     entry_from_annotation,
     entry_from_json,
@@ -118,12 +118,12 @@ def test_failed_network_reads_are_retried(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"audio": "a.flac"}, "it has no answer"),
-        ({"audio": "a.flac", "answer": 3}, "answer must be a string"),
+        ({"audio": "a.flac"}, "the answer is missing or empty"),
+        ({"audio": "a.flac", "answer": 3}, "answer=3: must be a string"),
         ({"audio": "a.flac", "anser": "x"}, "unknown field 'anser'"),
-        ({"audio": {"file": "a"}, "answer": "x"}, "audio must be a path"),
-        ({"audio": {"path": "a", "start": 3, "end": 2}, "answer": "x"}, "a piece from 3 s to 2 s is none"),
-        ([1], "it is not a JSON object"),
+        ({"audio": {"file": "a"}, "answer": "x"}, "must be a path, or an object"),
+        ({"audio": {"path": "a", "start": 3, "end": 2}, "answer": "x"}, "start=3, end=2: must be 0 <= start < end"),
+        ([1], "the line is not a JSON object"),
     ],
 )
 def test_wrong_manifest_lines_are_rejected(line, message):

@@ -207,7 +207,7 @@ def test_clips_have_valid_lengths_prompts_and_answers(small):
             assert 0.3 * 16_000 <= len(example.audio) <= 4.0 * 16_000
             assert example.source == source
             assert example.prompt.startswith("<Speech><SpeechHere></Speech> ")
-            assert example.prompt.endswith(clips.prompt_templates(example.task)[0]) or split == "train"
+            assert example.prompt.endswith(clips.prompt_templates().by_task[example.task][0]) or split == "train"
     for clip in all_clips("speech_over_sound", "train"):
         words, _, name = clip.example.answer.rpartition(" over ")
         assert words == clip.example.transcript
@@ -348,7 +348,7 @@ def test_speech_is_synthesised_without_apt(tmp_path, small, monkeypatch, capsys)
     )
     minicorpus.prepare(tmp_path / "cache", workers=1)
     assert calls
-    assert "there is no apt here" in capsys.readouterr().err
+    assert "there is no apt" in capsys.readouterr().err
     assert minicorpus.open_source(tmp_path / "cache", "numbers", "test")[0].task == "numbers"
     assert not (tmp_path / "cache" / "packages").exists()
 
@@ -375,5 +375,5 @@ def test_the_command_passes_its_options_to_prepare(monkeypatch):
     assert passed == {"data_dir": pathlib.Path(".cache/minicorpus"), "workers": 2}
     command.main(["minicorpus", "--data-dir", "here", "--workers", "1"])
     assert passed == {"data_dir": pathlib.Path("here"), "workers": 1}
-    with pytest.raises(UserError, match="--workers is 0"):
+    with pytest.raises(UserError, match="--workers=0"):
         build.prepare(pathlib.Path("here"), workers=0)

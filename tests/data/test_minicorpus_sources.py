@@ -9,10 +9,12 @@ import zlib
 import numpy as np
 import pytest
 
-from data_pipelines.minicorpus import packages, recordings, signals, tunes
+from data_pipelines import signals
+from data_pipelines.examples import BadExample
+from data_pipelines.minicorpus import packages, recordings, tunes
 from data_pipelines.minicorpus.qt_resources import read_rcc
 from data_pipelines.sources import records
-from data_pipelines.sources.manifest_entry import BadExample
+from salmonn_jax.audio_files import encode_flac
 from salmonn_jax.errors import UserError
 from tests.data.test_minicorpus import abc, tone
 
@@ -48,13 +50,13 @@ def test_resource_files_are_unpacked():
 def test_flac_is_lossless():
     pcm = np.random.default_rng(0).integers(-32768, 32768, 5000, dtype=np.int16)
     pcm[:2] = [-32768, 32767]
-    decoded = records.decode_record_flac(records.encode_flac(pcm))
+    decoded = records.decode_record_flac(encode_flac(pcm))
     assert decoded.dtype == np.int16
     np.testing.assert_array_equal(decoded, pcm)
 
 
 def test_truncated_flac_is_rejected():
-    data = records.encode_flac(np.random.default_rng(1).integers(-32768, 32768, 8_000).astype(np.int16))
+    data = encode_flac(np.random.default_rng(1).integers(-32768, 32768, 8_000).astype(np.int16))
     with pytest.raises(BadExample, match="undecodable"):
         records.decode_record_flac(data[: len(data) // 2])
 

@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.examples import Example
+from data_pipelines.examples import BadExample, Example
 from data_pipelines.from_config import mean_example_size
-from data_pipelines.sources.manifest_entry import BadExample
 from data_pipelines.stream.mixture import source_shares
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError

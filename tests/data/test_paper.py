@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines.examples import BadExample
 from data_pipelines.sources import paper
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest import to_example
-from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan, BadExample, ManifestEntry
+from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan, ManifestEntry
 from data_pipelines.sources.paper import readers
 from salmonn_jax.errors import UserError
 
@@ -133,7 +134,7 @@ def test_librispeech_gender(librispeech):
 
 def test_librispeech_phones(librispeech):
     """Checks that utterances without an alignment or with an unknown word are skipped."""
-    with pytest.raises(UserError, match=r"train-clean-360 holds no \.TextGrid file; .*librispeech-alignments"):
+    with pytest.raises(UserError, match=r"train-clean-360 has no \.TextGrid files; .*librispeech-alignments"):
         read("librispeech_phones", librispeech)
     for subset in ("train-clean-360", "train-other-500"):
         write(librispeech, f"{subset}/1/2/1-2-0000.TextGrid", GRID)
@@ -356,7 +357,7 @@ def test_long_json_arrays_are_read_in_chunks(tmp_path, monkeypatch):
         assert list(readers.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere")) == items
     text = (tmp_path / "a.json").read_text()
     (tmp_path / "a.json").write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match=r"breaks off or is not JSON after .* items; somewhere"):
+    with pytest.raises(UserError, match=r"is truncated or not JSON after .* items; somewhere"):
         list(readers.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere"))
 
 

@@ -15,11 +15,12 @@ import pytest
 import soundfile
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from data_pipelines.examples import BadExample
 from data_pipelines.prepare import dataset, shard_writer
 from data_pipelines.prepare.shard_writer import PrepareConfig, write_shard
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.sources.manifest import Manifest
-from data_pipelines.sources.manifest_entry import AudioSpan, BadExample, ManifestEntry
+from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.prepared import PreparedSource, open_split
 from data_pipelines.sources.records import from_record
 from salmonn_jax.errors import UserError
@@ -141,9 +142,9 @@ def test_an_interrupted_run_resumes_and_keeps_finished_shards(folder, monkeypatc
     prepare(folder / "all.jsonl", folder / "data")
     assert times == {path: path.stat().st_mtime_ns for path in (folder / "data").rglob("*")}
     captured = capsys.readouterr()
-    assert "holds the split 'train' already" in captured.err
+    assert "already holds the split 'train'" in captured.err
     assert "6 examples" in captured.out
-    with pytest.raises(UserError, match="holds the split 'train', made otherwise; name a new folder"):
+    with pytest.raises(UserError, match="holds the split 'train', prepared with other options; choose another folder"):
         prepare(folder / "all.jsonl", folder / "data", audio="pcm")
 
 
@@ -196,7 +197,7 @@ def test_rejected_entries_are_counted_and_listed(folder, capsys):
     prepare(folder / "bad.jsonl", folder / "data", max_rejected_share=0.9)
     counts = {"wrong line": 3, "undecodable": 2, "missing": 2, "empty": 1, "not finite": 1, "silent": 1}
     assert json.loads((folder / "data" / "train.statistics.json").read_text())["rejected"] == counts
-    rejected_by_id = {row["id"]: row for row in rejected(folder / "data")}
+    rejected_by_id = {row["example"]: row for row in rejected(folder / "data")}
     assert {id: row["reason"] for id, row in rejected_by_id.items()} == {
         "good": "wrong line",
         "entry 10": "wrong line",
@@ -260,7 +261,7 @@ def test_audio_rules_are_applied(folder):
     prepare(folder / "two.jsonl", folder / "drop", rules=rules, max_rejected_share=0.5)
     assert [row["reason"] for row in rejected(folder / "drop")] == ["too long"]
     with pytest.raises(
-        UserError, match=r"stereo: too long: 2\.5 s, of at most 2 s; --too-long truncate, chunk or drop"
+        UserError, match=r"stereo: too long: 2\.5 s, the maximum is 2 s; or use --too-long truncate, chunk or drop"
     ):
         prepare(
             folder / "two.jsonl", folder / "error", rules=AudioRules(too_long="error", maximum_seconds=2.0), workers=2
@@ -276,14 +277,14 @@ def test_a_second_split_leaves_the_first_unchanged(folder):
     assert before.items() <= shards(folder / "data").items()
     with pytest.raises(UserError, match="the source 'mine' has no split 'dev'; it has: test_clean, train"):
         open_split(folder / "data", "mine", "dev")
-    with pytest.raises(UserError, match="--split is 'a-b'; it must be letters, digits and underscores"):
+    with pytest.raises(UserError, match="--split='a-b': must be letters, digits and underscores"):
         prepare(folder / "all.jsonl", folder / "data", split="a-b")
 
 
 def test_a_folder_of_another_data_set_raises_user_error(folder):
     (folder / "data").mkdir()
     (folder / "data" / "dataset_info.json").write_text('{"name": "mnist"}')
-    with pytest.raises(UserError, match="holds the data set 'mnist'; name a new folder with --output"):
+    with pytest.raises(UserError, match="holds the data set 'mnist'; choose another folder with --output"):
         prepare(folder / "all.jsonl", folder / "data")
 
 
@@ -342,7 +343,9 @@ def test_entries_after_a_wrong_entry_are_read(folder):
 
     dataset.prepare_split(Entries, PrepareConfig(source="three"), str(folder / "data"), "train", max_rejected_share=0.5)
     assert [example.id for example in PreparedSource(folder / "data", "mine", "train")] == ["1", "2"]
-    assert rejected(folder / "data") == [{"id": "entry 2", "reason": "wrong line", "detail": "it is torn"}]
+    assert rejected(folder / "data") == [
+        {"source": "three", "example": "entry 2", "reason": "wrong line", "detail": "it is torn"}
+    ]
     with pytest.raises(UserError, match="nothing has no entries"):
         dataset.prepare_split(lambda: iter(()), PrepareConfig(source="nothing"), str(folder / "data"), "test")
 

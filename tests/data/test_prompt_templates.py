@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample
 from data_pipelines.transforms.prompt_templates import SPEECH_TAG, PromptTemplates
 from salmonn_jax.errors import UserError
 
@@ -54,13 +54,13 @@ def test_a_question_may_contain_braces():
 
 
 def test_a_missing_question_is_rejected():
-    with pytest.raises(BadExample, match="'QA' takes a question") as caught:
+    with pytest.raises(BadExample, match="'QA' needs a question") as caught:
         BUILT_IN.render("QA", " ", 0, has_audio=True)
     assert caught.value.reason == "wrong line"
 
 
 def test_an_unknown_task_is_rejected():
-    with pytest.raises(BadExample, match=r"unknown task 'asrr'; did you mean 'asr'.*a prompt of its own") as caught:
+    with pytest.raises(BadExample, match=r"unknown task 'asrr'; did you mean 'asr'.*its own prompt") as caught:
         BUILT_IN.render("asrr", "", 0, has_audio=True)
     assert caught.value.reason == "wrong line"
 

@@ -13,9 +13,10 @@ import time
 import numpy as np
 import pytest
 
+from data_pipelines.examples import Rejection
 from data_pipelines.rejection_log import RejectionLog
 from data_pipelines.stream.mixture import normalise
-from data_pipelines.transforms.samples import Rejection, SampleRef
+from data_pipelines.transforms.samples import SampleRef
 from salmonn_jax.configs import get_config
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT_SLOT
@@ -254,7 +255,7 @@ def test_bad_examples_are_skipped_and_nothing_else_changes():
         for ref in (SampleRef(name, position) for position in range(2 * size)):
             one, other = clean.read(ref), spoilt.read(ref)
             if isinstance(other, Rejection):
-                assert other.index % 10 == 1 == example_of(one) % 10
+                assert other.example % 10 == 1 == example_of(one) % 10
             else:
                 assert one[:3] == other[:3] and equal(one.clips, other.clips)
     trained = {}
@@ -280,10 +281,10 @@ def test_bad_examples_are_counted_and_listed(tmp_path):
     assert data.counts() == {name: dict(counter) for name, counter in expected.items()}
     data.close()
     lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
-    assert {(line["source"], line["index"]) for line in lines} == {
+    assert {(line["source"], line["example"]) for line in lines} == {
         (name, i) for name, size in SIZES.items() for i in range(size) if i % 10 == 1
     }
-    assert len(lines) == len({(line["source"], line["index"]) for line in lines})
+    assert len(lines) == len({(line["source"], line["example"]) for line in lines})
     assert all(line["reason"] in ("undecodable", "empty") and "file" in line["detail"] for line in lines)
     before = (tmp_path / "rejected.jsonl").read_text()
     again = RejectionLog(tmp_path / "rejected.jsonl")

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.sources.manifest_entry import BadExample
+from data_pipelines.examples import BadExample
 from data_pipelines.transforms.augment import AddNoise, augmentations
 from salmonn_jax.config import check_data_sizes
 from salmonn_jax.errors import UserError
@@ -53,7 +53,7 @@ def test_long_clips_by_policy():
     """Some clips of "speech" are longer than the window of a second."""
     assert WINDOW // 2 + 100 * 96 > WINDOW
     assert (next(stream()).pcm_length <= WINDOW).all()
-    with pytest.raises(UserError, match=r"too long \(1.* s, of at most 1 s\), and data.too_long is error"):
+    with pytest.raises(UserError, match=r"too long \(1.* s, the maximum is 1 s\), and data.too_long is error"):
         for _ in range(10):
             next(stream(dataclasses.replace(DATA, too_long="error")))
     dropped = stream(dataclasses.replace(DATA, too_long="drop", max_bad_share=0.5))
@@ -133,7 +133,7 @@ def test_a_recording_that_cannot_be_used_is_told_as_noise():
 
 
 def test_noise_that_is_never_heard_is_refused():
-    for noise, recordings, says in ((0.0, Gone(), "set the share of clips that get noise"), (0.5, [], "no recordings")):
+    for noise, recordings, says in ((0.0, Gone(), "set data.noise to the share"), (0.5, [], "no recordings")):
         with pytest.raises(UserError, match=says):
             augmentations(dataclasses.replace(DATA, noise=noise, noise_source="events"), recordings)
 

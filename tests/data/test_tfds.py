@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import corpora
+from data_pipelines.examples import BadExample
 from data_pipelines.sources.audio import AudioRules
-from data_pipelines.sources.manifest_entry import BadExample
 from data_pipelines.sources.tfds import TfdsSource
 from salmonn_jax.errors import UserError
 

@@ -63,14 +63,12 @@ def test_wrong_input_is_reported_in_one_line(manifest, tmp_path, capsys):
     arguments = ["manifest", str(manifest), "--output", output, "--workers", "1"]
     line = error_line(arguments, capsys)
     assert line.startswith("error: 1 of 2 entries are rejected, 1 of them as 'missing': see ")
-    assert line.endswith("mend them and run this again, or allow more with --rejected-share")
+    assert line.endswith("correct them and run the command again, or raise --rejected-share")
     assert not (tmp_path / "data" / "dataset_info.json").exists()
     prepare.main([*arguments, "--rejected-share", "0.5"])
 
     assert "cannot be read" in error_line(["manifest", "none.jsonl", "--output", output + "2"], capsys)
-    assert "--workers is 0" in error_line(
-        ["manifest", str(manifest), "--output", output + "2", "--workers", "0"], capsys
-    )
+    assert "--workers=0" in error_line(["manifest", str(manifest), "--output", output + "2", "--workers", "0"], capsys)
     assert "no tokenizer.model" in error_line([*arguments[:3], output + "2", "--tokenizer", str(tmp_path)], capsys)
     corpus = ["corpus", "librispeach", "--folder", str(tmp_path), "--split", "train", "--output", output + "2"]
     assert "did you mean 'librispeech'" in error_line(corpus, capsys)
@@ -89,3 +87,12 @@ def test_arguments_after_beam_are_passed_to_beam(manifest, tmp_path, monkeypatch
     assert passed["beam_options"] is None
     with pytest.raises(SystemExit):
         prepare.main([*arguments, "--workers", "1", "--beam"])
+
+
+def test_inspect_prints_what_a_run_reads(tmp_path, capsys):
+    page = tmp_path / "inspect.html"
+    data = f"data.data_dir={tmp_path / 'tones'}"
+    prepare.main(["inspect", "debug", "--batches", "2", "--output", str(page), data])
+    out = capsys.readouterr().out
+    assert "tones" in out and "words" in out and "2 batches, 16.0 examples each" in out
+    assert "Which tone is this?" in page.read_text()

@@ -1,8 +1,9 @@
-"""The corpora SALMONN was trained on, read from the folders in which they are distributed.
+"""Readers of the corpora of the SALMONN paper. `launch.prepare corpus` uses them.
 
     for entry in paper.read("librispeech", pathlib.Path("LibriSpeech"), "train"): ...
 
-Nothing is downloaded, and no audio is opened: a clip that is not there is counted when it is read.
+Each reader takes the folder in which the corpus is distributed. It downloads nothing and opens no audio; a missing clip
+is rejected when the clip is read.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ PAPER_CORPORA = {corpus.name: corpus for module in _MODULES for corpus in module
 
 
 def read(name: str, folder: pathlib.Path, split: str) -> ManifestEntries:
-    """The entries of a corpus: the same folder gives the same entries in the same order.
+    """Reads the manifest entries of a corpus. Their order is the same in every call.
 
     Args:
-      name: one of `PAPER_CORPORA`.
-      folder: where the corpus lies; paths of audio are relative to it.
-      split: one of its splits.
+      name: name of the corpus, a key of `PAPER_CORPORA`.
+      folder: folder of the corpus.
+      split: a split of the corpus.
 
     Returns:
-      Entries, and in the place of a line that makes none the BadExample that says why. Answers may be empty, where the
-        corpus has none.
+      An iterator over entries, whose audio paths are relative to `folder`. A row that cannot be converted is a
+        BadExample in place of an entry. An answer is empty if the corpus has none.
 
     Raises:
-      UserError: there is no such corpus or split, or the folder has not its layout. What the files hold is only seen
-        while iterating.
+      UserError: the corpus or split is unknown, or the folder does not have the expected files. Errors in the content
+        of the files are raised during iteration.
     """
     if name not in PAPER_CORPORA:
         raise unknown_name("corpus of the paper", name, PAPER_CORPORA)

@@ -1,6 +1,6 @@
-"""Captions of sounds and of music: WavCaps, AudioCaps, Clotho and MusicCaps.
+"""Readers of captions of sounds and music: WavCaps, AudioCaps, Clotho and MusicCaps.
 
-The folders look so:
+Layout of the folders:
 
     WavCaps/json_files/SoundBible/sb_final.json     WavCaps/SoundBible/2218.flac
     AudioCaps/train.csv                             AudioCaps/train/r1nicOVtvkQ.wav
@@ -42,7 +42,7 @@ MUSICCAPS_DOWNLOAD = (
     "name the folder that holds musiccaps-public.csv and the clips, each named by its ytid"
 )
 
-_LONGEST = 180.0  # seconds; the paper leaves longer clips of WavCaps out, for a caption may tell of any part of them
+_MAX_SECONDS = 180.0  # the paper leaves out longer clips of WavCaps
 _BLACKLIST = "json_files/blacklist/blacklist_exclude_test_ac.json"
 _WAVCAPS_SUBSETS = {
     "AudioSet_SL": ("as_final.json", "AudioSet"),
@@ -55,78 +55,87 @@ _CLOTHO_SPLITS = {"train": "development", "dev": "validation", "test": "evaluati
 
 
 def _wavcaps(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """One caption a clip. Left out are long clips, and the test clips of AudioCaps and Clotho, by WavCaps' own list."""
+    """Reads one caption per clip.
+
+    Leaves out long clips, and the clips on WavCaps' list of the test clips of AudioCaps and Clotho.
+    """
     files = {
         source: require_path(folder, f"json_files/{source}/{name}", WAVCAPS_DOWNLOAD)
         for source, (name, _) in _WAVCAPS_SUBSETS.items()
     }
-    tested = json.loads(require_path(folder, _BLACKLIST, WAVCAPS_DOWNLOAD).read_text("utf-8"))
+    test_clips = json.loads(require_path(folder, _BLACKLIST, WAVCAPS_DOWNLOAD).read_text("utf-8"))
 
     def clips() -> Iterator[tuple[str, dict[str, Any]]]:
         for source, file in files.items():
-            left_out = {str(name) for name in tested.get(_WAVCAPS_SUBSETS[source][1], ())}
+            excluded = {str(name) for name in test_clips.get(_WAVCAPS_SUBSETS[source][1], ())}
             for clip in read_json_array(file, "data", ("id", "caption", "duration"), WAVCAPS_DOWNLOAD):
-                if float(clip["duration"]) <= _LONGEST and str(clip["id"]) not in left_out:
+                if float(clip["duration"]) <= _MAX_SECONDS and str(clip["id"]) not in excluded:
                     yield source, clip
 
-    def make(row: tuple[str, dict[str, Any]]) -> ManifestEntry:
+    def parse_row(row: tuple[str, dict[str, Any]]) -> ManifestEntry:
         source, clip = row
-        name = f"{source}/{str(clip['id']).removesuffix('.wav')}"  # ids of AudioSet end in it; all files are FLAC
+        name = f"{source}/{str(clip['id']).removesuffix('.wav')}"  # ids of AudioSet end in .wav, but all files are FLAC
         return _caption_entry(name, f"{name}.flac", clip["caption"])
 
-    return parse_rows(make, clips())
+    return parse_rows(parse_row, clips())
 
 
 def _audiocaps(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """One caption a training clip, five a clip of the other splits, each an entry of its own.
+    """Reads one entry per caption: one for each training clip, five for each clip of the other splits.
 
-    A clip is named by its youtube_id, by Y and youtube_id (as in PANNs), or by the audiocap_id of the caption.
+    The file name of a clip is its youtube_id, "Y" + youtube_id (as in PANNs), or the audiocap_id of the caption.
     """
-    part = _AUDIOCAPS_SPLITS[split]
-    file = require_path(folder, f"{part}.csv", AUDIOCAPS_DOWNLOAD)
-    found = audio_files_by_stem(require_path(folder, part, AUDIOCAPS_DOWNLOAD))
+    official_split = _AUDIOCAPS_SPLITS[split]
+    file = require_path(folder, f"{official_split}.csv", AUDIOCAPS_DOWNLOAD)
+    files_by_stem = audio_files_by_stem(require_path(folder, official_split, AUDIOCAPS_DOWNLOAD))
 
-    def make(row: dict[str, str]) -> ManifestEntry:
+    def parse_row(row: dict[str, str]) -> ManifestEntry:
         video, caption = row["youtube_id"], row["audiocap_id"]
-        return _caption_entry(caption, f"{part}/{_find_file(found, (video, f'Y{video}', caption))}", row["caption"])
+        return _caption_entry(
+            caption, f"{official_split}/{_find_file(files_by_stem, (video, f'Y{video}', caption))}", row["caption"]
+        )
 
-    return parse_rows(make, read_csv_rows(file, ("audiocap_id", "youtube_id", "caption"), AUDIOCAPS_DOWNLOAD))
+    return parse_rows(parse_row, read_csv_rows(file, ("audiocap_id", "youtube_id", "caption"), AUDIOCAPS_DOWNLOAD))
 
 
 def _clotho(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """Five captions a clip, each an entry of its own."""
-    part = _CLOTHO_SPLITS[split]
+    """Reads one entry per caption, five for each clip."""
+    official_split = _CLOTHO_SPLITS[split]
     columns = [f"caption_{number}" for number in range(1, 6)]
     rows = read_csv_rows(
-        require_path(folder, f"clotho_captions_{part}.csv", CLOTHO_DOWNLOAD), ("file_name", *columns), CLOTHO_DOWNLOAD
+        require_path(folder, f"clotho_captions_{official_split}.csv", CLOTHO_DOWNLOAD),
+        ("file_name", *columns),
+        CLOTHO_DOWNLOAD,
     )
 
-    def make(row: tuple[dict[str, str], str]) -> ManifestEntry:
+    def parse_row(row: tuple[dict[str, str], str]) -> ManifestEntry:
         clip, column = row
-        return _caption_entry(f"{clip['file_name']}#{column}", f"{part}/{clip['file_name']}", clip[column])
+        return _caption_entry(f"{clip['file_name']}#{column}", f"{official_split}/{clip['file_name']}", clip[column])
 
-    return parse_rows(make, ((row, column) for row in rows for column in columns))
+    return parse_rows(parse_row, ((row, column) for row in rows for column in columns))
 
 
 def _musiccaps(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """Clips from the evaluation part of AudioSet are the test split, the others the training split."""
+    """Reads one caption per clip. Clips of AudioSet's evaluation split are the test split."""
     columns = ("ytid", "caption", "is_audioset_eval")
     rows = read_csv_rows(require_path(folder, "musiccaps-public.csv", MUSICCAPS_DOWNLOAD), columns, MUSICCAPS_DOWNLOAD)
-    found = audio_files_by_stem(folder)
+    files_by_stem = audio_files_by_stem(folder)
 
-    def make(row: dict[str, str]) -> ManifestEntry:
-        return _caption_entry(row["ytid"], _find_file(found, (row["ytid"],)), row["caption"], "music_description")
+    def parse_row(row: dict[str, str]) -> ManifestEntry:
+        return _caption_entry(
+            row["ytid"], _find_file(files_by_stem, (row["ytid"],)), row["caption"], "music_description"
+        )
 
-    return parse_rows(make, (row for row in rows if (row["is_audioset_eval"] == "True") == (split == "test")))
+    return parse_rows(parse_row, (row for row in rows if (row["is_audioset_eval"] == "True") == (split == "test")))
 
 
 def _caption_entry(name: str, path: str, caption: str, task: str = "audiocaption") -> ManifestEntry:
     return ManifestEntry(id=name, audio=(AudioSpan(path),), answer=caption.strip(), task=task)
 
 
-def _find_file(found: dict[str, str], stems: Sequence[str]) -> str:
-    """The file of the first of these names that there is. Where there is none, one that will be counted as missing."""
-    return next((found[stem] for stem in stems if stem in found), f"{stems[0]}.wav")
+def _find_file(files_by_stem: dict[str, str], stems: Sequence[str]) -> str:
+    """Returns the file of the first stem that exists. If none exists, returns a path that is rejected as missing."""
+    return next((files_by_stem[stem] for stem in stems if stem in files_by_stem), f"{stems[0]}.wav")
 
 
 CORPORA = (

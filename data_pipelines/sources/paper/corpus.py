@@ -1,4 +1,4 @@
-"""What is known of a corpus before it is read."""
+"""Description of a corpus of the paper. Each reader module has one `PaperCorpus` for each corpus and task."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 
-from data_pipelines.sources.manifest_entry import BadExample, ManifestEntry
+from data_pipelines.examples import BadExample
+from data_pipelines.sources.manifest_entry import ManifestEntry
 
-# A line that makes no entry stands for itself as the reason why, so that it is counted and the others are read.
+# A row that cannot be converted is yielded as a BadExample. A generator that raised it would end.
 ManifestEntries = Iterator[ManifestEntry | BadExample]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PaperCorpus:
-    """One corpus, read for one task; the tasks are mixed separately.
+    """A corpus, read for one task. A corpus with several tasks has one `PaperCorpus` for each.
 
     Attributes:
-      name: what it is called on the command line.
-      task: the task of its entries; annotations of questions may also hold inference_QA and gender_QA.
-      read: (folder, split) -> its entries, in the same order each time, paths of audio relative to the folder.
-      splits: what `read` takes.
-      hours, samples: the size of the training split in the paper, rounded as there.
-      where: where it comes from and on what terms; ends the message when something is missing.
+      name: name on the command line.
+      task: task of the entries. Annotations of questions may also have the tasks inference_QA and gender_QA.
+      read: (folder, split) -> entries, always in the same order, with audio paths relative to the folder.
+      splits: names of the splits.
+      hours: hours of the training split according to the paper.
+      samples: number of training samples according to the paper.
+      download_hint: origin and licence of the corpus, which error messages about missing files end with.
     """
 
     name: str

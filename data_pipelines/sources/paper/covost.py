@@ -1,6 +1,6 @@
-"""CoVoST 2, English to Chinese: translations of Common Voice 4.
+"""Reader of CoVoST 2, English to Chinese: translations of Common Voice 4.
 
-A folder looks so:
+Layout of the folder:
 
     covost_v2.en_zh-CN.tsv          path, translation, split
     validated.tsv                   of Common Voice: path, sentence, ...
@@ -20,12 +20,12 @@ DOWNLOAD_HINT = (
     "commonvoice.mozilla.org (CC0); name the folder that holds covost_v2.en_zh-CN.tsv, validated.tsv and clips/"
 )
 
-# CoVoST trains on more of Common Voice than that calls its training part, and marks the rest so.
+# CoVoST also trains on clips outside the training split of Common Voice, and marks them "train_covost".
 _SPLITS = {"train": {"train", "train_covost"}, "dev": {"dev"}, "test": {"test"}}
 
 
 def _translations(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """Translations joined to Common Voice by path, in the order of Common Voice."""
+    """Reads the translations, joined to Common Voice by path, in the order of Common Voice."""
     file = require_path(folder, "covost_v2.en_zh-CN.tsv", DOWNLOAD_HINT)
     spoken = read_csv_rows(
         require_path(folder, "validated.tsv", DOWNLOAD_HINT), ("path", "sentence"), DOWNLOAD_HINT, **TSV
@@ -33,7 +33,7 @@ def _translations(folder: pathlib.Path, split: str) -> ManifestEntries:
     rows = read_csv_rows(file, ("path", "translation", "split"), DOWNLOAD_HINT, **TSV)
     translations = {row["path"]: row["translation"] for row in rows if row["split"] in _SPLITS[split]}
 
-    def make(row: dict[str, str]) -> ManifestEntry:
+    def parse_row(row: dict[str, str]) -> ManifestEntry:
         path = row["path"]
         return ManifestEntry(
             id=path,
@@ -43,7 +43,7 @@ def _translations(folder: pathlib.Path, split: str) -> ManifestEntries:
             transcript=row["sentence"].strip(),
         )
 
-    return parse_rows(make, (row for row in spoken if row["path"] in translations))
+    return parse_rows(parse_row, (row for row in spoken if row["path"] in translations))
 
 
 CORPORA = (

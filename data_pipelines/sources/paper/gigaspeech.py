@@ -1,6 +1,6 @@
-"""GigaSpeech: segments of long recordings.
+"""Reader of GigaSpeech: segments of long recordings.
 
-A folder looks so:
+Layout of the folder:
 
     GigaSpeech.json
     audio/podcast/P0000/POD0000000001.opus
@@ -21,11 +21,11 @@ DOWNLOAD_HINT = (
     "folder that holds GigaSpeech.json and audio/"
 )
 
-# The paper trains on M, 1000 hours, first; its second stage takes 200 thousand of these segments, not known which.
+# Stage 1 of the paper trains on subset M (1000 hours). Stage 2 uses an unpublished selection of 200,000 segments.
 _SUBSETS = {"train": "{M}", "dev": "{DEV}", "test": "{TEST}"}
 
 _PUNCTUATION = {"<COMMA>", "<PERIOD>", "<QUESTIONMARK>", "<EXCLAMATIONPOINT>"}
-_NOT_SPEECH = {"<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"}  # the whole text of a segment in which nobody speaks
+_NOT_SPEECH = {"<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"}  # text of a segment without speech
 
 
 def _segments(path: pathlib.Path, subset: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -35,16 +35,18 @@ def _segments(path: pathlib.Path, subset: str) -> Iterator[tuple[str, dict[str, 
                 yield recording["path"], segment
 
 
-def _segment(row: tuple[str, dict[str, Any]]) -> ManifestEntry:
+def _parse_segment(row: tuple[str, dict[str, Any]]) -> ManifestEntry:
     path, segment = row
     words = sentence_case(" ".join(word for word in segment["text_tn"].split() if word not in _PUNCTUATION))
-    piece = AudioSpan(path, float(segment["begin_time"]), float(segment["end_time"]))
-    return ManifestEntry(id=segment["sid"], audio=(piece,), answer=words, task="asr", transcript=words)
+    span = AudioSpan(path, float(segment["begin_time"]), float(segment["end_time"]))
+    return ManifestEntry(id=segment["sid"], audio=(span,), answer=words, task="asr", transcript=words)
 
 
 def _asr(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """Transcripts without punctuation, as in the original's annotations."""
-    return parse_rows(_segment, _segments(require_path(folder, "GigaSpeech.json", DOWNLOAD_HINT), _SUBSETS[split]))
+    """Reads transcripts without punctuation, as in the original's annotations."""
+    return parse_rows(
+        _parse_segment, _segments(require_path(folder, "GigaSpeech.json", DOWNLOAD_HINT), _SUBSETS[split])
+    )
 
 
 CORPORA = (

@@ -1,6 +1,6 @@
-"""IEMOCAP: the emotion of acted utterances.
+"""Reader of IEMOCAP: emotions of acted utterances.
 
-A folder looks so:
+Layout of the folder:
 
     Session1/dialog/EmoEvaluation/Ses01F_impro01.txt
     Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav
@@ -21,16 +21,16 @@ DOWNLOAD_HINT = (
     "which holds Session1 to Session5"
 )
 
-_SESSIONS = {"train": (1, 2, 3, 4), "test": (5,)}  # each has two actors of its own, so test voices are new
+_SESSIONS = {"train": (1, 2, 3, 4), "test": (5,)}  # each session has different actors, so the test voices are new
 
-# The four classes that are usually told apart; excitement counts as happiness, other emotions are left out.
+# The usual four classes. Excitement counts as happiness; other emotions are left out.
 _EMOTIONS = {"ang": "Angry", "hap": "Happy", "exc": "Happy", "sad": "Sad", "neu": "Neutral"}
 
-_TURN = re.compile(r"\[[\d.]+ - [\d.]+\]\s+(\w+)\s+(\w+)\s")  # [start - end], name, emotion the raters agreed on
+_TURN = re.compile(r"\[[\d.]+ - [\d.]+\]\s+(\w+)\s+(\w+)\s")  # [start - end], name, emotion that the raters agreed on
 
 
 def _emotions(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """One word an utterance."""
+    """Reads the emotion of each utterance, in one word."""
     sessions = [f"Session{number}" for number in _SESSIONS[split]]
     ratings = {session: require_path(folder, f"{session}/dialog/EmoEvaluation", DOWNLOAD_HINT) for session in sessions}
 
@@ -41,11 +41,11 @@ def _emotions(folder: pathlib.Path, split: str) -> ManifestEntries:
                     if emotion in _EMOTIONS:
                         yield f"{session}/sentences/wav/{file.stem}/{name}.wav", name, emotion
 
-    def make(row: tuple[str, str, str]) -> ManifestEntry:
+    def parse_row(row: tuple[str, str, str]) -> ManifestEntry:
         path, name, emotion = row
         return ManifestEntry(id=name, audio=(AudioSpan(path),), answer=_EMOTIONS[emotion], task="emotion_recognition")
 
-    return parse_rows(make, turns())
+    return parse_rows(parse_row, turns())
 
 
 CORPORA = (

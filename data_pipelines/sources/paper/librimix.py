@@ -1,6 +1,6 @@
-"""Libri2Mix: two readers of LibriSpeech at once.
+"""Reader of Libri2Mix: mixtures of two utterances of LibriSpeech.
 
-A folder looks so:
+Layout of the folder:
 
     Libri2Mix/wav16k/max/metadata/mixture_train-100_mix_clean.csv
     Libri2Mix/wav16k/max/train-100/mix_clean/103-1240-0000_1034-121119-0001.wav
@@ -19,38 +19,40 @@ from data_pipelines.sources.paper.readers import parse_rows, read_csv_rows, requ
 
 DOWNLOAD_HINT = (
     "Libri2Mix is made of LibriSpeech (CC BY 4.0) with generate_librimix.sh of github.com/JorisCos/LibriMix (MIT); "
-    "name the folder it was given, which holds LibriSpeech/ and Libri2Mix/"
+    "name the folder that the script wrote to, which holds LibriSpeech/ and Libri2Mix/"
 )
 
-# A part, and the subset of LibriSpeech it is mixed of. In mode "max" both are heard to their end, as the words need.
+# Subsets of Libri2Mix and the subsets of LibriSpeech they are mixed from.
 _LIBRISPEECH_SUBSETS = {
     "train": {"train-100": "train-clean-100", "train-360": "train-clean-360"},
     "dev": {"dev": "dev-clean"},
     "test": {"test": "test-clean"},
 }
-_MODE = "Libri2Mix/wav16k/max"
+_MODE = "Libri2Mix/wav16k/max"  # in mode "max" the mixture is as long as the longer utterance
 
 
 def _overlapped(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """What each says, on a line of its own, in the order of the mixture's name: both begin at once."""
-    parts = _LIBRISPEECH_SUBSETS[split]
+    """Reads the transcripts of both utterances, one per line, in the order of the mixture's name."""
+    subsets = _LIBRISPEECH_SUBSETS[split]
     files = {
-        part: require_path(folder, f"{_MODE}/metadata/mixture_{part}_mix_clean.csv", DOWNLOAD_HINT) for part in parts
+        subset: require_path(folder, f"{_MODE}/metadata/mixture_{subset}_mix_clean.csv", DOWNLOAD_HINT)
+        for subset in subsets
     }
-    spoken = librispeech.utterances(require_path(folder, "LibriSpeech", DOWNLOAD_HINT), list(parts.values()))
+    spoken = librispeech.utterances(require_path(folder, "LibriSpeech", DOWNLOAD_HINT), list(subsets.values()))
     words = {utterance.id: sentence_case(utterance.words) for utterance in spoken}
 
-    def make(row: tuple[str, dict[str, str]]) -> ManifestEntry:
-        part, mixture = row
+    def parse_row(row: tuple[str, dict[str, str]]) -> ManifestEntry:
+        subset, mixture = row
         name = mixture["mixture_ID"]
         answer = "\n".join(words[utterance] for utterance in name.split("_"))
-        path = f"{_MODE}/{part}/mix_clean/{name}.wav"  # the table has the paths of the machine that mixed
+        path = f"{_MODE}/{subset}/mix_clean/{name}.wav"  # the table has paths of another machine
         return ManifestEntry(id=name, audio=(AudioSpan(path),), answer=answer, task="speech_separation")
 
     tables = (
-        zip(itertools.repeat(part), read_csv_rows(file, ("mixture_ID",), DOWNLOAD_HINT)) for part, file in files.items()
+        zip(itertools.repeat(subset), read_csv_rows(file, ("mixture_ID",), DOWNLOAD_HINT))
+        for subset, file in files.items()
     )
-    return parse_rows(make, itertools.chain.from_iterable(tables))
+    return parse_rows(parse_row, itertools.chain.from_iterable(tables))
 
 
 CORPORA = (

@@ -1,6 +1,6 @@
-"""LibriSpeech: transcripts, phones, and the gender of its readers.
+"""Reader of LibriSpeech: transcripts, phones, and the gender of the speakers.
 
-A folder looks so:
+Layout of the folder:
 
     LibriSpeech/SPEAKERS.TXT
     LibriSpeech/train-clean-100/103/1240/103-1240.trans.txt, 103-1240-0000.flac, 103-1240-0000.TextGrid
@@ -29,11 +29,11 @@ _HELD_OUT = ("dev_clean", "dev_other", "test_clean", "test_other")
 
 _GENDERS = {"F": "Female", "M": "Male"}
 _SILENCES = {"", "sil", "sp"}
-_UNKNOWN = "spn"  # stands for a word the aligner did not know
+_UNKNOWN = "spn"  # label of a word that the aligner did not know
 
 
 class Utterance(NamedTuple):
-    """A line of a transcript file; `path` is that of its FLAC file, relative to the corpus."""
+    """A line of a transcript file. `path` is the path of the FLAC file, relative to the corpus."""
 
     id: str
     path: str
@@ -41,7 +41,11 @@ class Utterance(NamedTuple):
 
 
 def utterances(folder: pathlib.Path, subsets: Sequence[str]) -> Iterator[Utterance]:
-    """The utterances of subsets, by speaker, chapter and number. Raises UserError if a subset is missing."""
+    """Returns an iterator over the utterances of subsets, in the order of speaker, chapter and number.
+
+    Raises:
+      UserError: a subset is missing.
+    """
     return _utterances(folder, [require_path(folder, subset, DOWNLOAD_HINT) for subset in subsets])
 
 
@@ -71,35 +75,34 @@ def _entry(utterance: Utterance, task: str, answer: str) -> ManifestEntry:
 
 
 def _asr(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """Transcripts; "train" is all 960 hours."""
+    """Reads the transcripts. The split "train" has all 960 hours."""
     return parse_rows(_transcribed, utterances(folder, _subsets(split)))
 
 
 def _gender(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """Female or Male, by SPEAKERS.TXT; "train" is train-clean-100, as in the paper."""
+    """Reads the gender of the speakers from SPEAKERS.TXT. The split "train" is train-clean-100, as in the paper."""
     lines = require_path(folder, "SPEAKERS.TXT", DOWNLOAD_HINT).read_text("utf-8").splitlines()
     fields = [line.split("|") for line in lines if "|" in line and not line.startswith(";")]
     genders = {speaker.strip(): _GENDERS[sex.strip()] for speaker, sex, *_ in fields if sex.strip() in _GENDERS}
 
-    def make(utterance: Utterance) -> ManifestEntry:
+    def parse_row(utterance: Utterance) -> ManifestEntry:
         return _entry(utterance, "gender_recognition", genders[utterance.id.split("-")[0]])
 
-    return parse_rows(make, utterances(folder, _subsets(split)[:1]))
+    return parse_rows(parse_row, utterances(folder, _subsets(split)[:1]))
 
 
 def _phones(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """Phones as the Montreal Forced Aligner found them, with their stress and without silences.
+    """Reads the phones of the Montreal Forced Aligner, with stress marks and without silences.
 
-    Left out are utterances that were not aligned, and those with a word the aligner did not know: a lexicon could only
-    guess how the reader said it.
+    Leaves out utterances without an alignment, and utterances with a word that the aligner did not know.
     """
-    found = utterances(folder, _subsets(split))
+    all_utterances = utterances(folder, _subsets(split))
     for subset in _subsets(split):
         if next((folder / subset).glob("*/*/*.TextGrid"), None) is None:
-            raise UserError(f"{folder / subset} holds no .TextGrid file; {_ALIGNMENTS_HINT}")
+            raise UserError(f"{folder / subset} has no .TextGrid files; {_ALIGNMENTS_HINT}")
 
     def aligned() -> Iterator[tuple[Utterance, list[str]]]:
-        for utterance in found:
+        for utterance in all_utterances:
             grid = (folder / utterance.path).with_suffix(".TextGrid")
             phones = read_phones(grid.read_text("utf-8")) if grid.exists() else None
             if phones is not None:
@@ -109,7 +112,7 @@ def _phones(folder: pathlib.Path, split: str) -> ManifestEntries:
 
 
 def read_phones(grid: str) -> list[str] | None:
-    """The phones of a TextGrid in its long form; None where the tier of phones is missing or holds an unknown word."""
+    """Returns the phones of a TextGrid in long format; None if there is no phone tier or it has an unknown word."""
     tiers = [tier for tier in re.split(r"item \[\d+\]:", grid) if re.search(r'name = "phones"', tier)]
     labels = re.findall(r'text = "([^"]*)"', tiers[0]) if tiers else [_UNKNOWN]
     return None if _UNKNOWN in labels else [label for label in labels if label not in _SILENCES]

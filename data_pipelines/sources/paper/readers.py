@@ -1,4 +1,4 @@
-"""What the readers share: files that must be there, tables and JSON read row by row, rows made into entries."""
+"""Helpers of the corpus readers: required files, CSV and JSON files read row by row, conversion of rows to entries."""
 
 from __future__ import annotations
 
@@ -10,22 +10,32 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from data_pipelines.sources.manifest_entry import BadExample, ManifestEntry
+from data_pipelines.examples import BadExample
+from data_pipelines.sources.manifest_entry import ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries
 from salmonn_jax.errors import UserError
 
 Row = TypeVar("Row")
 
-# Tab-separated files of Common Voice and CoVoST quote nothing; a backslash escapes.
+# Tab-separated files of Common Voice and CoVoST have no quotes; a backslash escapes a character.
 TSV: Mapping[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "escapechar": "\\"}
 
 _CHUNK = 1 << 20  # characters
-_BETWEEN = re.compile(r"[\s,]*")
-_AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus"}  # what libsndfile decodes and people store
+_SEPARATOR = re.compile(r"[\s,]*")
+_AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus"}  # common formats that libsndfile decodes
 
 
 def require_path(folder: pathlib.Path, name: str, download_hint: str) -> pathlib.Path:
-    """The file or folder `name` in `folder`. Raises UserError, which says where it comes from, if it is not there."""
+    """Returns the path of a required file or folder.
+
+    Args:
+      folder: folder of the corpus.
+      name: path relative to `folder`.
+      download_hint: end of the error message.
+
+    Raises:
+      UserError: the path does not exist.
+    """
     path = folder / name
     if not path.exists():
         raise UserError(f"{path} is missing; {download_hint}")
@@ -35,7 +45,17 @@ def require_path(folder: pathlib.Path, name: str, download_hint: str) -> pathlib
 def read_csv_rows(
     path: pathlib.Path, columns: Iterable[str], download_hint: str, **dialect: Any
 ) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file, one at a time. Raises UserError if a column is missing."""
+    """Yields the rows of a CSV file.
+
+    Args:
+      path: path of the file.
+      columns: names of the required columns.
+      download_hint: end of the error message.
+      dialect: options of `csv.DictReader`.
+
+    Raises:
+      UserError: a column is missing.
+    """
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, **dialect)
         missing = sorted(set(columns) - set(rows.fieldnames or ()))
@@ -47,48 +67,58 @@ def read_csv_rows(
 def read_json_array(
     path: pathlib.Path, key: str, fields: Iterable[str], download_hint: str
 ) -> Iterator[dict[str, Any]]:
-    """The objects of the list under `key` of a JSON file, one at a time, for some of these files hold gigabytes.
+    """Yields the objects of the list under `key` of a JSON file without loading the whole file.
+
+    Some of these files have several gigabytes.
+
+    Args:
+      path: path of the file.
+      key: key of the list.
+      fields: names of the required fields of each object.
+      download_hint: end of the error messages.
 
     Raises:
-      UserError: there is no such list, an item is no object with these fields, or the file breaks off.
+      UserError: the file has no such list, an item is not an object with these fields, or the file is truncated.
     """
-    fields, decoder, number = set(fields), json.JSONDecoder(), 0
+    fields, decoder, num_items = set(fields), json.JSONDecoder(), 0
     with open(path, encoding="utf-8") as file:
         text = file.read(_CHUNK)
         head = re.search(rf'"{re.escape(key)}"\s*:\s*\[', text)
         if head is None:
             raise UserError(f"{path} has no list {key!r}; {download_hint}")
-        at = head.end()
+        position = head.end()
         while True:
-            at = _BETWEEN.match(text, at).end()
-            if text.startswith("]", at):
+            position = _SEPARATOR.match(text, position).end()
+            if text.startswith("]", position):
                 return
             try:
-                item, at = decoder.raw_decode(text, at)
+                item, position = decoder.raw_decode(text, position)
             except ValueError:
-                # The item goes on beyond what was read. Reading as much again keeps the work linear in its size.
-                more = file.read(max(_CHUNK, len(text) - at))
+                # The item is not complete. Doubling the text keeps the total work linear in the size of the item.
+                more = file.read(max(_CHUNK, len(text) - position))
                 if not more:
-                    raise UserError(f"{path} breaks off or is not JSON after {number} items; {download_hint}") from None
-                text, at = text[at:] + more, 0
+                    raise UserError(
+                        f"{path} is truncated or not JSON after {num_items} items; {download_hint}"
+                    ) from None
+                text, position = text[position:] + more, 0
                 continue
             if not isinstance(item, dict) or not fields <= item.keys():
                 raise UserError(
-                    f"item {number} of {key!r} in {path} has not the fields {sorted(fields)}; {download_hint}"
+                    f"item {num_items} of {key!r} in {path} lacks one of the fields {sorted(fields)}; {download_hint}"
                 )
             yield item
-            number += 1
+            num_items += 1
 
 
 def audio_files_by_stem(folder: pathlib.Path) -> dict[str, str]:
-    """The audio files of a folder: file name without its ending -> file name."""
-    with os.scandir(folder) as found:
-        names = sorted(file.name for file in found)
+    """Returns the names of the audio files of a folder, by name without extension."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries)
     return {pathlib.PurePath(name).stem: name for name in names if pathlib.PurePath(name).suffix.lower() in _AUDIO}
 
 
 def parse_rows(parse_row: Callable[[Row], ManifestEntry], rows: Iterable[Row]) -> ManifestEntries:
-    """`make` of each row, or the BadExample that says why it makes none."""
+    """Yields `parse_row(row)` of each row, or a BadExample if the row cannot be converted."""
     for number, row in enumerate(rows):
         try:
             entry: ManifestEntry | BadExample = parse_row(row)
@@ -98,5 +128,5 @@ def parse_rows(parse_row: Callable[[Row], ManifestEntry], rows: Iterable[Row]) -
 
 
 def sentence_case(words: str) -> str:
-    """Upper-case words as the original's annotations have them: only the first letter is a capital."""
+    """Converts upper-case words to the case of the original's annotations: only the first letter is a capital."""
     return " ".join(words.split()).capitalize()

@@ -1,9 +1,9 @@
-"""Questions about speech, sounds and music with their answers, from the annotations that SALMONN's authors released.
+"""Reader of the question-answer annotations of SALMONN's authors, about speech, sounds and music.
 
-A folder looks so:
+Layout of the folder:
 
     salmonn_stage2_data.json
-    LibriSpeech/ WavCaps/ AudioCaps/ MusicNet/ MillionSongDatasetSpotify/      the audio, named as in the annotations
+    LibriSpeech/ WavCaps/ AudioCaps/ MusicNet/ MillionSongDatasetSpotify/      audio, with the paths of the annotations
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DOWNLOAD_HINT = (
 
 
 def _questions(corpus: str, folder: pathlib.Path, split: str) -> ManifestEntries:
-    """The questions about one corpus. Paths begin at its name, whatever stands before it in the annotations."""
+    """Reads the questions about one corpus. Removes the part of the annotated paths before the name of the corpus."""
     file = require_path(folder, _FILE, DOWNLOAD_HINT + corpus)
 
     def lines() -> Iterator[tuple[int, dict[str, Any]]]:

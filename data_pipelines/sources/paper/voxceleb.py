@@ -1,6 +1,6 @@
-"""VoxCeleb1: whether two utterances are by one person.
+"""Reader of VoxCeleb1: pairs of utterances of the same speaker or of two speakers.
 
-A folder looks so:
+Layout of the folder:
 
     dev/wav/id10001/1zcIwhmdeo4/00001.wav
     test/wav/id10270/5r0dWxy17C8/00001.wav
@@ -34,22 +34,26 @@ class _Pair(NamedTuple):
 
 
 def _verification(folder: pathlib.Path, split: str) -> ManifestEntries:
-    """Yes or No. Two utterances are played one after the other.
+    """Reads pairs of utterances, which are joined to one clip, with the answer Yes or No.
 
-    The test split is the trials that VoxCeleb1 itself lists. For training, each utterance is followed once by another
-    of the same speaker, from another video where there is one, and once by one of another speaker.
+    The test split has the trials of VoxCeleb1. The training split has two pairs for each utterance: one with another
+    utterance of the same speaker, from another video if possible, and one with an utterance of another speaker.
     """
     if split == "test":
-        return parse_rows(_trial, require_path(folder, "veri_test.txt", DOWNLOAD_HINT).read_text("utf-8").splitlines())
+        return parse_rows(
+            _parse_trial, require_path(folder, "veri_test.txt", DOWNLOAD_HINT).read_text("utf-8").splitlines()
+        )
     speakers = [
         speaker for speaker in map(_videos, _folders(require_path(folder, "dev/wav", DOWNLOAD_HINT))) if speaker
     ]
     if len(speakers) < 2:
-        raise UserError(f"{folder / 'dev/wav'} holds {len(speakers)} speaker(s), and pairs take two; {DOWNLOAD_HINT}")
-    return parse_rows(_judged, _pairs(speakers))
+        raise UserError(
+            f"{folder / 'dev/wav'} has {len(speakers)} speaker(s), but pairs need at least two; {DOWNLOAD_HINT}"
+        )
+    return parse_rows(_pair_entry, _pairs(speakers))
 
 
-def _judged(pair: _Pair) -> ManifestEntry:
+def _pair_entry(pair: _Pair) -> ManifestEntry:
     return ManifestEntry(
         id=f"{pair.first}+{pair.second}",
         audio=(AudioSpan(pair.first), AudioSpan(pair.second)),
@@ -58,9 +62,9 @@ def _judged(pair: _Pair) -> ManifestEntry:
     )
 
 
-def _trial(line: str) -> ManifestEntry:
+def _parse_trial(line: str) -> ManifestEntry:
     same, first, second = line.split()
-    return _judged(_Pair(same == "1", f"test/wav/{first}", f"test/wav/{second}"))
+    return _pair_entry(_Pair(same == "1", f"test/wav/{first}", f"test/wav/{second}"))
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -68,35 +72,35 @@ def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _videos(speaker: pathlib.Path) -> list[list[str]]:
-    """The utterances of a speaker, by video."""
+    """Returns the paths of the utterances of a speaker, one list per video."""
     videos = [sorted(video.glob("*.wav")) for video in _folders(speaker)]
     return [[f"dev/wav/{speaker.name}/{path.parent.name}/{path.name}" for path in video] for video in videos if video]
 
 
 def _pairs(speakers: Sequence[list[list[str]]]) -> Iterator[_Pair]:
-    for s, videos in enumerate(speakers):
-        for v, video in enumerate(videos):
+    for speaker_index, videos in enumerate(speakers):
+        for video_index, video in enumerate(videos):
             if len(videos) == len(video) == 1:
-                continue  # all there is of the speaker: with no pair of one kind, none of the other either
-            for u, first in enumerate(video):
+                continue  # the only utterance of the speaker; skipped, so that both kinds of pairs are equally frequent
+            for utterance_index, first in enumerate(video):
                 if len(videos) > 1:
-                    same = _any(_other(videos, v, f"video {first}"), f"same {first}")
+                    same = _choose(_choose_other(videos, video_index, f"video {first}"), f"same {first}")
                 else:
-                    same = _other(video, u, f"same {first}")
-                other = _any(_other(speakers, s, f"speaker {first}"), f"speaker's video {first}")
+                    same = _choose_other(video, utterance_index, f"same {first}")
+                other = _choose(_choose_other(speakers, speaker_index, f"speaker {first}"), f"speaker's video {first}")
                 yield _Pair(True, first, same)
-                yield _Pair(False, first, _any(other, f"other {first}"))
+                yield _Pair(False, first, _choose(other, f"other {first}"))
 
 
-def _any(items: Sequence[Item], seed: str) -> Item:
-    """One of the items. The seed alone decides which, so that a folder has the same pairs on every machine."""
-    drawn = hashlib.blake2b(seed.encode(), digest_size=8).digest()
-    return items[int.from_bytes(drawn, "big") % len(items)]
+def _choose(items: Sequence[Item], seed: str) -> Item:
+    """Returns an item that depends on the seed only, so that a folder gives the same pairs on every machine."""
+    digest = hashlib.blake2b(seed.encode(), digest_size=8).digest()
+    return items[int.from_bytes(digest, "big") % len(items)]
 
 
-def _other(items: Sequence[Item], index: int, seed: str) -> Item:
-    """One of the items, but not that at `index`."""
-    return items[(index + _any(range(1, len(items)), seed)) % len(items)]
+def _choose_other(items: Sequence[Item], index: int, seed: str) -> Item:
+    """Returns an item other than the one at `index`."""
+    return items[(index + _choose(range(1, len(items)), seed)) % len(items)]
 
 
 CORPORA = (
