@@ -92,7 +92,7 @@ def test_arguments_after_beam_are_passed_to_beam(manifest, tmp_path, monkeypatch
 def test_inspect_prints_what_a_run_reads(tmp_path, capsys):
     page = tmp_path / "inspect.html"
     data = f"data.data_dir={tmp_path / 'tones'}"
-    prepare.main(["inspect", "debug", "--batches", "2", "--output", str(page), data])
+    prepare.main(["inspect", "debug", data, "--batches", "2", "--output", str(page)])
     out = capsys.readouterr().out
     assert "tones" in out and "words" in out and "2 batches, 16.0 examples each" in out
     assert "Which tone is this?" in page.read_text()
