@@ -1,8 +1,7 @@
-"""Compares the loss, its gradients and five optimiser steps with what the original PyTorch code computes, at float32."""
+"""Compares loss, gradients and five optimiser steps with what the original PyTorch code computes, at float32."""
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -18,7 +17,10 @@ from salmonn_jax.training.optimizer import learning_rate_schedule, make_optimize
 from tests import golden
 from tests.golden import MINI
 
-RUNS = {"train": "trained", "train_mixed": "trained_mixed"}  # name of a run: of its final weights
+RUNS = {"train": "trained", "train_mixed": "trained_mixed"}  # names of runs, and of the weights after them
+# Largest relative errors. Adam magnifies rounding, so gradient norms drift by up to 7e-5 within five steps.
+LOSS, GRADIENTS, GRADIENT_NORM, LEARNING_RATE = 1e-5, 2e-4, 2e-4, 1e-6
+WEIGHTS = 1e-5  # largest absolute error; rounding to float32 took the original's by up to 4e-7
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +115,7 @@ def stored_tensors(prefix: str) -> dict[str, np.ndarray]:
 
 def test_loss_and_accuracy_of_a_batch(runs):
     step = runs["train"][0]
-    np.testing.assert_allclose(step.loss, MINI.expected["batch_loss"], rtol=1e-5)
+    np.testing.assert_allclose(step.loss, MINI.expected["batch_loss"], rtol=LOSS)
     assert (step.correct, step.total) == (MINI.expected["batch_correct"], MINI.expected["batch_total"])
 
 
@@ -122,35 +124,36 @@ def test_gradients_of_a_batch(runs):
     ours = golden.original_tensors(step.gradients, list(expected))
     assert len(expected) == 9
     for name, theirs in expected.items():
-        assert golden.relative_error(ours[name], theirs) < 1e-3, name
-    np.testing.assert_allclose(step.gradient_norm, MINI.expected["grad_norm"], rtol=1e-3)
+        assert golden.relative_error(ours[name], theirs) < GRADIENTS, name
+    np.testing.assert_allclose(step.gradient_norm, MINI.expected["grad_norm"], rtol=GRADIENT_NORM)
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_losses_of_five_steps(runs, run):
     losses = [step.loss for step in runs[run]]
-    np.testing.assert_allclose(losses, MINI.expected[f"{run}_loss"], rtol=1e-5)
+    np.testing.assert_allclose(losses, MINI.expected[f"{run}_loss"], rtol=LOSS)
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_gradient_norms_of_five_steps(runs, run):
     norms = [step.gradient_norm for step in runs[run]]
-    np.testing.assert_allclose(norms, MINI.expected[f"{run}_grad_norm"], rtol=2e-4)
+    np.testing.assert_allclose(norms, MINI.expected[f"{run}_grad_norm"], rtol=GRADIENT_NORM)
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_weights_after_five_steps(runs, run):
+    """Leaves out key biases of the Q-Former, whose gradient is rounding alone: the set does not store them."""
     expected = stored_tensors(RUNS[run])
     ours = golden.original_tensors(runs[run][-1].trainable, list(expected))
     assert len(expected) == 6
     for name, theirs in expected.items():
-        np.testing.assert_allclose(ours[name], theirs, rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(ours[name], theirs, rtol=0, atol=WEIGHTS, err_msg=name)
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_learning_rates_of_five_steps(optimizer_config, run):
     ours = [learning_rate_schedule(*optimizer_config)(step) for step in range(5)]
-    np.testing.assert_allclose(ours, MINI.expected[f"{run}_lr"], rtol=1e-6)
+    np.testing.assert_allclose(ours, MINI.expected[f"{run}_lr"], rtol=LEARNING_RATE)
 
 
 def test_learning_rates_of_the_released_configuration():
@@ -165,7 +168,7 @@ def test_learning_rates_of_the_released_configuration():
     )
     schedule = learning_rate_schedule(config, theirs["max_epoch"] * theirs["iters_per_epoch"])
     for epoch, step, rate in recorded["epoch_step_lr"]:
-        np.testing.assert_allclose(schedule(epoch * theirs["iters_per_epoch"] + step), rate, rtol=1e-6)
+        np.testing.assert_allclose(schedule(epoch * theirs["iters_per_epoch"] + step), rate, rtol=LEARNING_RATE)
 
 
 def test_tensors_without_weight_decay(settings, split_params):
