@@ -1,58 +1,255 @@
-"""The golden set: a tiny SALMONN in the original's file formats, and what the original computes with it.
+"""Golden sets: small SALMONNs in the original's file formats, and what the original PyTorch code computes with them.
 
-The set lies beside the repository and is not ours to copy. Where it is absent the tests that need it skip; under CI
-(the environment variable CI) they fail instead.
+`MINI` is part of the repository. `TINY` lies beside it (`SALMONN_SHARED`), has wider models and real recordings, and is
+an additional check. The README.md of `MINI` lists the stored arrays.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from jax import Array
 
-from salmonn_jax.batch import Batch
-from salmonn_jax.config import BeatsConfig, LlamaConfig, LoraConfig, ModelConfig, QFormerConfig, WhisperConfig
-from salmonn_jax.conversion import to_jax
+from salmonn_jax.batch import Batch, empty_batch
+from salmonn_jax.config import BeatsConfig, LlamaConfig, ModelConfig, QFormerConfig, WhisperConfig
+from salmonn_jax.conversion import mapping, tables, to_jax
 from salmonn_jax.conversion.mapping import LazyParam
 from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import EncoderOutput, Salmonn, answer_losses
 
 SHARED = pathlib.Path(os.environ.get("SALMONN_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
-GOLDEN_DIR = SHARED / "golden" / "salmonn_tiny"
-
-PAD_TOKEN_ID = 640  # the class the original adds to the vocabulary
-
-CONFIG = ModelConfig(
-    whisper=WhisperConfig(d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128),
-    beats=BeatsConfig(
-        embed_dim=32, encoder_embed_dim=48, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_embed_dim=96
-    ),
-    qformer=QFormerConfig(hidden_size=48, num_attention_heads=4, intermediate_size=96),
-    llama=LlamaConfig(
-        vocab_size=640,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=172,
-        max_position_embeddings=512,
-    ),
-    lora=LoraConfig(),
-    activation_dtype="float32",
-    frozen_dtype="float32",
-)
+NUM_CLIPS = 3
 
 
-def require(path: pathlib.Path = GOLDEN_DIR) -> None:
-    """Skips the calling test where the golden set, or what else lies beside it, cannot be read; fails it under CI."""
-    reason = None
+@dataclasses.dataclass(frozen=True, eq=False)
+class GoldenSet:
+    """Weights, clips and expected results of one small SALMONN.
+
+    Attributes:
+      directory: holds `whisper/`, `beats.pt`, `vicuna/`, `salmonn.pth`, `expected.npz` and `expected.json`.
+      clips_dir: holds the three clips.
+      config: configuration of the model, in float32.
+      pad_id: the class that the original adds to the vocabulary, [PAD].
+    """
+
+    directory: pathlib.Path
+    clips_dir: pathlib.Path
+    config: ModelConfig
+    pad_id: int
+
+    def require(self) -> None:
+        """Skips the calling test if the set is absent, which `MINI` never is, or if torch is not installed.
+
+        Under CI a missing torch fails the test.
+        """
+        if not self.directory.exists():
+            pytest.skip(f"there is no {self.directory} (set SALMONN_SHARED)")
+        require(self.directory)
+
+    @functools.cached_property
+    def expected(self) -> dict[str, np.ndarray]:
+        """What the original computes, by name."""
+        return dict(np.load(self.directory / "expected.npz"))
+
+    @functools.cached_property
+    def expected_json(self) -> dict:
+        """Prompts, texts, token ids, generations and settings."""
+        return json.loads((self.directory / "expected.json").read_text())
+
+    @functools.cached_property
+    def clips(self) -> tuple[np.ndarray, np.ndarray]:
+        """The clips as int16[3,480000] (first channel, cut to 30 s), and their lengths int32[3]."""
+        pcm, lengths = np.zeros((NUM_CLIPS, 480_000), np.int16), []
+        for clip in range(NUM_CLIPS):
+            samples, rate = soundfile.read(self.clip_path(clip), dtype="int16", always_2d=True)
+            assert rate == 16_000
+            samples = samples[:480_000, 0]
+            pcm[clip, : len(samples)] = samples
+            lengths.append(len(samples))
+        return pcm, np.array(lengths, np.int32)
+
+    def clip_path(self, clip: int) -> pathlib.Path:
+        """Returns the audio file of a clip."""
+        return self.clips_dir / self.expected_json["wavs"][clip]
+
+    @functools.cached_property
+    def params(self) -> parameters.Params:
+        """Every weight of the model by our paths, in float32."""
+        plan = to_jax.plan_salmonn(
+            self.directory / "whisper",
+            self.directory / "beats.pt",
+            self.directory / "vicuna",
+            self.directory / "salmonn.pth",
+            to_jax.SalmonnOptions(num_attention_heads=4),
+        )
+        return jax.device_put({path: full_array(p).astype(np.float32) for path, p in (plan.base | plan.delta).items()})
+
+    @functools.cached_property
+    def params_with_pad(self) -> parameters.Params:
+        """The weights with the rows of [PAD], which the original draws at random and stores in no checkpoint.
+
+        If the set does not store these rows, the weights are as in `params`.
+        """
+        if not self.stores_pad:
+            return self.params
+        embedding, kernel = self.params["llama/embedding"], self.params["llama/lm_head/kernel"]
+        return self.params | {
+            "llama/embedding": jnp.concatenate([embedding, self.expected["pad_embedding"][None]]),
+            "llama/lm_head/kernel": jnp.concatenate([kernel, self.expected["pad_lm_head"][:, None]], axis=1),
+        }
+
+    @property
+    def stores_pad(self) -> bool:
+        """Whether the set stores the rows of [PAD]."""
+        return "pad_embedding" in self.expected
+
+    @property
+    def pad_classes(self) -> int:
+        """Classes with a logit of zero in the loss: stand-ins for [PAD] if its row is unknown."""
+        return 0 if self.stores_pad else 1
+
+    @functools.cached_property
+    def structure(self) -> parameters.ModelStructure:
+        """The model without its weights."""
+        return parameters.model_structure(self.config)
+
+    @functools.cached_property
+    def model(self) -> Salmonn:
+        """The model as it is converted, without [PAD]."""
+        return self.structure.merge(self.params)
+
+    @functools.cached_property
+    def model_with_pad(self) -> Salmonn:
+        """The model with the rows of [PAD], if the set stores them."""
+        return self.structure.merge(self.params_with_pad)
+
+    @functools.cached_property
+    def frames_alone(self) -> EncoderOutput:
+        """The encoders' frames of each clip alone."""
+        return self._encode(self.clips[1])
+
+    @functools.cached_property
+    def frames_padded(self) -> EncoderOutput:
+        """The encoders' frames of the batch of all clips, padded to the longest as the original pads for BEATs."""
+        return self._encode(np.full(NUM_CLIPS, self.clips[1].max()))
+
+    def _encode(self, padded_length: np.ndarray) -> EncoderOutput:
+        return run_encoders(self.model, *self.clips, padded_length.astype(np.int32))
+
+    def batch_frames(self, clips: Sequence[int]) -> EncoderOutput:
+        """Returns the frames of a batch of these clips in three rows; rows beyond the batch hold unused frames."""
+        lengths, longest = self.clips[1], self.clips[1][clips].max()
+        frames = self.frames_padded if longest == lengths.max() else self._encode(np.maximum(lengths, longest))
+        rows = np.resize(clips, NUM_CLIPS)
+        return jax.tree.map(lambda x: x[rows], frames)
+
+    def padded_batch(self, clips: Sequence[int]) -> Batch:
+        """Returns a batch of these clips as the original pads it: answers begin behind the longest prompt.
+
+        There are always three rows of one width, so that all batches share a compiled function. Rows beyond the batch
+        are empty.
+        """
+        return self._batch(clips, [max(self._prompt_length(clip) for clip in clips)] * len(clips))
+
+    def unpadded_batch(self) -> Batch:
+        """Returns a batch in which every row is what the original computes for that clip alone."""
+        clips = range(NUM_CLIPS)
+        return self._batch(clips, [self._prompt_length(clip) for clip in clips])
+
+    def _prompt_length(self, clip: int) -> int:
+        ids = self.expected_json["token_ids"][clip]
+        return 1 + len(ids["before"]) + self.config.num_audio_tokens + len(ids["after"])
+
+    def _batch(self, clips: Sequence[int], answer_starts: Sequence[int]) -> Batch:
+        longest_answer = max(len(ids["target"]) for ids in self.expected_json["token_ids"])
+        width = max(self._prompt_length(clip) for clip in range(NUM_CLIPS)) + longest_answer
+        batch = empty_batch(NUM_CLIPS, width, 0, 0, 0)
+        batch.tokens[:], batch.positions[:] = self.pad_id, np.arange(width)
+        for row, (clip, answer_start) in enumerate(zip(clips, answer_starts, strict=True)):
+            ids, prompt_length = self.expected_json["token_ids"][clip], self._prompt_length(clip)
+            answer = slice(answer_start, answer_start + len(ids["target"]))
+            audio_start, audio_end = 1 + len(ids["before"]), prompt_length - len(ids["after"])
+            batch.tokens[row, :audio_start] = [1, *ids["before"]]
+            batch.audio_slot[row, audio_start:audio_end] = np.arange(audio_end - audio_start) + row * (
+                self.config.num_audio_tokens
+            )
+            batch.tokens[row, audio_end:prompt_length] = ids["after"]
+            batch.tokens[row, answer], batch.loss_mask[row, answer] = ids["target"], True
+            batch.segments[row, :prompt_length] = batch.segments[row, answer] = 1
+        return batch
+
+    def loss_without_pad_row(self, clip: int) -> float:
+        """Returns the original's loss of a clip if the logit of [PAD] were zero, as it is in a converted model."""
+        batch, logits = self.unpadded_batch(), self.expected[f"logits_{clip}"].astype(np.float64)
+        logits[:, self.pad_id] = 0
+        targets = np.flatnonzero(batch.loss_mask[clip])
+        chosen = logits[targets - 1, batch.tokens[clip, targets]]
+        return float((np.log(np.exp(logits[targets - 1]).sum(axis=1)) - chosen).mean())
+
+
+@jax.jit
+def run_encoders(model: Salmonn, pcm: Array, pcm_length: Array, padded_length: Array) -> EncoderOutput:
+    """Runs both encoders (see `Salmonn.run_encoders`)."""
+    return model.run_encoders(pcm, pcm_length, padded_length)
+
+
+def forward(
+    model: Salmonn, frames: EncoderOutput, batch: Batch, lora_scale: Array | float, pad_classes: int
+) -> tuple[Array, Array, Array, Array]:
+    """Runs the model on the encoders' frames, without dropout.
+
+    As in the original, padding between prompt and answer is not attended to, but attends: in a row with a shorter
+    prompt, the first answer token is predicted from a [PAD].
+
+    Returns:
+      Audio tokens float[A,T,D], logits float[R,S,V], and losses and counted tokens as in `answer_losses`.
+    """
+    audio_tokens = model.compute_audio_tokens(frames)
+    x = model.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens)
+    width = batch.tokens.shape[1]
+    mask = jnp.tril(jnp.ones((width, width), bool)) & (batch.segments[:, None, :] > 0)
+    hidden, _ = model.llama(x, batch.positions, mask, lora_scale=lora_scale)
+    logits = model.llama.logits(hidden)
+    return audio_tokens, logits, *answer_losses(logits, batch, pad_classes)
+
+
+def original_tensors(params: parameters.Params, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns trainable parameters, or their gradients, under the original's names and in its shapes."""
+    found = mapping.destinations(tables.SALMONN, {path: value.shape for path, value in params.items()})
+    tensors = {}
+    for name in names:
+        to = found[name]
+        value = np.asarray(params[to.path])
+        tensors[name] = to.transform.to_torch(value if to.layer is None else value[to.layer])
+    return tensors
+
+
+def relative_error(ours: Array, theirs: np.ndarray) -> float:
+    """Returns the norm of the difference over the norm of `theirs`."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def full_array(parameter: LazyParam) -> np.ndarray:
+    """Reads all of a parameter that is about to be converted."""
+    pieces = [piece for _, piece in parameter.pieces()]
+    return np.stack(pieces) if parameter.stacked else pieces[0]
+
+
+def require(path: pathlib.Path | None = None) -> None:
+    """Skips the calling test if `path` (default: `TINY`) is absent or torch is not installed; fails it under CI."""
+    reason, path = None, TINY.directory if path is None else path
     if not path.exists():
         reason = f"there is no {path} (set SALMONN_SHARED)"
     else:
@@ -66,168 +263,68 @@ def require(path: pathlib.Path = GOLDEN_DIR) -> None:
         pytest.skip(reason)
 
 
-@functools.cache
-def expected() -> dict[str, np.ndarray]:
-    return dict(np.load(GOLDEN_DIR / "expected.npz"))
+MINI = GoldenSet(
+    directory=pathlib.Path(__file__).parent / "salmonn_mini_golden",
+    clips_dir=pathlib.Path(__file__).parent / "salmonn_mini_golden" / "audio",
+    config=ModelConfig(
+        whisper=WhisperConfig(d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64),
+        beats=BeatsConfig(
+            embed_dim=16, encoder_embed_dim=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_embed_dim=64
+        ),
+        qformer=QFormerConfig(hidden_size=32, num_attention_heads=4, intermediate_size=64),
+        llama=LlamaConfig(
+            vocab_size=400,
+            hidden_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=96,
+            max_position_embeddings=512,
+        ),
+        activation_dtype="float32",
+        frozen_dtype="float32",
+    ),
+    pad_id=400,
+)
+
+TINY = GoldenSet(
+    directory=SHARED / "golden" / "salmonn_tiny",
+    clips_dir=SHARED / "audio",
+    config=ModelConfig(
+        whisper=WhisperConfig(d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128),
+        beats=BeatsConfig(
+            embed_dim=32, encoder_embed_dim=48, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_embed_dim=96
+        ),
+        qformer=QFormerConfig(hidden_size=48, num_attention_heads=4, intermediate_size=96),
+        llama=LlamaConfig(
+            vocab_size=640,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=172,
+            max_position_embeddings=512,
+        ),
+        activation_dtype="float32",
+        frozen_dtype="float32",
+    ),
+    pad_id=640,
+)
+
+# Names by which tests of other packages read `TINY`.
+GOLDEN_DIR, CONFIG = TINY.directory, TINY.config
 
 
-@functools.cache
 def expected_json() -> dict:
-    return json.loads((GOLDEN_DIR / "expected.json").read_text())
+    """Returns `TINY.expected_json`."""
+    return TINY.expected_json
 
 
-@functools.cache
 def clips() -> tuple[np.ndarray, np.ndarray]:
-    """The three clips as int16[3,480000], and their lengths int32[3]: first channel, cut to 30 s."""
-    pcm, lengths = np.zeros((3, 480_000), np.int16), []
-    for i, name in enumerate(expected_json()["wavs"]):
-        samples, rate = soundfile.read(SHARED / "audio" / name, dtype="int16", always_2d=True)
-        assert rate == 16_000
-        samples = samples[:480_000, 0]
-        pcm[i, : len(samples)] = samples
-        lengths.append(len(samples))
-    return pcm, np.array(lengths, np.int32)
-
-
-@functools.cache
-def params() -> parameters.Params:
-    """Every weight of the golden model, by our paths, in float32."""
-    plan = to_jax.plan_salmonn(
-        GOLDEN_DIR / "whisper",
-        GOLDEN_DIR / "beats.pt",
-        GOLDEN_DIR / "vicuna",
-        GOLDEN_DIR / "salmonn.pth",
-        to_jax.SalmonnOptions(num_attention_heads=4),
-    )
-    return {path: jnp.asarray(full_array(p), jnp.float32) for path, p in (plan.base | plan.delta).items()}
-
-
-def full_array(parameter: LazyParam) -> np.ndarray:
-    """All of a parameter that is about to be converted."""
-    pieces = [piece for _, piece in parameter.pieces()]
-    return np.stack(pieces) if parameter.stacked else pieces[0]
-
-
-def structure() -> parameters.ModelStructure:
-    return parameters.model_structure(CONFIG)
+    """Returns `TINY.clips`."""
+    return TINY.clips
 
 
 def model() -> Salmonn:
-    return structure().merge(params())
-
-
-@functools.cache
-def params_with_pad() -> parameters.Params:
-    """The parameters with the [PAD] class the original adds to the vocabulary.
-
-    Its row of the output matrix is random, frozen and in no checkpoint, yet it takes part in every softmax. It is
-    what solves the stored [PAD] logits for our hidden states: 416 equations for 64 numbers, without a remainder.
-    """
-    hidden = [
-        hidden_states(model(), select_clip(encode_clips(clips()[1]), clip), golden_batch([clip]))[0]
-        for clip in range(3)
-    ]
-    hidden = np.concatenate(hidden).astype(np.float64)
-    logits = np.concatenate([expected()[f"logits_{clip}"][:, PAD_TOKEN_ID] for clip in range(3)]).astype(np.float64)
-    row, *_ = np.linalg.lstsq(hidden, logits)
-    np.testing.assert_allclose(hidden @ row, logits, atol=1e-5)
-    kernel = params()["llama/lm_head/kernel"]
-    return params() | {
-        "llama/lm_head/kernel": jnp.concatenate([kernel, jnp.asarray(row, jnp.float32)[:, None]], axis=1)
-    }
-
-
-def select_clip(frames: EncoderOutput, clip: int) -> EncoderOutput:
-    """The frames of one clip of the three."""
-    return jax.tree.map(lambda x: x[clip : clip + 1], frames)
-
-
-def encode_clips(padded: np.ndarray) -> EncoderOutput:
-    """The encoders' frames of the three clips; `padded` int32[3] as in `Salmonn.run_encoders`."""
-    pcm, length = clips()
-    return jax.jit(lambda model: model.run_encoders(pcm, length, padded))(model())
-
-
-def hidden_states(model: Salmonn, frames: EncoderOutput, batch: Batch):
-    """Last hidden states float32[R,S,D] of a batch, from the encoders' frames and without dropout.
-
-    As in the original, padding between prompt and answer is not seen but sees: the first answer token of a row with
-    a shorter prompt is predicted from a [PAD].
-    """
-    x = model.merge_audio_tokens(batch.tokens, batch.audio_slot, model.compute_audio_tokens(frames))
-    width = batch.tokens.shape[1]
-    mask = jnp.tril(jnp.ones((width, width), bool)) & (batch.segments[:, None, :] > 0)
-    return model.llama(x, batch.positions, mask, lora_scale=CONFIG.lora.scale)[0]
-
-
-def forward(model: Salmonn, frames: EncoderOutput, batch: Batch):
-    """Logits, losses and counted tokens of a batch, from the encoders' frames and without dropout."""
-    logits = model.llama.logits(hidden_states(model, frames, batch))
-    return logits, *answer_losses(logits, batch)
-
-
-def to_original_gradients(gradient: parameters.Params) -> dict[str, jax.Array]:
-    """The gradients that are stored, from ours: by the original's names and in its shapes."""
-    named = {
-        "speech_query_tokens": gradient["query_tokens"][None],
-        "ln_audio.weight": gradient["ln_audio/scale"],
-        "speech_llama_proj.weight": gradient["projection/kernel"].T,
-    }
-    for layer in range(2):
-        for name in ("q_proj", "v_proj"):
-            key = f"llama_model.base_model.model.model.layers.{layer}.self_attn.{name}.lora_B.default.weight"
-            named[key] = gradient[f"llama/layers/{name}/lora_b"][layer].T
-    return named
-
-
-def expected_gradients() -> dict[str, np.ndarray]:
-    return {key.removeprefix("grad:"): value for key, value in expected().items() if key.startswith("grad:")}
-
-
-def pad_embedding() -> jax.Array:
-    """The [PAD] row of the embedding, float32[64]: random too, and in no checkpoint (see `tests.golden_pad`)."""
-    return jnp.asarray(json.loads((pathlib.Path(__file__).parent / "golden_pad.json").read_text()), jnp.float32)
-
-
-def batch_loss(trainable: parameters.Params, frozen: parameters.Params, frames: EncoderOutput, pad: jax.Array):
-    """Loss of the golden batch with `pad` as the [PAD] embedding, and its right and counted answer tokens."""
-    embedding = jnp.concatenate([frozen["llama/embedding"], pad[None]])
-    batch = golden_batch([0, 1, 2])
-    model = structure().merge(trainable, frozen, {"llama/embedding": embedding})
-    logits, losses, counted = forward(model, frames, batch)
-    right = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & counted
-    return losses.sum() / counted.sum(), (right.sum(), counted.sum())
-
-
-def golden_batch(clip_indices: list[int]) -> Batch:
-    """The rows of these clips as the original lays them out: answers start behind the longest prompt of the batch."""
-    ids = [expected_json()["token_ids"][c] for c in clip_indices]
-    after = max(len(i["after"]) for i in ids)
-    width = max(1 + len(i["before"]) + 88 + after + len(i["target"]) for i in ids)
-    shape = (len(clip_indices), width)
-    tokens, segments = np.full(shape, PAD_TOKEN_ID, np.int32), np.zeros(shape, np.int32)
-    slot, mask = np.full(shape, -1, np.int32), np.zeros(shape, bool)
-    for row, i in enumerate(ids):
-        start = 1 + len(i["before"])
-        tokens[row, :start] = [1, *i["before"]]
-        slot[row, start : start + 88] = row * 88 + np.arange(88)
-        prompt = start + 88 + len(i["after"])
-        tokens[row, start + 88 : prompt] = i["after"]
-        answer = start + 88 + after
-        end = answer + len(i["target"])
-        tokens[row, answer:end] = i["target"]
-        mask[row, answer:end] = True
-        segments[row, :prompt] = segments[row, answer:end] = 1
-    positions = np.broadcast_to(np.arange(width, dtype=np.int32), shape)
-    pcm, length = (x[clip_indices] for x in clips())
-    return Batch(
-        pcm,
-        length,
-        tokens,
-        positions,
-        segments,
-        mask,
-        slot,
-        np.zeros(len(clip_indices), np.int32),
-        np.zeros((len(clip_indices), 0), np.int32),
-    )
+    """Returns `TINY.model`."""
+    return TINY.model

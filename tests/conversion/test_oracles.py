@@ -112,17 +112,21 @@ def test_beats(changes, tmp_path):
     agree(tmp_path / "model", CheckpointPaths(beats=source), layers=4)
 
 
-def test_the_golden_salmonn(tmp_path):
-    """Which agrees with the original's own numbers (`tests/conversion/test_golden.py`): so do the packages here."""
+@pytest.mark.parametrize(
+    ("golden_set", "layers"),
+    [pytest.param(golden.MINI, 20, id="mini"), pytest.param(golden.TINY, 19, id="tiny", marks=pytest.mark.slow)],
+)
+def test_the_golden_salmonn(golden_set, layers, tmp_path):
+    """Compares with the packages here what `tests/models/test_golden.py` compares with the original."""
     torch_checkpoints.require_packages("peft", "openbeats")
-    golden.require()
-    folder = golden.GOLDEN_DIR
+    golden_set.require()
+    folder = golden_set.directory
     files = CheckpointPaths(
         whisper=folder / "whisper", beats=folder / "beats.pt", llm=folder / "vicuna", checkpoint=folder / "salmonn.pth"
     )
     words = ["--whisper", files.whisper, "--beats", files.beats, "--llm", files.llm, "--checkpoint", files.checkpoint]
     run("to-jax", "salmonn", *words, "--qformer-heads", 4, "--output", tmp_path / "model")
-    agree(tmp_path / "model", files, layers=19)
+    agree(tmp_path / "model", files, layers=layers, clip=golden_set.clip_path(0))
 
 
 SALMONNS = {
