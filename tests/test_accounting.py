@@ -1,4 +1,4 @@
-"""Operations by formula are those of the compiled step; the collectives of a compiled step, and how often they run."""
+"""FLOPs by formula against those of the compiled step; bytes and collectives of compiled programs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from salmonn_jax import accounting, aot, hlo, sharding
 from salmonn_jax.config import RunConfig
 from salmonn_jax.configs import get_config
+from salmonn_jax.models import parameters
 
 CONFIG = get_config("debug")
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_the_formula_gives_the_operations_of_the_compiled_step(remat):
     config = dataclasses.replace(CONFIG, remat_policy=remat)
     program = aot.compile_train_step(config, sharding.make_mesh({}, jax.devices()[:1]))
@@ -48,23 +49,24 @@ def test_chips_that_share_a_language_model_share_its_clips_where_they_can():
 
 
 def test_bytes_by_kind_are_those_of_the_program():
-    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2})
-    program = aot.compile_train_step(CONFIG, mesh)
-    structure = aot.parameters.model_structure(CONFIG.model)
-    trained, frozen = aot._abstract_weights(CONFIG, structure, mesh)
-    one = sum(x.size * 4 for x in frozen.values())
-    assert one / 4 < program.frozen < one
-    assert program.trained == sum(x.size * 4 for x in trained.values())
-    # Two moments of each, and counters.
+    """Of one chip: a part of the frozen weights, which the mesh cuts in four, and everything that is trained."""
+    program = aot.compile_train_step(CONFIG, sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+    shapes = parameters.model_structure(CONFIG.model).shapes
+    chosen = parameters.trainable_paths(shapes, CONFIG.trainable)
+    trained = sum(4 * x.size for path, x in shapes.items() if path in chosen)
+    frozen = sum(4 * x.size for path, x in shapes.items() if path not in chosen)
+    assert frozen / 4 < program.frozen < frozen
+    assert program.trained == trained
+    # Two moments of each parameter, and counters.
     assert 2 * program.trained <= program.optimizer < 2 * program.trained + 100
     assert program.needed >= program.frozen + program.trained + program.optimizer + program.batch
 
 
 def test_replicated_weights_have_collectives_for_what_is_trained_only():
-    """As many bytes as what is trained, and every layer's once a layer.
+    """The collectives carry as many bytes as there are of trained parameters, and each layer's once.
 
-    On CPU the front ends and BEATs' grouped convolution are gathered besides, which XLA does not cut there; on TPU it
-    does (`tests/launch/test_plan.py`).
+    On CPU, XLA does not partition the front ends and BEATs' grouped convolution and gathers their inputs; on TPU it
+    partitions them (`tests/launch/test_plan.py`).
     """
     program = aot.compile_train_step(CONFIG, sharding.make_mesh({"data": 8}))
     others = [one for one in program.collectives if "fft" not in one.source and "conv_general" not in one.source]

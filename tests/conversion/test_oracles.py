@@ -1,4 +1,4 @@
-"""Converted by the command, compared stage by stage with the packages that define the formats, and written back."""
+"""Checkpoints are converted, compared stage by stage with the packages that define the formats, and written back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(*words: object) -> None:
 
 
 def agree(model: pathlib.Path, files: CheckpointPaths, *, stages: int, clip: object = DUCK) -> None:
-    """Every stage of ours is PyTorch's."""
+    """Asserts that every stage of the converted model gives what PyTorch gives."""
     found = list(compare.compare(model, files, clip, QUESTION))
     assert len(found) >= stages
     for difference in found:
@@ -43,7 +43,7 @@ def agree(model: pathlib.Path, files: CheckpointPaths, *, stages: int, clip: obj
 
 
 def equal_tensors(ours: pathlib.Path, theirs: pathlib.Path) -> None:
-    """The tensors of two Hugging Face directories, byte for byte."""
+    """Asserts that two Hugging Face directories hold the same tensors, byte for byte."""
     (_, back), (_, source) = tensors.open_hf_directory(ours), tensors.open_hf_directory(theirs)
     assert set(back) == set(source)
     for name, tensor in source.items():
@@ -113,7 +113,7 @@ def test_beats(changes, tmp_path):
 
 
 def test_the_golden_salmonn(tmp_path):
-    """Which agrees with the original's own numbers (`tests/conversion/test_golden.py`): so do the packages here."""
+    """The packages agree with the original's own numbers (see `tests/conversion/test_golden.py`)."""
     torch_checkpoints.require_packages("peft", "openbeats")
     golden.require()
     folder = golden.GOLDEN_DIR
@@ -158,7 +158,7 @@ SALMONNS = {
 
 @pytest.fixture(scope="module", params=list(SALMONNS), ids=list(SALMONNS))
 def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, CheckpointPaths]:
-    """A SALMONN of a shape of its own, converted."""
+    """Returns a converted SALMONN of one of the shapes above, and the files it comes from."""
     torch_checkpoints.require_packages("peft", "openbeats")
     golden.require()
     folder, shape = tmp_path_factory.mktemp("assembled"), SALMONNS[request.param]
@@ -221,7 +221,7 @@ def test_its_adapters_are_peft_s_and_merge_as_peft_merges(assembled, tmp_path):
 
 
 def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
-    """A weight of the second layer of BEATs is changed: all before it agrees, and the command says where it begins."""
+    """A weight of BEATs' second layer is changed. All stages before it agree, and the command names that layer."""
     torch_checkpoints.require_packages("openbeats")
     golden.require()
     source = torch_checkpoints.write_beats(tmp_path / "beats.pt")
@@ -246,7 +246,7 @@ def test_the_first_stage_that_parts_is_named(tmp_path, capsys):
 
 @pytest.fixture(scope="session")
 def real_weights() -> pathlib.Path:
-    """Whisper base and SmolLM2-135M as Hugging Face directories, built once from packages."""
+    """Returns a directory with Whisper base and SmolLM2-135M in Hugging Face's format, built once from packages."""
     torch_checkpoints.require_packages("gguf", "accelerate")
     script = golden.SHARED / "real_weights" / "build.py"
     golden.require(script)
@@ -260,6 +260,7 @@ def real_weights() -> pathlib.Path:
     return place
 
 
+@pytest.mark.slow
 def test_real_whisper(real_weights, tmp_path):
     source = real_weights / "whisper-base"
     run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
@@ -273,6 +274,7 @@ def test_real_whisper(real_weights, tmp_path):
         assert all(difference.relative_error < 1e-4 for difference in found), found
 
 
+@pytest.mark.slow
 def test_real_language_model(real_weights, tmp_path):
     source = real_weights / "smollm2-135m"
     run("to-jax", "llama", "--llm", source, "--output", tmp_path / "model")

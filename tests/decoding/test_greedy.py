@@ -1,12 +1,16 @@
-"""Greedy decoding against the original's, and against decoding without a cache, alone and in uneven batches."""
+"""Greedy decoding against the original's, and against a forward pass without a cache, alone and in uneven batches."""
 
 from __future__ import annotations
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from salmonn_jax.decoding import greedy
+from salmonn_jax.models.llama import causal_mask
 from salmonn_jax.prompts import TEXT_SLOT
 from tests import golden
 
@@ -19,7 +23,7 @@ def _golden():
 
 
 def prompts(chosen: list[int]) -> greedy.PromptBatch:
-    """The golden prompts of these clips, each at its own length."""
+    """Returns the golden prompts of these clips, each at its own length."""
     pcm, length = (x[chosen] for x in golden.clips())
     ids = [golden.expected_json()["token_ids"][c] for c in chosen]
     sizes = [1 + len(i["before"]) + 88 + len(i["after"]) for i in ids]
@@ -32,9 +36,27 @@ def prompts(chosen: list[int]) -> greedy.PromptBatch:
     return greedy.PromptBatch(pcm, length, tokens, slot, np.array(sizes, np.int32))
 
 
-def decode(chosen: list[int], **options):
-    options = {"max_new_tokens": NEW, "eos_token_id": 2, "lora_scale": golden.CONFIG.lora.scale, **options}
-    return jax.jit(lambda model, prompts: greedy.generate(model, prompts, **options))(golden.model(), prompts(chosen))
+@functools.partial(jax.jit, static_argnames="eos_token_id")
+def generate(model, prompts, eos_token_id):
+    options = {"max_new_tokens": NEW, "lora_scale": golden.CONFIG.lora.scale}
+    return greedy.generate(model, prompts, eos_token_id=eos_token_id, **options)
+
+
+def decode(chosen: list[int], eos_token_id: int = 2):
+    return generate(golden.model(), prompts(chosen), eos_token_id=eos_token_id)
+
+
+@jax.jit
+def forward(model, tokens, slot, pcm, pcm_length):
+    """Returns the logits of whole rows, computed without a cache."""
+    audio = model.encode_audio(pcm, pcm_length)
+    hidden, _ = model.llama(
+        model.merge_audio_tokens(tokens, slot, audio),
+        jnp.arange(tokens.shape[1])[None],
+        causal_mask(jnp.ones_like(tokens)),
+        lora_scale=golden.CONFIG.lora.scale,
+    )
+    return model.llama.logits(hidden)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +79,7 @@ def test_a_row_does_not_depend_on_its_batch(together):
 
 
 def test_each_row_stops_at_its_own_end(together):
-    """With a token that one row emits early as the end token, the others go on as before."""
+    """The end token here is one that a single row emits early. The other rows continue as before."""
     rows = np.asarray(together.tokens)
     end = next(t for t in rows[1] if t in rows[1][:6] and t not in rows[0] and t not in rows[2])
     at = int(np.argmax(rows[1] == end))
@@ -71,20 +93,11 @@ def test_each_row_stops_at_its_own_end(together):
 
 def test_score_is_the_teacher_forced_log_probability(together):
     """The cache gives what a forward pass over prompt and answer gives."""
-    model, ready = golden.model(), prompts([1])
+    ready = prompts([1])
     answer = np.asarray(together.tokens[1])
     size = int(ready.prompt_length[0])
     tokens = np.concatenate([ready.tokens[0], answer])[None]
     slot = np.concatenate([ready.audio_slot[0], np.full(NEW, TEXT_SLOT)])[None]
-    ones = np.ones_like(tokens)
-    audio = model.encode_audio(ready.pcm, ready.pcm_length)
-    from salmonn_jax.models.llama import causal_mask
-
-    hidden, _ = model.llama(
-        model.merge_audio_tokens(tokens, slot, audio),
-        np.arange(tokens.shape[1])[None],
-        causal_mask(ones),
-        lora_scale=golden.CONFIG.lora.scale,
-    )
-    log_probability = jax.nn.log_softmax(model.llama.logits(hidden))[0, size - 1 : -1]
+    logits = forward(golden.model(), tokens, slot, ready.pcm, ready.pcm_length)
+    log_probability = jax.nn.log_softmax(logits)[0, size - 1 : -1]
     np.testing.assert_allclose(log_probability[np.arange(NEW), answer].sum(), together.score[1], rtol=1e-5)
