@@ -13,7 +13,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Apache Beam takes older versions of what others here need: its test runs in an environment of its own.
 BEAM := $(VENV)/beam
 
-.PHONY: quickstart test plan lint format clean
+# A worker takes whole files, in the order of tests/conftest.py, so that tests share what their file sets up.
+XDIST := -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: quickstart test test-slow plan lint format clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/python -m launch.quickstart
@@ -22,7 +25,11 @@ test: $(VENV)/.test $(VENV)/.beam
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	test ! -e $(VENV)/.beam || $(BEAM)/bin/python -m pytest tests/data/test_prepare.py -k test_beam
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(XDIST)
+
+# The tests marked `slow`, which `make test` leaves out.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest $(XDIST) -m slow
 
 # The tables of plans in the README, compiled anew: hours on two cores.
 plan: $(VENV)/.test

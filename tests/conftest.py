@@ -1,20 +1,24 @@
-"""Every test runs on eight fake CPU devices, offline, at the highest matrix multiplication precision."""
+"""Settings and fixtures of all tests: eight fake CPU devices, highest matmul precision, one shared debug run."""
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 
+# Processes that tests start inherit these, so they compile the same programs and find them in the same cache.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".cache" / "xla"))
 
 import jax
+import pytest
 
-jax.config.update("jax_default_matmul_precision", "highest")
-
-# Files that take longest, to be begun first: a worker takes whole files, and the last one should not run alone.
-SLOW_FILES = ("test_distributed", "test_oracles", "test_step", "test_train", "test_api", "test_plan", "test_golden")
+# Files that take longest, in the order in which they start: a worker takes whole files, and the last one should not run
+# alone. `test_distributed` starts with processes of its own while `test_train` builds the shared debug run.
+SLOW_FILES = ("test_distributed", "test_train", "test_oracles", "test_golden", "test_step", "test_api", "test_plan")
 
 
 def pytest_collection_modifyitems(items):
@@ -22,3 +26,33 @@ def pytest_collection_modifyitems(items):
         return SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES)
 
     items.sort(key=sort_key)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _release_compiled_programs():
+    """Frees the compiled programs of a module after its last test."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture(scope="session")
+def debug_run(tmp_path_factory, request) -> pathlib.Path:
+    """Returns the directory of a finished `debug` run on eight devices, with its checkpoints after steps 2, 4 and 6.
+
+    It is trained once per test session; xdist workers share it. Tests must not write to it: copy it.
+    """
+    import filelock
+
+    from launch.train import train
+    from tests.runs import debug_config
+
+    shared = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # with xdist each worker has a folder in the one of the session
+        shared = shared.parent
+    folder = shared / "debug_run"
+    with filelock.FileLock(shared / "debug_run.lock"):
+        if not (folder / "finished").exists():
+            train(debug_config(folder / "tones"), folder / "run", None)
+            (folder / "finished").touch()
+    return folder / "run"

@@ -1,11 +1,10 @@
-"""Two processes on one machine, joined by gloo: they train, save, go on, evaluate; and none waits for ever."""
+"""Two processes on one machine, joined by gloo: they train, save, resume and evaluate, and none waits for ever."""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,24 +16,24 @@ import jax
 import numpy as np
 import pytest
 
+from launch.evaluate import evaluate
+from launch.train import train
 from salmonn_jax import distributed, model_directory
 from salmonn_jax.errors import UserError
+from tests.runs import copy_run, debug_config, losses
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEADLINE = 240  # seconds; two processes on two cores compile slowly
 
 
 def start(folder: pathlib.Path, *words: object, processes: int = 2, devices: int = 8) -> list[subprocess.Popen]:
-    """Starts the same command as several processes, which share so many fake devices."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    """Starts the same command as several processes that share `devices` fake devices equally."""
+    port = free_port()
     started = []
     for index in range(processes):
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
         }
         if processes > 1:
             environment |= {
@@ -43,19 +42,41 @@ def start(folder: pathlib.Path, *words: object, processes: int = 2, devices: int
                 "PROCESS_ID": str(index),
             }
         command = [sys.executable, "-m", *map(str, words)]
-        log = (folder / f"process-{index}.log").open("w")
-        started.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log))
+        with (folder / f"process-{index}.log").open("w") as log:
+            started.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log))
     return started
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 def finish(folder: pathlib.Path, started: list[subprocess.Popen]) -> None:
+    """Waits for processes and asserts that each ended well."""
     for index, process in enumerate(started):
         assert process.wait(DEADLINE) == 0, (folder / f"process-{index}.log").read_text()[-3000:]
 
 
-def losses(folder: pathlib.Path) -> list[tuple[int, float, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines]
+def assert_close_losses(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+    """Asserts that two runs have the same losses up to the order of sums."""
+    ours, theirs = losses(ours), losses(theirs)
+    assert list(ours) == list(theirs) == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+
+
+def predictions(evaluation: pathlib.Path) -> list[dict]:
+    """Returns the predictions that all processes of an evaluation wrote, sorted by key."""
+    lines = [line for file in evaluation.glob("*.jsonl") for line in file.read_text().splitlines()]
+    return sorted(map(json.loads, lines), key=lambda line: line["key"])
+
+
+def assert_same_evaluation(one: pathlib.Path, two: pathlib.Path) -> None:
+    """Asserts that an evaluation by two processes has the predictions and scores of an evaluation by one."""
+    assert len(predictions(one)) == 24 and len(list(two.glob("*.jsonl"))) == 2
+    assert predictions(one) == predictions(two)
+    assert (one / "scores.json").read_text() == (two / "scores.json").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -65,42 +86,42 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    """An uninterrupted run of two processes."""
+    """Returns an uninterrupted run of two processes."""
     finish(folder, start(folder, "launch.train", "debug", "--output", "whole"))
     return folder / "whole"
 
 
 def test_the_run_is_written_once(folder, whole):
-    assert [step for step, *_ in losses(whole)] == [1, 2, 3, 4, 5, 6]
+    assert list(losses(whole)) == [1, 2, 3, 4, 5, 6]
     assert "process 1 of 2: 4 of 8 devices" in (folder / "process-1.log").read_text()
     assert "the first step ended" in (folder / "process-0.log").read_text()
     assert not list(whole.glob(".preflight*"))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
-def test_one_process_has_the_losses_of_two(folder, whole, devices):
-    """Whatever the number of its devices: all read the same batches. Only sums are added up in another order."""
-    output = f"alone on {devices}"
-    words = ("launch.train", "debug", "--output", output)
-    finish(folder, start(folder, *words, processes=1, devices=devices))
-    ours, theirs = losses(folder / output), losses(whole)
-    assert len(ours) == len(theirs) == 6
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+def test_one_process_has_the_losses_of_two(whole, debug_run):
+    """Both runs have eight devices in all and read the same batches."""
+    assert_close_losses(debug_run, whole)
 
 
-def test_one_process_goes_on_where_two_stopped(folder, whole):
-    """From the checkpoint after step 2: what each of the two streams' readers had read is put together."""
-    shutil.copytree(whole, folder / "moved")
-    for later in ("4", "6"):
-        shutil.rmtree(folder / "moved" / "checkpoints" / later)
-    assert sorted(path.name for path in (whole / "checkpoints" / "2" / "data").glob("*.json")) == ["0.json", "1.json"]
-    finish(folder, start(folder, "launch.train", "debug", "--output", "moved", processes=1))
-    assert "resuming from step 2" in (folder / "process-0.log").read_text()
-    np.testing.assert_allclose(losses(folder / "moved"), losses(whole), rtol=1e-5)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_fewer_devices_have_the_losses_of_eight(folder, whole, devices):
+    finish(folder, start(folder, "launch.train", "debug", "--output", f"on {devices}", processes=1, devices=devices))
+    assert_close_losses(folder / f"on {devices}", whole)
 
 
+def test_one_process_goes_on_where_two_stopped(folder, whole, capsys):
+    """After step 2 the stream states of both processes are read by one."""
+    run = copy_run(whole, folder / "moved", last_step=2)
+    assert sorted(path.name for path in (run / "checkpoints" / "2" / "data").glob("*.json")) == ["0.json", "1.json"]
+    train(debug_config(folder / ".cache" / "tones"), run, None)
+    assert "resuming from step 2" in capsys.readouterr().err
+    assert_close_losses(run, whole)
+
+
+@pytest.mark.slow
 def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):
-    """Then the same command goes on, with the losses of the run that was not interrupted."""
+    """Then the same command resumes, with the losses of the uninterrupted run."""
     words = ("launch.train", "debug", "--output", "killed", "--watchdog-minutes", "1")
     started = start(folder, *words)
     begin = time.monotonic()
@@ -114,18 +135,26 @@ def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):
     assert losses(folder / "killed") == losses(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(folder, whole):
     options = ["--corpus", "tones", "--data-dir", ".cache/tones", "--splits", "test", "--max-new-tokens", "3"]
     options += ["--batch-size", "4"]
     finish(folder, start(folder, "launch.evaluate", "--model", whole, "--output", "by two", *options))
     finish(folder, start(folder, "launch.evaluate", "--model", whole, "--output", "by one", *options, processes=1))
-    one, two = (
-        [json.loads(line) for file in sorted((folder / name).glob("*.jsonl")) for line in file.read_text().splitlines()]
-        for name in ("by one", "by two")
-    )
-    assert len(one) == 24 and len(list((folder / "by two").glob("*.jsonl"))) == 2
-    assert sorted(one, key=lambda line: line["key"]) == sorted(two, key=lambda line: line["key"])
-    assert (folder / "by one" / "scores.json").read_text() == (folder / "by two" / "scores.json").read_text()
+    assert_same_evaluation(folder / "by one", folder / "by two")
+
+
+def test_two_shares_of_an_evaluation_are_the_whole(folder, whole, monkeypatch):
+    """What two processes answer one after the other is what one process answers."""
+    options = {"corpus": "tones", "data_dir": folder / ".cache" / "tones", "splits": ["test"]}
+    options |= {"batch_size": 4, "max_new_tokens": 3}
+    evaluate(whole, folder / "whole evaluation", **options)
+    monkeypatch.setattr(distributed, "barrier", lambda name, seconds: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index in (1, 0):  # process 0 scores, so it must be last
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        evaluate(whole, folder / "shares", **options)
+    assert_same_evaluation(folder / "whole evaluation", folder / "shares")
 
 
 def test_what_two_processes_saved_is_read_by_one_on_another_mesh(whole):
@@ -138,12 +167,10 @@ def test_what_two_processes_saved_is_read_by_one_on_another_mesh(whole):
         np.testing.assert_array_equal(jax.device_get(spread.params[path]), value, err_msg=path)
 
 
-def test_a_process_alone_gives_up_by_the_deadline(tmp_path):
+def test_a_process_alone_gives_up_by_the_deadline():
     program = "from salmonn_jax import distributed; distributed.initialize(3)"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"COORDINATOR_ADDRESS": f"localhost:{port}", "PROCESS_COUNT": "2", "PROCESS_ID": "1"}
+    address = f"localhost:{free_port()}"
+    environment = os.environ | {"COORDINATOR_ADDRESS": address, "PROCESS_COUNT": "2", "PROCESS_ID": "1"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == distributed.PEER_LOST_EXIT_CODE

@@ -43,7 +43,7 @@ def agree(model: pathlib.Path, files: CheckpointPaths, *, layers: int, clip: obj
 
 
 def equal_tensors(ours: pathlib.Path, theirs: pathlib.Path) -> None:
-    """The tensors of two Hugging Face directories, byte for byte."""
+    """Asserts that two Hugging Face directories hold the same tensors, byte for byte."""
     (_, back), (_, source) = tensors.open_hf_directory(ours), tensors.open_hf_directory(theirs)
     assert set(back) == set(source)
     for name, tensor in source.items():
@@ -162,7 +162,7 @@ SALMONNS = {
 
 @pytest.fixture(scope="module", params=list(SALMONNS), ids=list(SALMONNS))
 def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, CheckpointPaths]:
-    """A SALMONN of a shape of its own, converted."""
+    """Returns a converted SALMONN of one of the shapes above, and the files it comes from."""
     torch_checkpoints.require_packages("peft", "openbeats")
     golden.require()
     folder, shape = tmp_path_factory.mktemp("assembled"), SALMONNS[request.param]
@@ -250,7 +250,7 @@ def test_first_mismatching_layer_is_named(tmp_path, capsys):
 
 @pytest.fixture(scope="session")
 def real_weights() -> pathlib.Path:
-    """Whisper base and SmolLM2-135M as Hugging Face directories, built once from packages."""
+    """Returns a directory with Whisper base and SmolLM2-135M in Hugging Face's format, built once from packages."""
     torch_checkpoints.require_packages("gguf", "accelerate")
     script = golden.SHARED / "real_weights" / "build.py"
     golden.require(script)
@@ -264,6 +264,7 @@ def real_weights() -> pathlib.Path:
     return place
 
 
+@pytest.mark.slow
 def test_real_whisper(real_weights, tmp_path):
     source = real_weights / "whisper-base"
     run("to-jax", "whisper", "--whisper", source, "--output", tmp_path / "model")
@@ -277,6 +278,7 @@ def test_real_whisper(real_weights, tmp_path):
         assert all(difference.relative_error < 1e-4 for difference in found), found
 
 
+@pytest.mark.slow
 def test_real_language_model(real_weights, tmp_path):
     source = real_weights / "smollm2-135m"
     run("to-jax", "llama", "--llm", source, "--output", tmp_path / "model")

@@ -142,7 +142,7 @@ def test_the_seed_decides_the_order():
     assert examples(next(stream(seed=3))) != examples(next(stream(seed=4)))
 
 
-@pytest.mark.parametrize("bad", [0, 10])
+@pytest.mark.parametrize("bad", [0, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_any_step_and_gone_on_with_another_number_of_hosts(bad):
     """Fifty times, each after a number of steps and with a number of hosts drawn at random: one sequence."""
     data = dataclasses.replace(DATA, max_bad_share=0.5)

@@ -1,4 +1,4 @@
-"""`launch.plan` with the real TPU compiler, for a slice nobody here owns."""
+"""`launch.plan` with the real TPU compiler, for slices that this machine does not have."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import sys
 
 import pytest
 
+from launch import plan_table
+from tests.launch.test_plan_table import assert_same_plan
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def plan(*words: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"XLA_FLAGS": ""}
+    """Runs `launch.plan` as a user does, without the precision that tests/conftest.py asks for."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_DEFAULT_MATMUL_PRECISION"}
     command = [sys.executable, "-m", "launch.plan", *words]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
@@ -26,21 +30,36 @@ def compiler():
         pytest.skip("the TPU compiler is not installed: pip install -e '.[tpu]'")
 
 
-@pytest.mark.tpu_compiler
-def test_debug_on_a_slice(compiler, tmp_path):
-    done = plan("debug", "--topology", "v5e-8", "--output", str(tmp_path / "plan.json"))
+@pytest.fixture(scope="module")
+def debug_plan(compiler, tmp_path_factory) -> tuple[str, dict]:
+    """Returns what `launch.plan debug --topology v5e-8` prints, and the plan it writes."""
+    output = tmp_path_factory.mktemp("plan") / "plan.json"
+    done = plan("debug", "--topology", "v5e-8", "--output", str(output))
     assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(output.read_text())["plan"]
+
+
+@pytest.mark.tpu_compiler
+def test_debug_on_a_slice(debug_plan):
+    stdout, made = debug_plan
     for line in ("debug on 1 x v5e-8 (8 chips, 2 hosts)", "train step", "prefill", "decode step", "PROJECTED"):
-        assert line in done.stdout
-    made = json.loads((tmp_path / "plan.json").read_text())["plan"]
+        assert line in stdout
     assert made["fits"] and made["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
     train = made["programs"][0]
-    # Replicated weights: nothing goes between chips but what is trained, and counts.
+    # With replicated weights, chips exchange only the gradients of what is trained, and counts.
     assert {one["kind"] for one in train["collectives"]} == {"all-reduce"}
     assert sum(one["bytes"] * one["times"] for one in train["collectives"]) < 1.1 * train["trained"]
     assert 0 < train["needed"] < made["hbm"]
 
 
+@pytest.mark.tpu_compiler
+def test_the_committed_debug_plan_is_what_the_code_gives(debug_plan):
+    (entry,) = [e for e in json.loads(plan_table.PLANS_FILE.read_text()) if e["command"][0] == "debug"]
+    assert entry["command"] == ["debug", "--topology", "v5e-8"]
+    assert_same_plan(debug_plan[1], entry["plan"])
+
+
+@pytest.mark.slow
 @pytest.mark.tpu_compiler
 def test_several_slices_are_joined_by_data(compiler):
     done = plan("debug", "--topology", "v5e-4", "--slices", "2", "--placement", "fsdp", "--train-only")

@@ -1,4 +1,4 @@
-"""`launch.train` as a user runs it: a killed run goes on with the same numbers, and bad input is told in one line."""
+"""`launch.train` as a user runs it: a killed run resumes with the same losses, and bad input is one line."""
 
 from __future__ import annotations
 
@@ -16,24 +16,10 @@ import pytest
 
 from launch import cli, train
 from salmonn_jax.model_directory import load_model
+from tests.runs import copy_run, debug_config, losses
 
 ROOT = pathlib.Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla")}
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "launch.train", *map(str, arguments)]
-
-
-def run(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
-    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def losses(folder: pathlib.Path) -> dict[int, tuple[float, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert len({line["step"] for line in lines}) == len(lines)
-    return {line["step"]: (line["loss"], line["gradient_norm"]) for line in lines}
+CACHE_HIT = "Persistent compilation cache hit for 'jit_train_step'"
 
 
 @pytest.fixture(scope="module")
@@ -41,93 +27,101 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module")
-def whole(folder):
-    """An uninterrupted run."""
-    done = run("debug", "--output", "whole", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "whole"
+def start_process(folder: pathlib.Path, *arguments: str, log: pathlib.Path, **environment: str) -> subprocess.Popen:
+    """Starts `python -m launch.train` in `folder`; stderr, with a line for each compiled program, goes to `log`."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_LOG_COMPILES": "1"} | environment
+    words = [sys.executable, "-m", "launch.train", *map(str, arguments)]
+    with log.open("w") as file:
+        return subprocess.Popen(words, cwd=folder, env=environment, stdout=file, stderr=file)
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(folder, whole):
-    """Killed without warning after a checkpoint, then started again with the same command."""
-    arguments = command("debug", "--output", "killed")
-    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(arguments, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+def run_command(monkeypatch, folder: pathlib.Path, *arguments: str) -> None:
+    """Runs `launch.train` with these arguments in this process, in `folder`."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["launch.train", *map(str, arguments)])
+    cli.run(train.main)
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(folder, debug_run, monkeypatch, capsys):
+    """SIGKILL after a checkpoint, then the same command again. Both starts find the train step in the cache."""
+    process = start_process(folder, "debug", "--output", "killed", log=folder / "killed.log")
     deadline = time.monotonic() + 240
     while not (folder / "killed" / "checkpoints" / "2").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    again = run("debug", "--output", "killed", cwd=folder)
-    assert again.returncode == 0, again.stderr
-    assert "resuming from step" in again.stderr or losses(folder / "killed").keys() == {1, 2, 3, 4, 5, 6}
-    assert losses(folder / "killed") == losses(whole)
+    log = (folder / "killed.log").read_text()
+    assert CACHE_HIT in log, log[-3000:]
+    run_command(monkeypatch, folder, "debug", "--output", "killed")
+    assert "killed: resuming from step" in capsys.readouterr().err
+    assert losses(folder / "killed") == losses(debug_run)
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing_again(folder):
-    """The train step is in the cache of compiled programs: the first start writes it there, the second reads it."""
-    environment = ENVIRONMENT | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_LOG_COMPILES": "1",
-    }
+    """The first start writes the train step to the compilation cache, the second reads it."""
 
     def start(output: str) -> str:
-        words = command("debug", "--output", output, "num_train_steps=1")
-        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert "the first step ended" in done.stderr
-        return done.stderr
+        log, cache = folder / f"{output}.log", str(folder / "compiled")
+        process = start_process(
+            folder, "debug", "--output", output, "num_train_steps=1", log=log, JAX_COMPILATION_CACHE_DIR=cache
+        )
+        assert process.wait(300) == 0, log.read_text()
+        assert "the first step ended" in log.read_text()
+        return log.read_text()
 
     def kept() -> set[str]:
         return {path.name for path in (folder / "compiled").glob("jit_train_step*-cache")}
 
-    hit = "Persistent compilation cache hit for 'jit_train_step'"
-    assert hit not in start("cold") and len(kept()) == 1
-    assert hit in start("warm") and len(kept()) == 1
+    assert CACHE_HIT not in start("cold") and len(kept()) == 1
+    assert CACHE_HIT in start("warm") and len(kept()) == 1
 
 
-def test_every_step_is_logged_once(whole):
-    assert list(losses(whole)) == [1, 2, 3, 4, 5, 6]
-    assert any((whole / "tensorboard").iterdir())
+def test_every_step_is_logged_once(debug_run):
+    assert list(losses(debug_run)) == [1, 2, 3, 4, 5, 6]
+    assert any((debug_run / "tensorboard").iterdir())
 
 
-def test_a_finished_run_is_left_as_it_is(folder, whole):
-    before = (whole / "metrics.jsonl").read_text()
-    assert run("debug", "--output", "whole", cwd=folder).returncode == 0
-    assert (whole / "metrics.jsonl").read_text() == before
+def test_a_finished_run_is_left_as_it_is(folder, debug_run, monkeypatch):
+    run = copy_run(debug_run, folder / "finished", last_step=6)
+    before = (run / "metrics.jsonl").read_text()
+    run_command(monkeypatch, folder, "debug", "--output", "finished")
+    assert (run / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_goes_on_with_another_mesh(folder, whole):
-    """From the checkpoint after step 2, on eight devices that cut the frozen weights; begun before data had buckets."""
-    shutil.copytree(whole, folder / "moved")
-    description = json.loads((folder / "moved" / "config.json").read_text())
+def test_a_run_goes_on_with_another_mesh(folder, debug_run, monkeypatch, capsys):
+    """Resumes after step 2 on a mesh that cuts the frozen weights, from a config.json without `data.buckets`.
+
+    Runs that were started before that field existed have such a config.json.
+    """
+    run = copy_run(debug_run, folder / "moved", last_step=2)
+    description = json.loads((run / "config.json").read_text())
     del description["run"]["data"]["buckets"]
-    (folder / "moved" / "config.json").write_text(json.dumps(description))
-    for later in ("4", "6"):
-        shutil.rmtree(folder / "moved" / "checkpoints" / later)
-    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    words = command("debug", "--output", "moved", 'mesh={"fsdp": 4, "tensor": 2}')
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "resuming from step 2" in done.stderr
-    ours, theirs = losses(folder / "moved"), losses(whole)
+    (run / "config.json").write_text(json.dumps(description))
+    run_command(monkeypatch, folder, "debug", "--output", "moved", 'mesh={"data": 2, "fsdp": 2, "tensor": 2}')
+    assert "resuming from step 2" in capsys.readouterr().err
+    ours, theirs = losses(run), losses(debug_run)
     assert ours.keys() == theirs.keys()
     for step, values in theirs.items():
         np.testing.assert_allclose(ours[step], values, rtol=1e-5, err_msg=str(step))
 
 
-def test_a_run_starts_from_another_run(folder, whole):
-    """The second run trains less than the first did, so it must keep what it does not train."""
-    done = run(
-        "debug", "--output", "second", "--model", "whole", "num_train_steps=1", 'trainable=["query_tokens"]', cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = load_model(folder / "whole").params, load_model(folder / "second").params
+def test_a_run_starts_from_another_run(folder, debug_run):
+    """The second run trains fewer parameters than the first did, and must keep what the first trained."""
+    config = debug_config(folder / "tones", num_train_steps=1, trainable=("query_tokens",))
+    train.train(config, folder / "second", debug_run)
+    first, second = load_model(debug_run).params, load_model(folder / "second").params
     for path, value in first.items():
         same = np.array_equal(value, second[path])
         assert same == (path != "query_tokens"), path
+
+
+@pytest.fixture(scope="module")
+def whole(folder, debug_run):
+    """Returns a copy of a finished run in a folder that also holds a directory that is no run."""
+    (folder / "occupied").mkdir()
+    (folder / "occupied" / "thesis.txt").write_text("years of work")
+    return shutil.copytree(debug_run, folder / "whole")
 
 
 @pytest.mark.parametrize(
@@ -156,14 +150,10 @@ def test_a_run_starts_from_another_run(folder, whole):
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(folder, whole, arguments, says, monkeypatch, capsys):
-    (folder / "occupied").mkdir(exist_ok=True)
-    (folder / "occupied" / "thesis.txt").write_text("years of work")
     kept = [p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] != "x"]
     before = {path: path.stat().st_mtime_ns for path in kept}
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["launch.train", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        cli.run(train.main)
+        run_command(monkeypatch, folder, *arguments)
     told = capsys.readouterr().err.strip().splitlines()
     assert stopped.value.code == 2
     assert says in told[-1]
