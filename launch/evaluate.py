@@ -75,7 +75,6 @@ def evaluate(
     Raises:
       UserError: the model, the corpus or a split does not exist, or there is nothing to score.
     """
-    import jax
 
     import salmonn_jax
     from data_pipelines import corpora
@@ -88,7 +87,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     keys: set[str] = set()
     clips = {}
-    own_path = predictions.prediction_path(output, jax.process_index())
+    own_path = predictions.prediction_path(output, distributed.process_shard()[0])
     other_paths = [path for path in predictions.find_prediction_files(output) if path != own_path]
     with predictions.PredictionLog(own_path, other_paths) as log:
         for split in splits:
@@ -107,7 +106,7 @@ def evaluate(
                     condition=condition,
                     batch_size=batch_size,
                     max_new_tokens=max_new_tokens,
-                    shard=(jax.process_index(), jax.process_count()),
+                    shard=distributed.process_shard(),
                 )
     distributed.barrier("all predictions are made", 3600)
     if not distributed.is_main_process():

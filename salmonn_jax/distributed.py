@@ -61,9 +61,14 @@ def initialize(timeout_seconds: int = 300) -> None:
         jax.distributed.initialize(**arguments, initialization_timeout=timeout_seconds + 60)
 
 
+def process_shard() -> tuple[int, int]:
+    """Returns the index of this process and the number of processes."""
+    return jax.process_index(), jax.process_count()
+
+
 def is_main_process() -> bool:
     """Returns whether this is process 0, which writes the files that only one process writes."""
-    return jax.process_index() == 0
+    return process_shard()[0] == 0
 
 
 def barrier(name: str, timeout_seconds: float = BARRIER_TIMEOUT_SECONDS) -> None:

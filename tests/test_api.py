@@ -80,7 +80,7 @@ def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(debug_run,
     loss, _ = jax.jit(lambda params: batch_loss(run, loaded.structure, params, {}, batch, 1, None))(loaded.params)
     clip = (example.audio, 16_000)
     (whole,), (part,) = (one.score([clip], example.prompt, example.answer) for one in (model, short))
-    assert -part.mean() == pytest.approx(loss, rel=1e-5)
+    assert -part.mean() == pytest.approx(float(loss), rel=1e-5)
     assert not np.allclose(whole, part, rtol=1e-4)
 
 

@@ -91,7 +91,7 @@ def test_whisper(changes, tmp_path):
     agree(tmp_path / "model", CheckpointPaths(whisper=source), layers=5)
     with pytest.raises(UserError, match="has no component from --llm"):
         next(compare.compare(tmp_path / "model", CheckpointPaths(llm=source), DUCK, QUESTION))
-    with pytest.raises(UserError, match="holds no language model"):
+    with pytest.raises(UserError, match="has no language model"):
         salmonn_jax.load(tmp_path / "model").generate(None, QUESTION)
 
 
