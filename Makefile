@@ -31,7 +31,7 @@ test: $(VENV)/.test $(VENV)/.beam
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest $(XDIST) -m slow
 
-# The tables of plans in the README, compiled anew: hours on two cores.
+# The tables of docs/plans.md, compiled anew: hours on two cores.
 plan: $(VENV)/.test
 	$(BIN)/python -m launch.plan_table
 

@@ -1,4 +1,4 @@
-"""Update the README's tables of plans: python -m launch.plan_table [--only PREFIX]
+"""Update the tables of docs/plans.md: python -m launch.plan_table [--only PREFIX]
 
 `launch/plans.json` lists commands of `launch.plan` with their results. This command runs them again, each in its own
 process, writes the new results and prints both tables in Markdown. A command takes minutes for large models.

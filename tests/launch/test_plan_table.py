@@ -1,4 +1,4 @@
-"""The committed plans: the README shows them, and the code still gives them."""
+"""The committed plans: docs/plans.md shows them, and the code still gives them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from launch import plan_table
 
 ENTRIES = json.loads(plan_table.PLANS_FILE.read_text())
-README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+TABLES = (pathlib.Path(__file__).parents[2] / "docs" / "plans.md").read_text()
 
 
 def test_every_command_has_its_plan():
     assert all(entry["plan"] for entry in ENTRIES)
 
 
-def test_the_readme_shows_the_tables():
+def test_the_documentation_shows_the_tables():
     for line in (*plan_table.memory_table(ENTRIES), *plan_table.scaling_table(ENTRIES)):
-        assert line in README.splitlines()
+        assert line in TABLES.splitlines()
 
 
 def test_the_released_models_fit():
