@@ -1,4 +1,4 @@
-"""A run's data, put together from its configuration."""
+"""Builds the training data of a run from its configuration. `launch.train` and `launch.prepare inspect` use it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEASURED_EXAMPLES = 64  # examples of a source from which its mean length is tak
 
 
 def audio_rules(model: ModelConfig, data: DataConfig) -> AudioRules:
-    """How a configuration wants its clips."""
+    """Returns the audio rules of a configuration."""
     return AudioRules(
         channels=data.channels,
         minimum_seconds=model.audio.minimum_seconds,
@@ -35,15 +35,19 @@ def audio_rules(model: ModelConfig, data: DataConfig) -> AudioRules:
 
 
 def source_names(data: DataConfig) -> tuple[str, ...]:
-    """The names that `Batch.source` counts through."""
+    """Returns the names of the sources, in the order of `Batch.source_index`."""
     return tuple(sorted({*data.mixture, *data.replay}))
 
 
 def find_tokenizer_dir(corpus: Corpus, model_dir: pathlib.Path | None) -> pathlib.Path:
-    """Where the tokenizer lies: with the model to start from, or else with the corpus. UserError if in neither."""
+    """Returns the directory of the tokenizer: the model to start from, or else the corpus.
+
+    Raises:
+      UserError: neither has a tokenizer.
+    """
     found = model_dir or corpus.tokenizer_dir
     if found is None:
-        raise UserError("--model must be given: this corpus brings no tokenizer")
+        raise UserError("--model is missing: this corpus has no tokenizer of its own")
     return found
 
 
@@ -56,14 +60,18 @@ def make_training_data(
     seed: int,
     streams: Sequence[int] | None = None,
 ) -> TrainingData:
-    """The training stream of a configuration (see `stream.TrainingData`).
+    """Returns the training data of a configuration.
 
     Args:
-      seed: decides the order.
-      streams: those this process reads, of `data.streams`; by default all.
+      corpus: the sources.
+      tokenizer: tokenizer of the model.
+      model: configuration of the model.
+      data: configuration of the data.
+      seed: decides the order of the examples and all random choices.
+      streams: indices of the streams that this process reads; all `data.streams` by default.
 
     Raises:
-      UserError: a source is not there; or the mixture or its sizes do not go together.
+      UserError: a source does not exist, or the mixture or the sizes are inconsistent.
     """
     sources = {name: corpus.open_source(name, "train") for name in source_names(data)}
     means = {}
@@ -89,9 +97,16 @@ def make_training_data(
 
 
 def mean_example_size(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, max_answer_tokens: int) -> float:
-    """The mean of an example of a source: its hours of audio, or its tokens that are to be predicted.
+    """Returns the mean size of an example: hours of audio, or number of predicted tokens.
 
-    Taken from at most `MEASURED` examples spread evenly over the source; those that cannot be used are left out.
+    It measures at most `MEASURED_EXAMPLES` examples, spread evenly over the source. Examples that cannot be used are
+    left out.
+
+    Args:
+      examples: the source.
+      unit: "hours" or "tokens".
+      tokenizer: counts the tokens.
+      max_answer_tokens: limit of the predicted tokens of an example.
     """
     found = []
     for index in np.linspace(0, len(examples) - 1, min(MEASURED_EXAMPLES, len(examples))).astype(int):

@@ -58,7 +58,7 @@ class GoldenSet:
 
     @functools.cached_property
     def expected(self) -> dict[str, np.ndarray]:
-        """What the original computes, by name."""
+        """Arrays that the original computes, by name."""
         return dict(np.load(self.directory / "expected.npz"))
 
     @functools.cached_property
@@ -110,7 +110,7 @@ class GoldenSet:
 
     @property
     def stores_pad(self) -> bool:
-        """Whether the set stores the rows of [PAD]."""
+        """True if the set stores the rows of [PAD]."""
         return "pad_embedding" in self.expected
 
     @property

@@ -49,7 +49,7 @@ def test_chips_that_share_a_language_model_share_its_clips_where_they_can():
 
 
 def test_bytes_by_kind_are_those_of_the_program():
-    """Of one chip: a part of the frozen weights, which the mesh cuts in four, and everything that is trained."""
+    """Compares the bytes of one chip: a fourth of the frozen weights, and everything that is trained."""
     program = aot.compile_train_step(CONFIG, sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
     shapes = parameters.model_structure(CONFIG.model).shapes
     chosen = parameters.trainable_paths(shapes, CONFIG.trainable)

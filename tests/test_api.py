@@ -55,7 +55,7 @@ def test_a_question_without_a_clip(model, examples):
 
 
 def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(debug_run, model, examples):
-    """With `audio.tokens="clip"` the score of an answer is the training loss of that example."""
+    """Checks that with `audio.tokens="clip"` the score of an answer is the training loss of that example."""
     audio = dataclasses.replace(model.config.audio, tokens="clip", minimum_seconds=0.1)
     config = dataclasses.replace(model.config, audio=audio)
     short, example = copy.copy(model), dataclasses.replace(examples[0], audio=examples[0].audio[:4000])

@@ -111,7 +111,7 @@ def test_fewer_devices_have_the_losses_of_eight(folder, whole, devices):
 
 
 def test_one_process_goes_on_where_two_stopped(folder, whole, capsys):
-    """After step 2 the stream states of both processes are read by one."""
+    """Checks that after step 2 the stream states of both processes are read by one."""
     run = copy_run(whole, folder / "moved", last_step=2)
     assert sorted(path.name for path in (run / "checkpoints" / "2" / "data").glob("*.json")) == ["0.json", "1.json"]
     train(debug_config(folder / ".cache" / "tones"), run, None)
@@ -121,7 +121,7 @@ def test_one_process_goes_on_where_two_stopped(folder, whole, capsys):
 
 @pytest.mark.slow
 def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):
-    """Then the same command resumes, with the losses of the uninterrupted run."""
+    """Checks that the same command then resumes, with the losses of the uninterrupted run."""
     words = ("launch.train", "debug", "--output", "killed", "--watchdog-minutes", "1")
     started = start(folder, *words)
     begin = time.monotonic()
@@ -145,7 +145,7 @@ def test_two_processes_evaluate_as_one_does(folder, whole):
 
 
 def test_two_shares_of_an_evaluation_are_the_whole(folder, whole, monkeypatch):
-    """What two processes answer one after the other is what one process answers."""
+    """Evaluates the shares of two processes one after the other, and compares with one process."""
     options = {"corpus": "tones", "data_dir": folder / ".cache" / "tones", "splits": ["test"]}
     options |= {"batch_size": 4, "max_new_tokens": 3}
     evaluate(whole, folder / "whole evaluation", **options)

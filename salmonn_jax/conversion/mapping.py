@@ -96,7 +96,7 @@ class LazyParam:
 
     @property
     def stacked(self) -> bool:
-        """Whether the leading axis indexes layers, each of which is one torch tensor."""
+        """Returns whether the leading axis indexes layers, each of which is one torch tensor."""
         return self.sources[0][0] is not None
 
     def pieces(self) -> Iterator[tuple[int | None, np.ndarray]]:

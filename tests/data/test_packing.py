@@ -1,4 +1,4 @@
-"""Packing: nothing twice, nothing over the edge, nobody waits for ever, and little is wasted."""
+"""Tests of the packing algorithms: limits, order of waiting, and fill."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_rows_hold_what_they_can_and_nothing_twice(packing):
 
 
 def test_the_fullest_row_is_found():
-    """Beside the one that has waited longest: of all pairs and triples only 30 + 45 fills the row."""
+    """Completes the row of the example that has waited longest: of all pairs and triples only 30 + 45 fills the row."""
     window = [
         ExampleSize(25, 1),
         ExampleSize(60, 1),

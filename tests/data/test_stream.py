@@ -1,4 +1,4 @@
-"""The training stream: the same for any number of readers, restored anywhere, complete, and calm about bad data."""
+"""Tests of the training stream: independence of hosts and workers, restoring, completeness, rejections."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_hosts_read_parts_of_one_sequence(hosts):
 
 
 def test_worker_processes_change_nothing():
-    """With bad examples among others, and from where another process stopped, too."""
+    """Checks this with rejections, and from the state of another process."""
     data = dataclasses.replace(DATA, max_bad_share=0.5)
     here, there = stream(data, bad=10), stream(dataclasses.replace(data, num_workers=2), bad=10)
     with contextlib.closing(there):
@@ -59,7 +59,7 @@ def test_worker_processes_change_nothing():
 
 
 def test_reading_ahead_stays_within_the_budget_and_changes_nothing():
-    """The window, what two steps and the batches ahead need, and no more than the budget."""
+    """Counts the reads beyond the samples received: at most what two batches ahead and the budget allow."""
     reads, budget = [], 10 * 8 * 2 * WINDOW / 2**20
     frugal = dataclasses.replace(DATA, read_ahead_mb=1e-6)
     for data, read_ahead in ((dataclasses.replace(DATA, read_ahead_mb=budget), 7), (frugal, 1)):
@@ -88,7 +88,7 @@ def settle(reads: list) -> None:
 
 
 def test_a_state_that_was_set_is_the_state():
-    """Not less what waits, which is read again."""
+    """Checks that waiting samples, which are read again, stay in the state."""
     whole, again = stream(), stream(streams=range(4))
     for _ in range(3):
         next(whole)
@@ -98,7 +98,7 @@ def test_a_state_that_was_set_is_the_state():
 
 
 def test_mostly_bad_examples():
-    """What comes is not enough, again and again."""
+    """Rejects half of the samples, so that the window must be refilled several times in a step."""
     data = dataclasses.replace(DATA, max_bad_share=1.0)
     whole, resumed = stream(data, bad=2), stream(data, bad=2)
     for _ in range(3):
@@ -111,7 +111,7 @@ def test_mostly_bad_examples():
 
 
 def test_a_mixture_that_changes_goes_on_with_every_source():
-    """After the change a stream reads each source from where it stopped, in the new shares."""
+    """Checks that a stream continues each source at its count, in the new shares."""
     samples = refs_of(SHARES, stream=3)
     before = list(itertools.islice(samples, 100))
     state = json.loads(json.dumps(samples.get_state()))
@@ -126,7 +126,7 @@ def test_a_mixture_that_changes_goes_on_with_every_source():
 
 
 def test_a_source_that_is_mixed_in_no_longer_is_dropped():
-    """What waited of it is not trained on, whatever else the checkpoint holds."""
+    """Checks that waiting samples of a removed source are dropped from a restored state."""
     data = stream()
     for _ in range(3):
         next(data)
@@ -180,7 +180,7 @@ def test_every_example_once_an_epoch_and_every_epoch_in_another_order():
 
 @pytest.mark.parametrize("shares", [SHARES, get_config("salmonn_13b_stage2").data.mixture], ids=["three", "stage 2"])
 def test_shares_in_a_stream_and_in_all(shares):
-    """After any number of draws of 64 streams: within 5 of its share in each, within 20 in all."""
+    """Checks 500 draws of 64 streams: a source is within 5 of its share in a stream, and within 20 in all streams."""
     shares = normalise(shares)
     names = sorted(shares)
     drawn = np.array([
@@ -194,7 +194,7 @@ def test_shares_in_a_stream_and_in_all(shares):
 
 
 def test_a_state_is_small():
-    """At most 4 KB a stream, with the sixteen sources of stage 2 and a window of 32, however long a run."""
+    """Checks the limit of 4 KB per stream with the sixteen sources of stage 2, a window of 32 and large counts."""
     config = get_config("salmonn_13b_stage2").data
     state = refs_of(normalise(config.mixture)).get_state()
     state["counts"] = dict.fromkeys(config.mixture, 10000000)

@@ -1,4 +1,4 @@
-"""What a configuration may ask of the training stream: lengths of rows, clips by policy, augmentation, sizes."""
+"""Tests of the options of the training stream: buckets, long clips, augmentation, sizes."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def assert_same_plan(new: dict, old: dict) -> None:
     "entry", [e for e in ENTRIES if e["command"][0] == "debug"], ids=lambda e: " ".join(e["command"])
 )
 def test_a_plan_made_anew(entry, monkeypatch):
-    """Only the small slice, by the function behind `make plan`, which makes all plans."""
+    """Compiles the plan of the small slice with the function behind `make plan`, which makes all plans."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("the TPU compiler is not installed: pip install -e '.[tpu]'")
     monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION")

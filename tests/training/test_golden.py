@@ -29,7 +29,7 @@ def _golden():
 
 
 class Step(NamedTuple):
-    """What one optimiser step computes."""
+    """Results of one optimiser step."""
 
     loss: jax.Array
     correct: jax.Array  # answer tokens predicted right
