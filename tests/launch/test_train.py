@@ -45,7 +45,7 @@ def run_command(monkeypatch, folder: pathlib.Path, *arguments: str) -> None:
 def test_a_killed_run_goes_on_with_the_same_losses(folder, debug_run, monkeypatch, capsys):
     """SIGKILL after a checkpoint, then the same command again. Both starts find the train step in the cache."""
     process = start_process(folder, "debug", "--output", "killed", log=folder / "killed.log")
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not (folder / "killed" / "checkpoints" / "2").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -66,7 +66,7 @@ def test_a_second_start_compiles_nothing_again(folder):
         process = start_process(
             folder, "debug", "--output", output, "num_train_steps=1", log=log, JAX_COMPILATION_CACHE_DIR=cache
         )
-        assert process.wait(300) == 0, log.read_text()
+        assert process.wait(600) == 0, log.read_text()
         assert "the first step ended" in log.read_text()
         return log.read_text()
 
