@@ -22,6 +22,7 @@ TABLE = Table(
     (Rule("layers.{layer}.fc.weight", "x/layers/fc", LINEAR_KERNEL), Rule("norm", "x/norm"), Rule("other", "y/other")),
     ((r"position_ids", "a counter"),),
 )
+BEATS = {rule.path.removeprefix("beats/"): rule.transform for rule in tables.beats(2).rules}
 SHAPES = {"x/layers/fc": (2, 3, 4), "x/norm": (5,)}
 
 
@@ -103,13 +104,14 @@ def test_a_faulty_table_is_a_fault_of_the_program(rules, shapes, says):
         LINEAR_KERNEL,
         CONV1D_KERNEL,
         SQUEEZE_FIRST_AXIS,
-        tables._patches(2),
-        tables._GATE_SCALE,
-        tables._MAGNITUDE,
+        BEATS["patch_kernel"],
+        BEATS["layers/gate_scale"],
+        BEATS["positional_conv/magnitude"],
     ],
 )
 def test_transforms_are_their_own_way_back(how):
-    shape = {CONV1D_KERNEL: (3, 4, 5), tables._GATE_SCALE: (6,), tables._MAGNITUDE: (6,)}.get(how, (4, 7))
+    vectors = (BEATS["layers/gate_scale"], BEATS["positional_conv/magnitude"])
+    shape = (3, 4, 5) if how is CONV1D_KERNEL else (6,) if how in vectors else (4, 7)
     ours = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     theirs = how.to_torch(ours)
     assert theirs.shape == how.torch_shape(shape)
