@@ -220,6 +220,7 @@ def test_storage_that_is_no_storage(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written to"):
         distributed.preflight(tmp_path / "file", timeout_seconds=60)
     # The other process writes to a disk of its own.
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "barrier", lambda name, seconds: None)
     with pytest.raises(UserError, match=r"sees the files of only 1 of 2 processes in .*; it must be shared"):
         distributed.preflight(tmp_path / "own", timeout_seconds=60)

@@ -22,6 +22,7 @@ TABLE = Table(
     (Rule("layers.{layer}.fc.weight", "x/layers/fc", LINEAR_KERNEL), Rule("norm", "x/norm"), Rule("other", "y/other")),
     ((r"position_ids", "a counter"),),
 )
+BEATS = {rule.path.removeprefix("beats/"): rule.transform for rule in tables.beats(2).rules}
 SHAPES = {"x/layers/fc": (2, 3, 4), "x/norm": (5,)}
 
 
@@ -107,13 +108,14 @@ def test_wrong_table_raises_value_error(rules, shapes, says):
         LINEAR_KERNEL,
         CONV1D_KERNEL,
         SQUEEZE_FIRST_AXIS,
-        tables._patches(2),
-        tables._GATE_SCALE,
-        tables._MAGNITUDE,
+        BEATS["patch_kernel"],
+        BEATS["layers/gate_scale"],
+        BEATS["positional_conv/magnitude"],
     ],
 )
 def test_transforms_round_trip(transform):
-    shape = {CONV1D_KERNEL: (3, 4, 5), tables._GATE_SCALE: (6,), tables._MAGNITUDE: (6,)}.get(transform, (4, 7))
+    vectors = (BEATS["layers/gate_scale"], BEATS["positional_conv/magnitude"])
+    shape = (3, 4, 5) if transform is CONV1D_KERNEL else (6,) if transform in vectors else (4, 7)
     jax_array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     torch_array = transform.to_torch(jax_array)
     assert torch_array.shape == transform.torch_shape(shape)
