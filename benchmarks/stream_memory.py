@@ -21,7 +21,7 @@ from data_pipelines.examples import Example
 from data_pipelines.from_config import audio_rules
 from data_pipelines.sources import tones
 from data_pipelines.stream.mixture import source_shares
-from data_pipelines.stream.training_data import TrainingData
+from data_pipelines.stream.training_data import BATCHES_AHEAD, TrainingData
 from data_pipelines.transforms.encode import encode_config
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from data_pipelines.transforms.samples import Encoder, SampleReader
@@ -86,7 +86,7 @@ def main() -> None:
     sizes = [len(json.dumps(one)) for one in state.values()]
     batch_mb = sum(array.nbytes for array in batch) / 2**20
     print(f"{config.data.streams} streams, clips of {options.seconds:g} s: {resident_mb() - before:.0f} MB")
-    print(f"of which a batch has {batch_mb:.0f} MB, and up to {3} batches are alive")
+    print(f"of which a batch has {batch_mb:.0f} MB, and up to {BATCHES_AHEAD + 1} batches are alive")
     print(f"state of a stream: {max(sizes)} bytes at most; restored to the next batch in {restored:.1f} s")
 
 
