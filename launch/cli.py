@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import absl.logging
 
+from salmonn_jax.accelerators import use_cpu_without_accelerator
 from salmonn_jax.errors import UserError
 
 START_TIME = time.monotonic()  # start of the process, for the metric "time to the first step"
@@ -26,7 +27,6 @@ def start_jax() -> None:
 
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/xla"))
-    distributed.use_cpu_without_accelerator()
     distributed.initialize()
 
 
@@ -44,6 +44,7 @@ def run(main: Callable[[], None]) -> None:
     """
     # Warnings of libraries are of no use to the user. Errors are raised as exceptions.
     absl.logging.set_verbosity(absl.logging.ERROR)
+    use_cpu_without_accelerator()
     try:
         main()
     except UserError as error:

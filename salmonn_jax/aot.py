@@ -22,7 +22,6 @@ from salmonn_jax import hlo, sharding
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import RunConfig
 from salmonn_jax.decoding import greedy
-from salmonn_jax.distributed import use_cpu_without_accelerator
 from salmonn_jax.errors import UserError
 from salmonn_jax.hlo import Collective
 from salmonn_jax.models import parameters
@@ -76,7 +75,6 @@ def devices(topology: Topology) -> list[jax.Device]:
     # Without these, libtpu prints that it cannot determine them. The topology below does not depend on them.
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    use_cpu_without_accelerator()
     from jax.experimental import topologies
 
     slice_options = {"num_slices": topology.slices} if topology.slices > 1 else {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import importlib.util
-import itertools
 import os
 import pathlib
 import sys
@@ -22,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from salmonn_jax.accelerators import TPU_DEVICES, has_device
 from salmonn_jax.errors import UserError
 
 BARRIER_TIMEOUT_SECONDS = 600
-# Device files of accelerators, below /dev.
-TPU_DEVICES, GPU_DEVICES = ("accel[0-9]*", "vfio/[0-9]*"), ("nvidia[0-9]*", "kfd")
 PEER_LOST_EXIT_CODE = 75  # EX_TEMPFAIL: another process was lost, the job may be restarted
 
 
@@ -204,23 +202,10 @@ class Watchdog:
                 return
 
 
-def use_cpu_without_accelerator() -> None:
-    """Sets JAX's platform to CPU on a machine without a TPU or GPU, unless JAX_PLATFORMS is set.
-
-    Otherwise an installed libtpu looks for a TPU and prints several lines about not finding one.
-    """
-    if jax.config.jax_platforms is None and not any(_devices(*TPU_DEVICES, *GPU_DEVICES)):
-        jax.config.update("jax_platforms", "cpu")
-
-
 def _on_tpu() -> bool:
     """Returns whether this is a TPU host, on which JAX finds the other hosts by itself."""
     platforms = os.environ.get("JAX_PLATFORMS", "tpu")
-    return any(_devices(*TPU_DEVICES)) and "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
-
-
-def _devices(*patterns: str) -> Iterator[pathlib.Path]:
-    return itertools.chain.from_iterable(pathlib.Path("/dev").glob(pattern) for pattern in patterns)
+    return has_device(*TPU_DEVICES) and "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
 
 def _first_line(error: Exception) -> str:
