@@ -247,9 +247,9 @@ def full_array(parameter: LazyParam) -> np.ndarray:
     return np.stack(pieces) if parameter.stacked else pieces[0]
 
 
-def require(path: pathlib.Path | None = None) -> None:
-    """Skips the calling test if `path` (default: `TINY`) is absent or torch is not installed; fails it under CI."""
-    reason, path = None, TINY.directory if path is None else path
+def require(path: pathlib.Path) -> None:
+    """Skips the calling test if `path` is absent or torch is not installed; fails it under CI."""
+    reason = None
     if not path.exists():
         reason = f"there is no {path} (set SALMONN_SHARED)"
     else:
@@ -310,21 +310,3 @@ TINY = GoldenSet(
     ),
     pad_id=640,
 )
-
-# Names by which tests of other packages read `TINY`.
-GOLDEN_DIR, CONFIG = TINY.directory, TINY.config
-
-
-def expected_json() -> dict:
-    """Returns `TINY.expected_json`."""
-    return TINY.expected_json
-
-
-def clips() -> tuple[np.ndarray, np.ndarray]:
-    """Returns `TINY.clips`."""
-    return TINY.clips
-
-
-def model() -> Salmonn:
-    """Returns `TINY.model`."""
-    return TINY.model

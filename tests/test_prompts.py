@@ -10,25 +10,25 @@ import pytest
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT_SLOT, encode_answer, encode_prompt
 from salmonn_jax.tokenizer import load_tokenizer
-from tests import golden
+from tests.golden import MINI
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    golden.require()
-    return load_tokenizer(golden.GOLDEN_DIR / "vicuna")
+    MINI.require()
+    return load_tokenizer(MINI.directory / "vicuna")
 
 
 @pytest.mark.parametrize("clip", range(3))
 def test_token_ids_equal_those_of_the_original(tokenizer, clip):
-    ids = golden.expected_json()["token_ids"][clip]
-    prompt = golden.expected_json()["prompts"][clip]  # includes the template
+    ids = MINI.expected_json["token_ids"][clip]
+    prompt = MINI.expected_json["prompts"][clip]  # includes the template
     row = encode_prompt(tokenizer, "{}", prompt, valid_audio_tokens=[[88]], num_audio_tokens=88)
     before = [1, *ids["before"]]
     assert row.tokens[: len(before)] == before
     assert row.tokens[len(before) + 88 :] == ids["after"]
     assert row.audio_slots == [TEXT_SLOT] * len(before) + list(range(88)) + [TEXT_SLOT] * len(ids["after"])
-    assert encode_answer(tokenizer, golden.expected_json()["texts"][clip], 300) == ids["target"]
+    assert encode_answer(tokenizer, MINI.expected_json["texts"][clip], 300) == ids["target"]
 
 
 def test_two_clips_have_consecutive_audio_slots(tokenizer):

@@ -9,7 +9,7 @@ import pytest
 
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import load_tokenizer
-from tests import golden
+from tests.golden import MINI
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers reads tokenizer.json")
 
@@ -79,23 +79,22 @@ def test_prefix_tokens_are_those_of_the_post_processor(directory):
 
 
 def test_tokenizer_json_is_loaded_if_it_has_added_tokens(directory):
-    golden.require()
-    model_bytes = (golden.GOLDEN_DIR / "vicuna" / "tokenizer.model").read_bytes()
+    model_bytes = (MINI.directory / "vicuna" / "tokenizer.model").read_bytes()
     (directory / "tokenizer.model").write_bytes(model_bytes)
     sentencepiece_tokenizer = load_tokenizer(directory)
-    assert sentencepiece_tokenizer.vocab_size == 640 and sentencepiece_tokenizer.prefix_tokens == (
+    assert sentencepiece_tokenizer.vocab_size == 400 and sentencepiece_tokenizer.prefix_tokens == (
         sentencepiece_tokenizer.bos_token_id,
     )
     assert (
-        sentencepiece_tokenizer.decode([*sentencepiece_tokenizer.encode("a dog"), 640, 700]) == "a dog"
+        sentencepiece_tokenizer.decode([*sentencepiece_tokenizer.encode("a dog"), 400, 700]) == "a dog"
     )  # ids beyond the vocabulary
     tokenizer_json = json.loads((directory / "tokenizer.json").read_text())
-    added_token = {"id": 640, "content": "<|im_end|>", "special": True}
+    added_token = {"id": 400, "content": "<|im_end|>", "special": True}
     added_token |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokenizer_json["added_tokens"].append(added_token)
-    tokenizer_json["model"]["vocab"] |= {f"x{i}": i for i in range(len(tokenizer_json["model"]["vocab"]), 640)}
+    tokenizer_json["model"]["vocab"] |= {f"x{i}": i for i in range(len(tokenizer_json["model"]["vocab"]), 400)}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer_json))
-    assert load_tokenizer(directory).vocab_size == 641
+    assert load_tokenizer(directory).vocab_size == 401
 
 
 def test_error_if_there_is_no_tokenizer(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests import golden
+from tests.golden import MINI
 
 
 def require_packages(*packages: str) -> None:
@@ -43,7 +43,7 @@ def write_llama(
 
     torch.manual_seed(0)
     values = {
-        "vocab_size": 640,
+        "vocab_size": 400,
         "hidden_size": 48,
         "intermediate_size": 80,
         "num_hidden_layers": 3,
@@ -58,9 +58,8 @@ def write_llama(
     model = transformers.AutoModelForCausalLM.from_config(config_class(**values), dtype=getattr(torch, dtype))
     _randomize_weights(model)
     model.save_pretrained(directory, max_shard_size="100KB")
-    tokenizer = golden.GOLDEN_DIR / "vicuna" / "tokenizer.model"
-    if tokenizer.is_file():
-        (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+    tokenizer = MINI.directory / "vicuna" / "tokenizer.model"
+    (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
     return directory
 
 

@@ -15,7 +15,7 @@ from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
 from salmonn_jax.conversion import mapping, tensors, torch_checkpoints, vicuna
 from salmonn_jax.errors import UserError
 from salmonn_jax.models.llama import rotary_inv_freq
-from tests import golden
+from tests.golden import MINI
 
 LLAMA = {
     "model_type": "llama",
@@ -126,12 +126,12 @@ def test_mismatched_vicuna_is_refused(width, model, changed):
         ("salmonn.pth", ["SALMONN checkpoint, 73 tensors", "other entry: epoch 0", "): an index buffer"]),
         ("beats.pt", ["BEATs checkpoint, 52 tensors", "'num_buckets': 320", "): the classification head"]),
         ("whisper", ["Whisper checkpoint", "): the decoder"]),
-        ("vicuna", ["LLaMA checkpoint", "model.embed_tokens.weight [640, 64] float16"]),
+        ("vicuna", ["LLaMA checkpoint", "model.embed_tokens.weight [400, 48] float16"]),
     ],
 )
 def test_inspect(name, lines, capsys):
-    golden.require()
-    convert.main(["inspect", str(golden.GOLDEN_DIR / name)])
+    MINI.require()
+    convert.main(["inspect", str(MINI.directory / name)])
     output = capsys.readouterr().out
     for line in lines:
         assert line in output
@@ -146,8 +146,8 @@ def test_ignored_tensors_are_grouped_by_reason():
 
 
 def test_verbose_inspect_lists_each_ignored_tensor(capsys):
-    golden.require()
-    path = golden.GOLDEN_DIR / "whisper"
+    MINI.require()
+    path = MINI.directory / "whisper"
     convert.main(["inspect", str(path)])
     grouped = capsys.readouterr().out.splitlines()
     convert.main(["inspect", str(path), "--verbose"])
@@ -161,8 +161,8 @@ def test_verbose_inspect_lists_each_ignored_tensor(capsys):
 
 
 def test_conversion_prints_one_line_per_reason(tmp_path, capsys):
-    golden.require()
-    words = ["to-jax", "whisper", "--whisper", str(golden.GOLDEN_DIR / "whisper"), "--output"]
+    MINI.require()
+    words = ["to-jax", "whisper", "--whisper", str(MINI.directory / "whisper"), "--output"]
     convert.main([*words, str(tmp_path / "grouped")])
     (grouped,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ignored ")]
     convert.main([*words, str(tmp_path / "listed"), "--verbose"])
