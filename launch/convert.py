@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     inspect = verbs.add_parser("inspect", help="list the tensors of a checkpoint and those a conversion ignores")
     inspect.add_argument("path", type=pathlib.Path, metavar="PATH", help="checkpoint file or Hugging Face directory")
     _add_verbose(inspect)
-    inspect.set_defaults(run=inspect_checkpoint)
+    inspect.set_defaults(run=run_inspect)
     _add_compare(verbs.add_parser("compare", help="compare a converted model with PyTorch, layer by layer"))
     options = parser.parse_args(argv)
     options.run(options)
@@ -69,11 +69,11 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
     salmonn.add_argument(
         "--own-checkpoint", action="store_true", help="accept any LLM: the checkpoint is not a released one"
     )
-    salmonn.set_defaults(run=to_jax_salmonn)
+    salmonn.set_defaults(run=run_to_jax_salmonn)
     for kind, flag in (("whisper", "--whisper"), ("beats", "--beats"), ("llama", "--llm")):
         component = kinds.add_parser(kind, help=f"only this component, from a {_SOURCE_HELP[kind]}")
         component.add_argument(flag, required=True, type=pathlib.Path, dest="path", help=_SOURCE_HELP[kind])
-        component.set_defaults(run=to_jax_component)
+        component.set_defaults(run=run_to_jax_component)
     for kind in kinds.choices.values():
         kind.add_argument("--output", required=True, type=pathlib.Path, metavar="MODEL", help="directory to write")
         _add_verbose(kind)
@@ -83,9 +83,9 @@ def _add_to_torch(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `to-torch`."""
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, run, help in (
-        ("salmonn", to_torch, "the original's .pth, with the trained parameters"),
-        ("peft", to_torch, "a PEFT directory, with the LoRA adapters"),
-        ("llama", to_torch_llama, "a Hugging Face directory of the language model, with merged adapters"),
+        ("salmonn", run_to_torch, "the original's .pth, with the trained parameters"),
+        ("peft", run_to_torch, "a PEFT directory, with the LoRA adapters"),
+        ("llama", run_to_torch_llama, "a Hugging Face directory of the language model, with merged adapters"),
     ):
         subparser = kinds.add_parser(kind, help=help)
         subparser.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
@@ -105,10 +105,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "--tolerance", type=float, default=1e-3, help="largest relative error that passes (default: %(default)s)"
     )
     parser.add_argument("clip", metavar="CLIP", help="audio file")
-    parser.set_defaults(run=compare)
+    parser.set_defaults(run=run_compare)
 
 
-def to_torch(arguments: argparse.Namespace) -> None:
+def run_to_torch(arguments: argparse.Namespace) -> None:
     """Writes the trained parameters as a SALMONN `.pth` or a PEFT directory."""
     from salmonn_jax.conversion import to_torch
 
@@ -117,7 +117,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}")
 
 
-def to_torch_llama(arguments: argparse.Namespace) -> None:
+def run_to_torch_llama(arguments: argparse.Namespace) -> None:
     """Writes the language model as a Hugging Face directory, with a progress bar."""
     from salmonn_jax.conversion import to_torch
 
@@ -126,7 +126,7 @@ def to_torch_llama(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}")
 
 
-def inspect_checkpoint(arguments: argparse.Namespace) -> None:
+def run_inspect(arguments: argparse.Namespace) -> None:
     """Prints the contents of a checkpoint."""
     from salmonn_jax.conversion import inspection
 
@@ -134,7 +134,7 @@ def inspect_checkpoint(arguments: argparse.Namespace) -> None:
         print(line)
 
 
-def compare(arguments: argparse.Namespace) -> None:
+def run_compare(arguments: argparse.Namespace) -> None:
     """Prints the error of each layer against PyTorch. On a mismatch, prints the first such layer and exits with 1."""
     import warnings
 
@@ -161,14 +161,14 @@ def compare(arguments: argparse.Namespace) -> None:
     sys.exit(1)
 
 
-def to_jax_component(arguments: argparse.Namespace) -> None:
+def run_to_jax_component(arguments: argparse.Namespace) -> None:
     """Converts one component to a model directory."""
     from salmonn_jax.conversion import to_jax
 
     _execute_plan(to_jax.plan_component(arguments.kind, arguments.path), arguments.output, verbose=arguments.verbose)
 
 
-def to_jax_salmonn(arguments: argparse.Namespace) -> None:
+def run_to_jax_salmonn(arguments: argparse.Namespace) -> None:
     """Converts a whole SALMONN to a model directory."""
     from salmonn_jax.conversion import to_jax
 

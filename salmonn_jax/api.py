@@ -148,7 +148,7 @@ class Model:
                 self.tokenizer,
                 self.config.prompt_template,
                 text,
-                valid_audio_tokens=[[self.config.num_valid_audio_tokens(len(clip))] for clip in pcm],
+                valid_audio_token_counts=[[self.config.num_valid_audio_tokens(len(clip))] for clip in pcm],
                 num_audio_tokens=self.config.num_audio_tokens,
             )
             segments.append(Segment(encoded_prompt.tokens, encoded_prompt.audio_slots, len(encoded_prompt.tokens), pcm))

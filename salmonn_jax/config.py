@@ -237,7 +237,7 @@ class DataConfig:
     num_workers: int = 0  # worker processes per host that read and decode; 0 uses threads
 
     @property
-    def samples_per_step(self) -> int:
+    def stream_examples_per_step(self) -> int:
         """About the largest number of samples that a stream places in a step; rows without clips may hold more."""
         return max(self.rows, self.clips) // self.streams
 
@@ -260,9 +260,10 @@ def check_data_sizes(data: DataConfig) -> None:
             raise UserError(f"data.{name}={size} does not divide over data.streams={data.streams}")
     if data.packing == "pad" and data.clips > data.rows:
         raise UserError(f"data.clips={data.clips} is more than data.rows={data.rows}; a row holds one clip at most")
-    if data.lookahead < data.samples_per_step:
+    if data.lookahead < data.stream_examples_per_step:
         raise UserError(
-            f"data.lookahead={data.lookahead} is less than a stream places in a step; set it to {data.samples_per_step}"
+            f"data.lookahead={data.lookahead} is less than a stream places in a step; set it to "
+            f"{data.stream_examples_per_step}"
         )
     if not data.read_ahead_mb > 0:
         raise UserError(f"data.read_ahead_mb={data.read_ahead_mb:g} must be above 0")

@@ -22,7 +22,8 @@ TEXT_SLOT = -1  # value in `audio_slots` at text tokens
 class EncodedPrompt(NamedTuple):
     """Token ids of a prompt and, at each position, the audio token that replaces the embedding of the token.
 
-    Audio token `i` of window `w` has the slot `w * num_audio_tokens + i`. Positions of text have `TEXT_SLOT`.
+    Audio token `i` of encoder window `w` has the slot `w * num_audio_tokens + i`, where windows are counted over all
+    clips of the prompt. Positions of text have `TEXT_SLOT`.
     """
 
     tokens: list[int]
@@ -34,7 +35,7 @@ def encode_prompt(
     template: str,
     prompt: str,
     *,
-    valid_audio_tokens: Collection[Collection[int]],
+    valid_audio_token_counts: Collection[Collection[int]],
     num_audio_tokens: int,
 ) -> EncodedPrompt:
     """Inserts the prompt into the template and encodes it up to the position where the answer begins.
@@ -43,21 +44,22 @@ def encode_prompt(
       tokenizer: tokenizer of the language model.
       template: prompt template of the model, in which `{}` is replaced by the prompt.
       prompt: prompt with one `<SpeechHere>` per clip.
-      valid_audio_tokens: for each clip, the number of audio tokens in the prompt for each of its windows. A clip
-        longer than one window has several windows, whose audio tokens follow each other.
-      num_audio_tokens: number of audio tokens that are computed for a window.
+      valid_audio_token_counts: one list per clip: the number of audio tokens in the prompt for each encoder window of
+        the clip. A clip that is longer than one window has several, whose audio tokens follow each other.
+      num_audio_tokens: number of audio tokens that are computed for an encoder window.
 
     Raises:
       UserError: the number of placeholders differs from the number of clips, or the prompt is empty.
     """
     text_pieces = template.replace("{}", prompt, 1).split(AUDIO_PLACEHOLDER)
-    if len(text_pieces) != len(valid_audio_tokens) + 1:
+    if len(text_pieces) != len(valid_audio_token_counts) + 1:
         raise UserError(
-            f"prompt {prompt!r} has {len(text_pieces) - 1} {AUDIO_PLACEHOLDER} for {len(valid_audio_tokens)} clip(s)"
+            f"prompt {prompt!r} has {len(text_pieces) - 1} {AUDIO_PLACEHOLDER} for "
+            f"{len(valid_audio_token_counts)} clip(s)"
         )
     tokens, audio_slots = list(tokenizer.prefix_tokens), [TEXT_SLOT] * len(tokenizer.prefix_tokens)
     window = 0
-    for text_piece, tokens_per_window in zip(text_pieces, ((), *valid_audio_tokens), strict=True):
+    for text_piece, tokens_per_window in zip(text_pieces, ((), *valid_audio_token_counts), strict=True):
         for num_tokens in tokens_per_window:
             tokens += [tokenizer.bos_token_id] * num_tokens  # any valid id: audio tokens replace these embeddings
             audio_slots += range(window * num_audio_tokens, window * num_audio_tokens + num_tokens)

@@ -23,7 +23,7 @@ def tokenizer():
 def test_token_ids_equal_those_of_the_original(tokenizer, clip):
     ids = MINI.expected_json["token_ids"][clip]
     prompt = MINI.expected_json["prompts"][clip]  # includes the template
-    row = encode_prompt(tokenizer, "{}", prompt, valid_audio_tokens=[[88]], num_audio_tokens=88)
+    row = encode_prompt(tokenizer, "{}", prompt, valid_audio_token_counts=[[88]], num_audio_tokens=88)
     before = [1, *ids["before"]]
     assert row.tokens[: len(before)] == before
     assert row.tokens[len(before) + 88 :] == ids["after"]
@@ -33,17 +33,17 @@ def test_token_ids_equal_those_of_the_original(tokenizer, clip):
 
 def test_two_clips_have_consecutive_audio_slots(tokenizer):
     row = encode_prompt(
-        tokenizer, "{}", "<SpeechHere> or <SpeechHere>?", valid_audio_tokens=[[3], [3]], num_audio_tokens=3
+        tokenizer, "{}", "<SpeechHere> or <SpeechHere>?", valid_audio_token_counts=[[3], [3]], num_audio_tokens=3
     )
     assert [slot for slot in row.audio_slots if slot != TEXT_SLOT] == [0, 1, 2, 3, 4, 5]
 
 
 def test_windows_of_a_long_clip_follow_each_other(tokenizer):
     row = encode_prompt(
-        tokenizer, "{}", "<SpeechHere> and <SpeechHere>", valid_audio_tokens=[[2, 2], [2]], num_audio_tokens=2
+        tokenizer, "{}", "<SpeechHere> and <SpeechHere>", valid_audio_token_counts=[[2, 2], [2]], num_audio_tokens=2
     )
     short_row = encode_prompt(
-        tokenizer, "{}", "<SpeechHere> and <SpeechHere>", valid_audio_tokens=[[2], [2]], num_audio_tokens=2
+        tokenizer, "{}", "<SpeechHere> and <SpeechHere>", valid_audio_token_counts=[[2], [2]], num_audio_tokens=2
     )
     assert [slot for slot in row.audio_slots if slot != TEXT_SLOT] == [0, 1, 2, 3, 4, 5]
     assert len(row.tokens) == len(short_row.tokens) + 2
@@ -52,14 +52,14 @@ def test_windows_of_a_long_clip_follow_each_other(tokenizer):
 
 def test_a_prompt_may_contain_fewer_audio_tokens_than_a_window_has(tokenizer):
     row = encode_prompt(
-        tokenizer, "{}", "<SpeechHere> and <SpeechHere>", valid_audio_tokens=[[3, 1], [2]], num_audio_tokens=3
+        tokenizer, "{}", "<SpeechHere> and <SpeechHere>", valid_audio_token_counts=[[3, 1], [2]], num_audio_tokens=3
     )
     assert [slot for slot in row.audio_slots if slot != TEXT_SLOT] == [0, 1, 2, 3, 6, 7]
 
 
 def test_error_for_a_prompt_without_placeholder(tokenizer):
     with pytest.raises(UserError, match="0 <SpeechHere> for 1 clip"):
-        encode_prompt(tokenizer, "{}", "Describe the audio.", valid_audio_tokens=[[88]], num_audio_tokens=88)
+        encode_prompt(tokenizer, "{}", "Describe the audio.", valid_audio_token_counts=[[88]], num_audio_tokens=88)
 
 
 def test_a_cut_answer_has_no_end_token(tokenizer):
@@ -72,10 +72,10 @@ def test_empty_prompt_without_prefix_tokens(tokenizer):
     no_prefix = copy.copy(tokenizer)
     no_prefix.prefix_tokens = ()
     assert encode_prompt(
-        no_prefix, "{}", "a dog", valid_audio_tokens=[], num_audio_tokens=88
+        no_prefix, "{}", "a dog", valid_audio_token_counts=[], num_audio_tokens=88
     ).tokens == tokenizer.encode("a dog")
     with pytest.raises(UserError, match="the prompt is empty"):
-        encode_prompt(no_prefix, "{}", "", valid_audio_tokens=[], num_audio_tokens=88)
+        encode_prompt(no_prefix, "{}", "", valid_audio_token_counts=[], num_audio_tokens=88)
 
 
 def test_tokenizer_can_be_pickled(tokenizer):

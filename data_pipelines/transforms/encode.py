@@ -88,7 +88,7 @@ def encode_example(
             tokenizer,
             config.prompt_template,
             prompt,
-            valid_audio_tokens=[[config.audio_tokens_of(len(window)) for window in windows]] if has_audio else [],
+            valid_audio_token_counts=[[config.audio_tokens_of(len(window)) for window in windows]] if has_audio else [],
             num_audio_tokens=config.audio_tokens,
         )
     except UserError as error:

@@ -95,7 +95,7 @@ def _encode_prompt(model: api.Model, prompt: str, clip_lengths: Sequence[int]) -
         model.tokenizer,
         model.config.prompt_template,
         prompt,
-        valid_audio_tokens=[[model.config.num_valid_audio_tokens(samples)] for samples in clip_lengths],
+        valid_audio_token_counts=[[model.config.num_valid_audio_tokens(samples)] for samples in clip_lengths],
         num_audio_tokens=model.config.num_audio_tokens,
     )
 

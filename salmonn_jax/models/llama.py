@@ -68,7 +68,16 @@ class LlamaLayer(nnx.Module):
         self.down_proj = make_projection("down_proj", config.intermediate_size, hidden_size, lora, rngs)
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
 
-    def __call__(self, x, rotation, mask, lora_scale, past_key_values, cache_index, key):
+    def __call__(
+        self,
+        x: Array,
+        rotation: tuple[Array, Array],
+        mask: Array,
+        lora_scale: Array | float | None,
+        past_key_values: tuple[Array, Array] | None,
+        cache_index: Array | None,
+        dropout_key: Array | None,
+    ) -> tuple[Array, tuple[Array, Array]]:
         """Applies the layer.
 
         Args:
@@ -77,13 +86,13 @@ class LlamaLayer(nnx.Module):
           mask: bool[R,S,C] keys that each query may attend to.
           lora_scale: factor of the adapters; None leaves the adapters out.
           past_key_values: cached keys and values, float[R,C,H,K] each; None attends to the tokens of this call only.
-          cache_index: int32 scalar, the first cache slot to write.
-          key: random key of LoRA dropout; None in inference.
+          cache_index: int32 scalar, the first cache slot to write; None without a cache.
+          dropout_key: random key of LoRA dropout; None in inference.
 
         Returns:
           float[R,S,D] hidden states, and the keys and values that were attended to, float[R,C,H,K] each.
         """
-        q_key, k_key, v_key, o_key, gate_key, up_key, down_key = split_key(key, 7)
+        q_key, k_key, v_key, o_key, gate_key, up_key, down_key = split_key(dropout_key, 7)
         y = self.attention_norm(x)
         q = apply_rotary_embedding(split_heads(self.q_proj(y, lora_scale, q_key), self.num_heads), *rotation)
         k = apply_rotary_embedding(split_heads(self.k_proj(y, lora_scale, k_key), self.num_kv_heads), *rotation)
@@ -127,7 +136,7 @@ class Llama(nnx.Module):
         *,
         lora_scale: Array | float | None,
         cache: KVCache | None = None,
-        key: Array | None = None,
+        dropout_key: Array | None = None,
         remat_policy: str = "none",
     ) -> tuple[Array, KVCache | None]:
         """Runs the layers and the final norm.
@@ -138,7 +147,7 @@ class Llama(nnx.Module):
           mask: bool[R,S,C] keys that each query may attend to. Without a cache, C is S.
           lora_scale: factor of the adapters; None leaves the adapters out.
           cache: cache to which the keys and values of this call are appended, and whose slots are attended to.
-          key: random key of LoRA dropout in training; None in inference.
+          dropout_key: random key of LoRA dropout in training; None in inference.
           remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
 
         Returns:
@@ -147,13 +156,13 @@ class Llama(nnx.Module):
         rotation = rotary_cos_sin(positions, self.config)
         start = None if cache is None else cache.length
         past = None if cache is None else (cache.keys, cache.values)
-        keys = None if key is None else jax.random.split(key, self.config.num_hidden_layers)
+        layer_keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_hidden_layers)
 
-        def body(x, layer, past, key):
-            x, new_kv = layer(x, rotation, mask, lora_scale, past, start, key)
+        def body(x, layer, past, layer_key):
+            x, new_kv = layer(x, rotation, mask, lora_scale, past, start, layer_key)
             return x, None if past is None else new_kv
 
-        x, new_kv = scan_layers("llama", body, x, self.layers, past, keys, remat_policy=remat_policy)
+        x, new_kv = scan_layers("llama", body, x, self.layers, past, layer_keys, remat_policy=remat_policy)
         cache = None if cache is None else KVCache(*new_kv, cache.length + x.shape[1])
         return self.norm(x), cache
 

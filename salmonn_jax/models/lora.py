@@ -37,12 +37,12 @@ class LoraLinear(Linear):
         self.lora_b = nnx.Param(jnp.zeros((lora.rank, out_features), jnp.float32))
         self.dropout_rate = lora.dropout
 
-    def __call__(self, x: Array, lora_scale: Array | float | None, key: Array | None = None) -> Array:
-        """Maps float[...,D_in] to float[...,D_out]; `key` is the random key of dropout, None in inference."""
+    def __call__(self, x: Array, lora_scale: Array | float | None, dropout_key: Array | None = None) -> Array:
+        """Maps float[...,D_in] to float[...,D_out]; `dropout_key` is the random key of dropout, None in inference."""
         y = super().__call__(x)
         if lora_scale is None:
             return y
-        low_rank = dropout(x, self.dropout_rate, key) @ self.lora_a[...].astype(x.dtype)
+        low_rank = dropout(x, self.dropout_rate, dropout_key) @ self.lora_a[...].astype(x.dtype)
         return y + (low_rank @ self.lora_b[...].astype(x.dtype) * jnp.asarray(lora_scale, x.dtype))
 
 
@@ -52,8 +52,8 @@ class PlainLinear(Linear):
     def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, kernel_init: Callable = FAN_IN_INIT):
         super().__init__(in_features, out_features, use_bias=False, rngs=rngs, kernel_init=kernel_init)
 
-    def __call__(self, x: Array, lora_scale: Array | float | None, key: Array | None = None) -> Array:
-        del lora_scale, key
+    def __call__(self, x: Array, lora_scale: Array | float | None, dropout_key: Array | None = None) -> Array:
+        del lora_scale, dropout_key
         return super().__call__(x)
 
 

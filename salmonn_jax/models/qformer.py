@@ -41,19 +41,19 @@ class BertAttention(nnx.Module):
         self.num_heads = config.num_attention_heads
         self.dropout_rate = config.dropout
 
-    def __call__(self, x: Array, keys: Array, values: Array, key: Array | None) -> Array:
+    def __call__(self, x: Array, keys: Array, values: Array, dropout_key: Array | None) -> Array:
         """Applies attention.
 
         Args:
           x: float[A,W,Q,D] hidden states of the queries.
           keys: float[A,W,T,D] projected keys.
           values: float[A,W,T,D] projected values.
-          key: random key of dropout; None in inference.
+          dropout_key: random key of dropout; None in inference.
 
         Returns:
           float[A,W,Q,D].
         """
-        weights_key, output_key = split_key(key, 2)
+        weights_key, output_key = split_key(dropout_key, 2)
         q, k, v = (split_heads(y, self.num_heads) for y in (self.query(x), keys, values))
         scores = jnp.einsum("awqhk,awthk->awhqt", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores / q.shape[-1] ** 0.5).astype(x.dtype)
@@ -72,18 +72,18 @@ class BertLayer(nnx.Module):
         self.norm = LayerNorm(config.hidden_size, epsilon=LAYER_NORM_EPS)
         self.config = config
 
-    def __call__(self, x: Array, frames: Array, key: Array | None) -> Array:
+    def __call__(self, x: Array, frames: Array, dropout_key: Array | None) -> Array:
         """Applies the layer.
 
         Args:
           x: float[A,W,Q,D] hidden states of the queries.
           frames: float[A,T,E] encoder frames of the clips.
-          key: random key of dropout; None in inference.
+          dropout_key: random key of dropout; None in inference.
 
         Returns:
           float[A,W,Q,D].
         """
-        self_key, cross_key, output_key = split_key(key, 3)
+        self_key, cross_key, output_key = split_key(dropout_key, 3)
         x = self.attention(x, self.attention.key(x), self.attention.value(x), self_key)
         # Windows may overlap, so each frame is projected once, before windows are cut.
         keys, values = (
@@ -103,23 +103,25 @@ class QFormer(nnx.Module):
         )
         self.config = config
 
-    def __call__(self, queries: Array, frames: Array, key: Array | None = None) -> Array:
+    def __call__(self, queries: Array, frames: Array, dropout_key: Array | None = None) -> Array:
         """Applies the Q-Former to all windows.
 
         Args:
           queries: float[Q,D] learned queries.
           frames: float[A,T,E] encoder frames.
-          key: random key of dropout; None in inference.
+          dropout_key: random key of dropout; None in inference.
 
         Returns:
           float[A,W*Q,D], window by window.
         """
-        input_key, layers_key = split_key(key, 2)
+        input_key, layers_key = split_key(dropout_key, 2)
         num_clips, num_windows = frames.shape[0], count_windows(frames.shape[1], self.config)
         x = dropout(self.norm(queries.astype(frames.dtype)), self.config.dropout, input_key)
         x = jnp.broadcast_to(x, (num_clips, num_windows, *x.shape))
         layer_keys = None if layers_key is None else jax.random.split(layers_key, self.config.num_hidden_layers)
-        x, _ = scan_layers("qformer", lambda x, layer, key: (layer(x, frames, key), None), x, self.layers, layer_keys)
+        x, _ = scan_layers(
+            "qformer", lambda x, layer, layer_key: (layer(x, frames, layer_key), None), x, self.layers, layer_keys
+        )
         return x.reshape(num_clips, num_windows * x.shape[2], -1)
 
 

@@ -91,12 +91,13 @@ class Salmonn(nnx.Module):
         sound = jnp.where(encoder_output.beats_mask[..., None], self.ln_audio(encoder_output.beats), 0)
         return jnp.concatenate([speech, _pad_or_trim(sound, speech.shape[1])], axis=-1)
 
-    def compute_audio_tokens(self, encoder_output: EncoderOutput, key: Array | None = None) -> Array:
+    def compute_audio_tokens(self, encoder_output: EncoderOutput, dropout_key: Array | None = None) -> Array:
         """Returns the audio tokens float[A,W*Q,D], which have the embedding size of the language model."""
-        return self.projection(self.qformer(self.query_tokens[...], self.concat_encoder_frames(encoder_output), key))
+        frames = self.concat_encoder_frames(encoder_output)
+        return self.projection(self.qformer(self.query_tokens[...], frames, dropout_key))
 
     def encode_audio(
-        self, pcm: Array, pcm_length: Array, padded_length: Array | None = None, key: Array | None = None
+        self, pcm: Array, pcm_length: Array, padded_length: Array | None = None, dropout_key: Array | None = None
     ) -> Array:
         """Encodes clips as audio tokens. A batch without clips skips the encoders.
 
@@ -104,14 +105,14 @@ class Salmonn(nnx.Module):
           pcm: int16[A,N], zero-padded to the window.
           pcm_length: int32[A] samples of each clip.
           padded_length: see `run_encoders`.
-          key: random key of the Q-Former's dropout; None in inference.
+          dropout_key: random key of the Q-Former's dropout; None in inference.
 
         Returns:
           float[A,W*Q,D] audio tokens.
         """
         if pcm.shape[0] == 0:
             return jnp.zeros((0, self.config.num_audio_tokens, self.config.llama.hidden_size), self.dtype)
-        return self.compute_audio_tokens(self.run_encoders(pcm, pcm_length, padded_length), key)
+        return self.compute_audio_tokens(self.run_encoders(pcm, pcm_length, padded_length), dropout_key)
 
     def merge_audio_tokens(self, tokens: Array, audio_slot: Array, audio_tokens: Array, num_shards: int = 1) -> Array:
         """Embeds tokens and replaces the embeddings at audio slots by audio tokens.
@@ -142,7 +143,7 @@ class Salmonn(nnx.Module):
         lora_scale: Array | float | None,
         padded_length: Array | None = None,
         num_shards: int = 1,
-        key: Array | None = None,
+        dropout_key: Array | None = None,
         remat_policy: str = "none",
     ) -> tuple[Array, Array]:
         """Runs the teacher-forced forward pass of a batch.
@@ -152,18 +153,18 @@ class Salmonn(nnx.Module):
           lora_scale: factor of the adapters; None leaves the adapters out.
           padded_length: see `run_encoders`.
           num_shards: see `merge_audio_tokens`.
-          key: random key of dropout; None in inference.
+          dropout_key: random key of dropout; None in inference.
           remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`, for the language model's layers.
 
         Returns:
           float32[R,S,V] logits (entry s predicts token s + 1), and the float[A,W*Q,D] audio tokens.
         """
-        qformer_key, llama_key = split_key(key, 2)
+        qformer_key, llama_key = split_key(dropout_key, 2)
         audio_tokens = self.encode_audio(batch.pcm, batch.pcm_length, padded_length, qformer_key)
         x = self.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens, num_shards)
         mask = causal_mask(batch.segments)
         hidden, _ = self.llama(
-            x, batch.positions, mask, lora_scale=lora_scale, key=llama_key, remat_policy=remat_policy
+            x, batch.positions, mask, lora_scale=lora_scale, dropout_key=llama_key, remat_policy=remat_policy
         )
         return self.llama.logits(hidden), audio_tokens
 

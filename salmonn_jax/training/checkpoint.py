@@ -80,12 +80,12 @@ class Checkpoints:
         """Returns the step of the latest finished checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data: DataIterator) -> None:
+    def save(self, state: TrainState, data_iterator: DataIterator) -> None:
         """Saves the training state and the state of the data iterator, which must not have yielded the next batch."""
         items = {
             "delta": ocp.args.StandardSave(unflatten_params(state.trainable)),
             "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-            "data": StreamStatesSave(data.get_state()),
+            "data": StreamStatesSave(data_iterator.get_state()),
         }
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 

@@ -145,9 +145,17 @@ def _without_mutable_fields(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_config(
-    model_config: configuration.ModelConfig, run_config: configuration.ModelConfig, what: str
+    loaded: configuration.ModelConfig, expected: configuration.ModelConfig, description: str
 ) -> None:
-    """Raises UserError if two model configurations differ; `what` names the first one in the message."""
-    difference = configuration.first_difference(configuration.to_dict(model_config), configuration.to_dict(run_config))
+    """Raises UserError if the configuration of a loaded model differs from that of the run.
+
+    Args:
+      loaded: configuration of the loaded model.
+      expected: configuration of the model in the run.
+      description: name of the loaded model in the message.
+    """
+    difference = configuration.first_difference(configuration.to_dict(loaded), configuration.to_dict(expected))
     if difference:
-        raise UserError(f"{what} has another configuration than the run: {difference}; change the run's configuration")
+        raise UserError(
+            f"{description} has another configuration than the run: {difference}; change the run's configuration"
+        )

@@ -43,7 +43,7 @@ def batch_loss(
     frozen: Params,
     batch: Batch,
     num_shards: int,
-    key: Array | None,
+    dropout_key: Array | None,
 ) -> tuple[Array, dict[str, Array]]:
     """Computes the loss of a batch: the mean over all answer tokens, as in the original, plus the weighted CTC loss.
 
@@ -54,7 +54,7 @@ def batch_loss(
       frozen: frozen parameters by path.
       batch: the global batch.
       num_shards: number of data shards.
-      key: random key of dropout; None turns dropout off.
+      dropout_key: random key of dropout; None turns dropout off.
 
     Returns:
       The loss as a float32 scalar, and a dictionary of float32 scalars: `loss` (without CTC), `accuracy` of the
@@ -62,7 +62,11 @@ def batch_loss(
     """
     model = structure.merge(trainable, frozen)
     logits, audio_tokens = model(
-        batch, lora_scale=config.model.lora.scale, num_shards=num_shards, key=key, remat_policy=config.remat_policy
+        batch,
+        lora_scale=config.model.lora.scale,
+        num_shards=num_shards,
+        dropout_key=dropout_key,
+        remat_policy=config.remat_policy,
     )
     losses, target_mask = answer_losses(logits, batch, config.model.pad_classes)
     num_targets = jnp.maximum(target_mask.sum(), 1)
@@ -143,10 +147,10 @@ def make_train_step(config: RunConfig, structure: ModelStructure, mesh: Mesh) ->
     }
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss(trainable):
-            return batch_loss(config, structure, trainable, frozen, batch, num_shards, key)
+            return batch_loss(config, structure, trainable, frozen, batch, num_shards, dropout_key)
 
         # Only trainable parameters are differentiated, so frozen ones need no memory for gradients.
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)

@@ -142,7 +142,7 @@ def test_token_ids_of_prompts_and_answers(golden_set):
     tokenizer = load_tokenizer(golden_set.directory / "vicuna")
     expected = golden_set.expected_json
     for prompt, text, ids in zip(expected["prompts"], expected["texts"], expected["token_ids"], strict=True):
-        row = encode_prompt(tokenizer, "{}", prompt, valid_audio_tokens=[[88]], num_audio_tokens=88)
+        row = encode_prompt(tokenizer, "{}", prompt, valid_audio_token_counts=[[88]], num_audio_tokens=88)
         before = [1, *ids["before"]]
         assert row.tokens[: len(before)] == before
         assert row.tokens[len(before) + 88 :] == ids["after"]
