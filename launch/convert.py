@@ -1,8 +1,8 @@
 """Convert checkpoints: python -m launch.convert to-jax salmonn --whisper DIR --beats FILE --llm DIR --output MODEL
 
---checkpoint FILE adds the original's .pth; without it, the trained parameters get random values. Settings that cannot
-be read from its tensors come from the options, or else from the configuration in the file, or else they are the
-defaults of the original.
+--checkpoint FILE adds the original's .pth; without it, the trained parameters get random values. Settings that the
+tensors do not determine are taken from the options, then from the configuration in FILE, then from the original's
+defaults.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
     salmonn.add_argument("--qformer-heads", type=int, metavar="N", help="attention heads of the Q-Former")
     salmonn.add_argument("--second-per-window", type=float, metavar="SECONDS", help="length of a Q-Former window")
     salmonn.add_argument("--second-stride", type=float, metavar="SECONDS", help="stride of the Q-Former windows")
-    salmonn.add_argument("--lora-alpha", type=float, metavar="ALPHA", help="LoRA scale is alpha / rank")
+    salmonn.add_argument("--lora-alpha", type=float, metavar="ALPHA", help="numerator of the LoRA scale alpha / rank")
     salmonn.add_argument(
         "--audio-tokens",
         choices=("window", "clip"),
@@ -67,7 +67,9 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
         help="audio tokens in a prompt: of the whole window, as in the original, or of the clip only, for new training",
     )
     salmonn.add_argument(
-        "--own-checkpoint", action="store_true", help="accept any LLM: the checkpoint is not a released one"
+        "--own-checkpoint",
+        action="store_true",
+        help="the checkpoint is not a released one: check only the hidden size of the LLM",
     )
     salmonn.set_defaults(run=run_to_jax_salmonn)
     for kind, flag in (("whisper", "--whisper"), ("beats", "--beats"), ("llama", "--llm")):

@@ -61,7 +61,7 @@ def evaluate(
 ) -> None:
     """Generates the missing predictions, scores all predictions, and writes the scores and the report.
 
-    Several processes share the examples, each on its own devices. Process 0 scores and writes the report.
+    The processes of a job divide the examples. Each uses its first device. Process 0 scores and writes the report.
 
     Args:
       model: model or run directory.
@@ -94,7 +94,7 @@ def evaluate(
             examples = [
                 example
                 for source in opened_corpus.sources_with_audio(split)
-                for example in examples_with_prompts(opened_corpus.open_source(source, split), prompt_templates)
+                for example in examples_with_prompts(source, opened_corpus.open_source(source, split), prompt_templates)
             ]
             clips |= {example.id: example.audio for example in examples}
             for condition in ("audio", "silence"):
@@ -126,16 +126,23 @@ def evaluate(
     print(f"\nreport: {output / 'index.html'}")
 
 
-def examples_with_prompts(source: Sequence, prompt_templates: PromptTemplates) -> Iterator[Example]:
+def examples_with_prompts(
+    source: str, examples: Sequence[Example], prompt_templates: PromptTemplates
+) -> Iterator[Example]:
     """Yields the usable examples of a source and reports the others on stderr.
 
     An example without a prompt gets the first prompt template of its task.
+
+    Args:
+      source: name of the source, for the reports.
+      examples: random-access sequence that raises BadExample for an example that cannot be used.
+      prompt_templates: prompt templates by task.
     """
     from data_pipelines.examples import BadExample
 
-    for index in range(len(source)):
+    for index in range(len(examples)):
         try:
-            example = source[index]
+            example = examples[index]
             if not example.prompt:
                 has_audio = example.audio is not None
                 prompt = prompt_templates.render(example.task, example.question, 0, has_audio=has_audio)

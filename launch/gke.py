@@ -27,7 +27,7 @@ class GkeBackend:
 
     image: str | None
 
-    submit_note = "the JobSet stays in the list after it ended, until --delete"
+    submit_note = "after it ends, the JobSet stays in the list until --delete"
 
     def submit_command(self, job: Job) -> Command:
         """Returns the command that creates the JobSet. Raises UserError for several single-host slices.

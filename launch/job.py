@@ -48,7 +48,7 @@ class Job:
       argv: command line of `python -m launch.train` on the hosts.
       buckets: buckets to mount on the hosts.
       output_bucket: bucket of the run directory, which also has the compilation cache.
-      spot: use machines that may be preempted at any time.
+      spot: whether to use machines that may be preempted at any time.
       max_restarts: number of restarts after failures.
       service_account: service account of the hosts or pods; None for the default one.
     """
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables of the training process."""
+        """Returns the environment variables of the training process."""
         variables = {"JAX_COMPILATION_CACHE_DIR": str(BUCKET_MOUNT_ROOT / self.output_bucket / ".cache" / "xla")}
         if self.topology.slices > 1:
             variables["LIBTPU_INIT_ARGS"] = " ".join(json.loads(LIBTPU_FLAGS_FILE.read_text())["several slices"])

@@ -1,7 +1,8 @@
-"""Update the tables of docs/plans.md: python -m launch.plan_table [--only PREFIX]
+"""Recompile the plans in launch/plans.json and print the tables of docs/plans.md: python -m launch.plan_table
 
 `launch/plans.json` lists commands of `launch.plan` with their results. This command runs them again, each in its own
-process, writes the new results and prints both tables in Markdown. A command takes minutes for large models.
+process, replaces the results in the file, and prints both tables in Markdown. Copy the tables to docs/plans.md. A plan
+takes minutes for large models.
 """
 
 from __future__ import annotations
@@ -51,10 +52,14 @@ def run_plan(command: Sequence[str]) -> dict[str, Any]:
 
 
 def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the Markdown table of memory and projection, with the released models' plans that include decoding."""
+    """Returns the Markdown table of memory and speed.
+
+    It contains the plans of the released models that were compiled with decoding.
+    """
     lines = [
         "| configuration, slice | chips | mesh | rows x tokens, clips | frozen | trained, optimiser | temporary "
-        "| train step | prefill | decode step | of | *projected:* step | MFU | clips/s | chip-hours of the stage |",
+        "| train step | prefill | decode step | memory of a chip | *projected:* step | MFU | clips/s "
+        "| chip-hours of the stage |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     released = [e["plan"] for e in entries if e["plan"] and e["command"][0].startswith("salmonn")]
@@ -77,10 +82,13 @@ def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def scaling_table(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the Markdown table of the cost by number of chips, with the plans that do not include decoding."""
+    """Returns the Markdown table of the cost by number of chips.
+
+    It contains the plans that were compiled without decoding.
+    """
     lines = [
         "| configuration, slice | chips | rows | lowered in | compiled in | inputs of a chip | batch of a chip "
-        "| handed to collectives by a chip | *projected:* collectives | chip-hours a million clips |",
+        "| collective bytes per chip | *projected:* collectives | chip-hours per million clips |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     plans = [entry["plan"] for entry in entries if entry["plan"] and len(entry["plan"]["programs"]) == 1]

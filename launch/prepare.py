@@ -94,7 +94,7 @@ def _add_options(subparser: argparse.ArgumentParser) -> None:
         "--too-long",
         choices=("truncate", "chunk", "drop", "error"),
         default="truncate",
-        help=f"what to do with clips over 30 s; chunk keeps them whole {default}",
+        help=f"clips over 30 s: truncate, drop, error, or chunk (store the whole clip; training splits it) {default}",
     )
     subparser.add_argument("--tokenizer", metavar="DIR", help="also report answer lengths in tokens of this model")
     subparser.add_argument("--clips-per-shard", type=int, default=500, help=f"clips per ArrayRecord file {default}")

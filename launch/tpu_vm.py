@@ -26,7 +26,7 @@ class TpuVmBackend:
     zone: str | None
     project: str | None
 
-    submit_note = "the slice costs money until --delete; submit the job again after a spot slice was preempted"
+    submit_note = "the slice costs money until --delete; submit the job again after a spot slice is preempted"
 
     def submit_command(self, job: Job) -> Command:
         """Returns the command that requests the slices. It reads their startup script from stdin."""

@@ -102,7 +102,8 @@ def train(
         streams=sharding.local_streams(mesh, config.data.streams),
     )
     with contextlib.closing(data):
-        # Reading one batch validates the sizes before anything is written.
+        # Takes one batch and rewinds, so that errors in the data or the batch sizes are found before the run directory
+        # is created.
         initial_data_state = data.get_state()
         next(data)
         data.set_state(initial_data_state)

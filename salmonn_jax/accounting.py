@@ -33,8 +33,8 @@ class StepFlops:
       attention: forward and backward pass of the language model's attention over whole rows.
       lora: forward and backward pass of the adapters.
       remat: recomputation in the backward pass; not part of `model_flops`.
-      duplicated: repeated work of the encoders if the clips do not divide over the `tensor` axis; not part of
-        `model_flops`.
+      duplicated: encoder work that the devices of the `tensor` axis repeat if the number of clips is not a multiple of
+        the number of devices; not part of `model_flops`.
     """
 
     features: int
@@ -49,12 +49,12 @@ class StepFlops:
 
     @property
     def model_flops(self) -> int:
-        """FLOPs without recomputation and duplication: the numerator of MFU."""
+        """Returns the FLOPs without recomputation and duplication, the numerator of MFU."""
         return self.features + self.whisper + self.beats + self.qformer + self.llama + self.attention + self.lora
 
     @property
     def hardware_flops(self) -> int:
-        """FLOPs with recomputation and duplication: the numerator of HFU."""
+        """Returns the FLOPs with recomputation and duplication, the numerator of HFU."""
         return self.model_flops + self.remat + self.duplicated
 
 

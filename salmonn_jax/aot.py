@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from salmonn_jax import hlo, sharding
-from salmonn_jax.batch import Batch
+from salmonn_jax.batch import Batch, empty_batch
 from salmonn_jax.config import RunConfig
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
@@ -33,7 +33,7 @@ PROMPT_TOKENS, MAX_NEW_TOKENS = 256, 200  # sizes of the decoding programs
 
 
 class CompilationError(UserError):
-    """Failure of the TPU compiler for another reason than the size of the program."""
+    """TPU compiler error that is not an out-of-memory error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,23 +169,21 @@ def _abstract_weights(config: RunConfig, structure: ModelStructure, mesh: Mesh) 
 
 def _abstract_batch(config: RunConfig, mesh: Mesh) -> Batch:
     """Returns shapes, dtypes and shardings of a training batch."""
-    data, array = config.data, jax.ShapeDtypeStruct
+    data, num_shards = config.data, sharding.num_data_shards(mesh)
     sharding.check_batch(data, mesh)
-    rows, clips = data.rows, data.clips
-    token_shape, pcm_shape = (rows, data.seq_len), (clips, config.model.audio.window_samples)
-    batch = Batch(
-        pcm=array(pcm_shape, jnp.int16),
-        pcm_length=array((clips,), jnp.int32),
-        tokens=array(token_shape, jnp.int32),
-        positions=array(token_shape, jnp.int32),
-        segments=array(token_shape, jnp.int32),
-        loss_mask=array(token_shape, jnp.bool_),
-        audio_slot=array(token_shape, jnp.int32),
-        source_index=array((rows,), jnp.int32),
-        transcript=array((clips, data.max_transcript_tokens), jnp.int32),
+    # Only the part of one data shard is allocated. A batch for a whole slice may not fit in the memory of this machine.
+    part = empty_batch(
+        num_rows=data.rows // num_shards,
+        seq_len=data.seq_len,
+        num_clips=data.clips // num_shards,
+        window_samples=config.model.audio.window_samples,
+        transcript_len=data.max_transcript_tokens,
     )
-    shardings = sharding.batch_shardings(mesh, clips)
-    return jax.tree.map(lambda x, s: array(x.shape, x.dtype, sharding=s), batch, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct((num_shards * x.shape[0], *x.shape[1:]), x.dtype, sharding=s),
+        part,
+        sharding.batch_shardings(mesh, data.clips),
+    )
 
 
 def _decoding_shardings(state: greedy.DecodeState, mesh: Mesh) -> greedy.DecodeState:

@@ -1,8 +1,8 @@
 """Audio features of both encoders, computed in JAX from int16 PCM inside the jitted step.
 
-Training, evaluation and serving share this implementation. It also reduces the transfer from the host to 2 bytes per
-sample, instead of 5.3 for two float feature maps. References: `WhisperFeatureExtractor` of Hugging Face transformers,
-and Kaldi's `compute-fbank-feats` as implemented in torchaudio's `compliance.kaldi.fbank`.
+Training, evaluation and the Python API share this implementation. It also reduces the transfer from the host to 2 bytes
+per sample, instead of 5.3 for two float feature maps. References: `WhisperFeatureExtractor` of Hugging Face
+transformers, and Kaldi's `compute-fbank-feats` as implemented in torchaudio's `compliance.kaldi.fbank`.
 
 Axis letters: A clips, N samples, T frames, M mel bins.
 """

@@ -69,7 +69,7 @@ class BeatsConfig:
     conv_pos: int = 128  # kernel size of the convolutional position embedding, in tokens
     conv_pos_groups: int = 16  # groups of that convolution
     num_buckets: int = 320  # buckets of the relative position bias
-    max_distance: int = 800  # distance in tokens from which on all positions share the last bucket
+    max_distance: int = 800  # in tokens; positions at this distance or farther share the last bucket
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,12 +207,15 @@ class DataConfig:
     lengths of the examples and how well they fill the rows.
     """
 
-    corpus: str = "minicorpus"  # name of a corpus in `data_pipelines.corpora`; "files" reads prepared data sets
-    data_dir: str = ".cache/minicorpus"  # directory of the corpus; for "files", a path or URL with a folder per source
+    # Name of a corpus in `data_pipelines.corpora`. "files" reads data sets that `launch.prepare` wrote, manifests,
+    # annotation files of the original, and TFDS data sets.
+    corpus: str = "minicorpus"
+    data_dir: str = ".cache/minicorpus"  # directory of the corpus; for "files" also a URL
     mixture: dict[str, float] = dataclasses.field(default_factory=dict)  # {source: weight}
-    weight_unit: Literal["examples", "hours", "tokens"] = "examples"  # unit of the weights; "tokens" of the answers
+    weight_unit: Literal["examples", "hours", "tokens"] = "examples"  # unit of the weights; tokens are answer tokens
     temperature: float = 1.0  # weights are raised to 1 / temperature; values above 1 upsample small sources
-    replay: dict[str, float] = dataclasses.field(default_factory=dict)  # {earlier source: weight}, against forgetting
+    # {source: weight}: sources of earlier stages that are mixed in to prevent forgetting.
+    replay: dict[str, float] = dataclasses.field(default_factory=dict)
     # "additive": replay weights are relative to the mixture, whose weights sum to 1. "share": fractions of all data.
     replay_as: Literal["additive", "share"] = "additive"
     rows: int = 8  # rows of a global batch
@@ -232,41 +235,49 @@ class DataConfig:
     gain: float = 0.0  # augmentation: maximum change of loudness in dB
     noise: float = 0.0  # augmentation: probability that noise is added to a clip, at 10 to 30 dB SNR
     noise_source: str = ""  # source whose recordings are used as noise; "": white noise
-    max_bad_share: float = 0.05  # the run fails if a larger share of its examples cannot be used
+    # The run fails if significantly more than this share of the examples of a process cannot be used.
+    max_bad_share: float = 0.05
     read_ahead_mb: float = 512.0  # memory per host in MiB for examples that are read in advance
     num_workers: int = 0  # worker processes per host that read and decode; 0 uses threads
 
     @property
     def stream_examples_per_step(self) -> int:
-        """About the largest number of samples that a stream places in a step; rows without clips may hold more."""
+        """Returns an estimate of the examples that a stream places in a step: the larger of its rows and clip slots."""
         return max(self.rows, self.clips) // self.streams
 
 
 def check_data_sizes(data: DataConfig) -> None:
-    """Raises UserError if rows, their lengths, clips and the window of samples do not go together."""
+    """Raises UserError if `rows`, `buckets`, `clips`, `streams` and `lookahead` are inconsistent."""
     if data.buckets:
         if data.packing != "pad":
-            raise UserError("data.buckets are lengths of padded rows; set data.packing=pad, or leave them out")
+            raise UserError(
+                "data.buckets sets the lengths of padded rows; set data.packing=pad, or leave data.buckets out"
+            )
         whole = all(length.isdecimal() and length == str(int(length)) != "0" for length in data.buckets)
         if not whole or max(map(int, data.buckets)) != data.seq_len:
             raise UserError(
                 f"data.buckets has lengths {', '.join(data.buckets)}; they must be whole numbers above 0, and "
                 f"the longest data.seq_len={data.seq_len}"
             )
-        if not min(data.buckets.values()) > 0:
-            raise UserError("a share in data.buckets is not above 0; leave that length out")
+        for length, share in data.buckets.items():
+            if not share > 0:
+                raise UserError(
+                    f"data.buckets has a share of {share:g} for length {length}: must be > 0; leave the length out"
+                )
     for name, size in (("rows", data.rows), ("clips", data.clips)):
         if size % data.streams:
-            raise UserError(f"data.{name}={size} does not divide over data.streams={data.streams}")
+            raise UserError(f"data.{name}={size}: must be a multiple of data.streams={data.streams}")
     if data.packing == "pad" and data.clips > data.rows:
-        raise UserError(f"data.clips={data.clips} is more than data.rows={data.rows}; a row holds one clip at most")
+        raise UserError(
+            f"data.clips={data.clips}: must be at most data.rows={data.rows}, since a padded row holds at most one clip"
+        )
     if data.lookahead < data.stream_examples_per_step:
         raise UserError(
-            f"data.lookahead={data.lookahead} is less than a stream places in a step; set it to "
-            f"{data.stream_examples_per_step}"
+            f"data.lookahead={data.lookahead}: must be at least {data.stream_examples_per_step}, the number of "
+            "examples that a stream places in a step"
         )
     if not data.read_ahead_mb > 0:
-        raise UserError(f"data.read_ahead_mb={data.read_ahead_mb:g} must be above 0")
+        raise UserError(f"data.read_ahead_mb={data.read_ahead_mb:g}: must be > 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

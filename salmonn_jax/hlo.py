@@ -38,7 +38,7 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Size of the results."""
+        """Returns the size of the results in bytes."""
         return sum(math.prod(dims) * _BYTES.get(dtype, 0) for dtype, dims in self.shapes)
 
 
@@ -164,7 +164,10 @@ def _called_computation(attributes: str, attribute: str) -> str | None:
 
 
 def _trip_count(attributes: str, condition: list[Instruction]) -> int:
-    """Returns XLA's trip count of a loop, or else the constant in its condition, or else 1."""
+    """Returns the trip count of a loop, as annotated by XLA.
+
+    Without an annotation, returns the constant in the loop's condition, or 1 if the condition has no single constant.
+    """
     known_trip_count = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', attributes)
     if known_trip_count:
         return int(known_trip_count[1])

@@ -3,8 +3,8 @@
     MODEL/                              RUN/ (of `launch.train`)
       config.json                         config.json     also holds the resolved run configuration
       tokenizer.model                     tokenizer.model
-      base/     weights, Orbax            base/           only if the run needed a new base
-      base.fingerprint                    base.fingerprint
+      base/     weights, Orbax            base/           if the run started from random weights or merged a delta
+      base.fingerprint                    base.fingerprint   with base/
       delta/    trained parameters        checkpoints/N/  delta, optimiser state, data state, step
                                           metrics.jsonl, tensorboard/
 
@@ -212,11 +212,13 @@ def save_base(directory: pathlib.Path, params: Params) -> BaseWeights:
 
 
 def save_merged_base(directory: pathlib.Path, base: BaseWeights, delta_path: pathlib.Path) -> BaseWeights:
-    """Writes base weights with a delta applied to `directory/base`. Every process calls it, and process 0 writes.
+    """Applies a delta to base weights and writes the result to `directory/base`.
+
+    Every process calls it, and process 0 writes.
 
     Args:
       directory: directory in which the new base is written.
-      base: present base weights.
+      base: base weights to which the delta is applied.
       delta_path: checkpoint of the delta. Parameters keep the dtype they have on disk.
     """
     path = (directory / "base").resolve()

@@ -53,7 +53,7 @@ def make_plan(config: RunConfig, topology: Topology, placement: str | None) -> P
       placement: placement of the frozen weights, see `mesh_sizes`; None keeps the configuration's mesh.
 
     Raises:
-      UserError: the compiler is missing or failed, or the batch does not divide over the mesh.
+      UserError: the compiler is missing or failed, or the batch cannot be split over the mesh.
     """
     if placement is not None:
         config = dataclasses.replace(config, mesh=mesh_sizes(placement, topology))
@@ -115,10 +115,10 @@ def search(
 ) -> list[Plan]:
     """Searches the largest batch that fits, for each placement and remat policy.
 
-    The proportion of rows and clips is that of the configuration: the smallest numbers per data shard, times a power of
-    two. Memory is linear in this multiple, so plans with multiples 1 and 4 give an estimate of the largest one. The
-    remat policies "full", "dots" and "none" need increasing memory, so the search with each starts at the largest
-    multiple that fits with the policy before. Compiler failures are logged and skipped.
+    Each candidate batch has the configuration's ratio of rows to clips. Its size is the smallest possible batch times a
+    power of two. Memory is linear in this multiple, so plans with multiples 1 and 4 give an estimate of the largest
+    one. The remat policies "full", "dots" and "none" need increasing memory, so the search with each starts at the
+    largest multiple that fits with the policy before. Compiler failures are logged and skipped.
 
     Args:
       config: run configuration.
@@ -142,7 +142,7 @@ def search(
         def try_batch(
             remat: str, multiple: int, placement: str | None = placement, shards: int = shards
         ) -> Plan | None:
-            """Returns the plan with `multiple` smallest batches, or None if it does not fit or fails to compile."""
+            """Returns the plan for `multiple` times the smallest batch; None if it does not fit or does not compile."""
             rows, clips = (multiple * shards * n // gcd for n in (config.data.rows, config.data.clips))
             data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=shards)
             plan_config = dataclasses.replace(config, remat_policy=remat, data=data)

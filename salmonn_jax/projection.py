@@ -43,7 +43,7 @@ class Projection:
 
     @property
     def step_seconds(self) -> float:
-        """Time of one step: the longer of matrix products and HBM reads, plus the collectives."""
+        """Returns the time of one step: the longer of matrix products and HBM reads, plus the collectives."""
         return max(self.products_seconds, self.memory_seconds) + self.collective_seconds
 
 

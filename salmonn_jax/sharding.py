@@ -135,7 +135,7 @@ class Placement:
     trainable_paths: frozenset[str] = frozenset()
 
     def __call__(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """Returns the shape, dtype and sharding of a parameter, given its path and its present shape and dtype."""
+        """Returns the shape, dtype and sharding of a parameter, given its path and its stored shape and dtype."""
         if path in self.trainable_paths:
             dtype, spec = jnp.float32, PartitionSpec()
         else:
@@ -175,7 +175,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def local_streams(mesh: Mesh, num_streams: int) -> tuple[int, ...]:
-    """Returns the numbers of the data streams that this process reads.
+    """Returns the indices of the data streams that this process reads.
 
     Stream v fills the v-th of `num_streams` equal parts of a batch. A process reads the streams whose rows are on its
     devices.
@@ -215,17 +215,17 @@ def make_global_batch(local_batch: Batch, mesh: Mesh, num_streams: int) -> Batch
 
 
 def check_batch(data: DataConfig, mesh: Mesh) -> None:
-    """Raises UserError if rows, clips or streams do not divide evenly over the data shards of the mesh."""
+    """Raises UserError if rows, clips or streams are not multiples of the number of data shards of the mesh."""
     shards = num_data_shards(mesh)
     if data.streams % shards:
         raise UserError(
-            f"data.streams={data.streams} does not divide over {shards} data shards (mesh {dict(mesh.shape)}); set it "
-            f"to a multiple of {shards} (this changes the order of the data) or change the mesh"
+            f"data.streams={data.streams}: must be a multiple of {shards}, the number of data shards of the mesh "
+            f"{dict(mesh.shape)}; change it, which also changes the order of the data, or change the mesh"
         )
     for name, size in (("rows", data.rows), ("clips", data.clips)):
         if size % shards:
             suggested_size = max(shards, size // shards * shards)
             raise UserError(
-                f"data.{name}={size} does not divide over {shards} data shards (mesh {dict(mesh.shape)}); "
-                f"use a multiple of {shards}, such as data.{name}={suggested_size}"
+                f"data.{name}={size}: must be a multiple of {shards}, the number of data shards of the mesh "
+                f"{dict(mesh.shape)}, such as data.{name}={suggested_size}"
             )

@@ -1,7 +1,8 @@
 """TPU slices: chip specifications, topologies and Google Cloud names, used by `launch.plan` and `launch.submit`.
 
-Specifications are from Google's documentation and the book "How to Scale Your Model". A slice has the name under which
-it is ordered. Names of v4 and v5p slices count TensorCores, of which a chip has two: v5p-128 has 64 chips.
+Specifications are from Google's documentation and the book "How to Scale Your Model". The name of a slice
+consists of a generation and a size, such as v5e-16. The size is the number of chips, or in v4 and v5p the number of
+TensorCores, of which a chip has two: v5p-128 has 64 chips.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Chip:
 
     Attributes:
       kind: name of the generation in the TPU compiler.
-      chip_config_name: compiler option with which a chip is one device, whatever its number of cores.
+      chip_config_name: compiler option that makes each chip one JAX device, even if it has two cores.
       hbm_bytes: bytes of HBM that a program may use.
       peak_flops: peak bfloat16 FLOP/s.
       hbm_bandwidth: bytes/s between HBM and the chip.
@@ -70,7 +71,14 @@ GRIDS = {"v4": _CUBES, "v5e": _FLAT, "v5p": _CUBES, "v6e": _FLAT}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One or more equal slices of one generation."""
+    """One or more equal slices of one generation.
+
+    Attributes:
+      name: name of one slice, such as v5p-128.
+      chip: specifications of the generation.
+      grid: arrangement of the chips of one slice, such as 4x4x4.
+      slices: number of slices.
+    """
 
     name: str
     chip: Chip
@@ -79,12 +87,12 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Number of chips in all slices."""
+        """Returns the number of chips in all slices."""
         return _count(self.grid) * self.slices
 
     @property
     def hosts(self) -> int:
-        """Number of hosts in all slices."""
+        """Returns the number of hosts in all slices."""
         return max(1, self.chips // math.prod(self.chip.chips_per_host_bounds))
 
 

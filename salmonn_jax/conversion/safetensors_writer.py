@@ -29,7 +29,7 @@ class PendingTensor:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Returns the size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

@@ -144,7 +144,7 @@ def llama(*, tie_word_embeddings: bool) -> Table:
     """Returns the table of a Hugging Face model of the LLaMA family.
 
     Args:
-      tie_word_embeddings: the output projection is the embedding table, so a stored `lm_head` is ignored.
+      tie_word_embeddings: whether the output projection is the embedding table. If so, a stored `lm_head` is ignored.
     """
     layer = "model.layers.{layer}."
     rules = [
@@ -193,7 +193,8 @@ def _lora(prefix: str, suffix: str) -> tuple[Rule, ...]:
     )
 
 
-# A checkpoint of the original's trainer: all trained parameters, and some others that its filter lets through.
+# Checkpoint written by the original's trainer. It contains all trained parameters, and a few buffers and frozen
+# parameters, which are ignored.
 SALMONN = Table(
     "SALMONN checkpoint",
     (

@@ -30,7 +30,7 @@ ORIGINAL_TRAINABLE = RunConfig(name="").trainable
 class SalmonnOptions:
     """Settings that cannot be read from the tensors of a SALMONN checkpoint.
 
-    None takes the value from the checkpoint's `config`, or else the default of the original.
+    A field that is None gets the value in the checkpoint's `config`, or the original's default if it has none.
 
     Attributes:
       num_attention_heads: attention heads of the Q-Former.
@@ -38,8 +38,8 @@ class SalmonnOptions:
       second_stride: distance between the starts of two Q-Former windows in seconds.
       lora_alpha: numerator of the LoRA scale `alpha / rank`.
       prompt_template: template with `{}` in place of the prompt.
-      audio_tokens: the language model reads the audio tokens of the whole "window", as the original does, or only those
-        of the "clip".
+      audio_tokens: audio tokens that the language model reads: of the whole "window", as in the original, or of the
+        "clip" only.
     """
 
     num_attention_heads: int | None = None
@@ -64,7 +64,7 @@ _REQUIRED_FLAGS = ("use_speech_Qformer", "window_level_Qformer")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConversionPlan:
-    """Checked conversion. No tensor has been read and nothing has been written yet.
+    """Conversion whose inputs are validated. `write_model` reads the tensors and writes them.
 
     Attributes:
       config: configuration of the converted model.
@@ -86,7 +86,7 @@ class ConversionPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that `write_model` copies from the checkpoints."""
+        """Returns the number of bytes that `write_model` copies from the checkpoints."""
         params = [*self.base.values(), *self.delta.values()]
         return sum(math.prod(param.shape) * param.dtype.itemsize for param in params)
 
@@ -108,7 +108,8 @@ def plan_salmonn(
       llm: Hugging Face directory of the language model.
       checkpoint: SALMONN `.pth` of the original; None for a model that is not trained yet.
       options: settings that override those of the checkpoint.
-      own_checkpoint: the checkpoint is not a released one, so its language model may be any.
+      own_checkpoint: whether the user trained the checkpoint. If so, only the hidden size of the language model is
+        checked.
 
     Raises:
       UserError: a checkpoint cannot be read, or does not fit the others.
@@ -215,7 +216,7 @@ def write_model(
 
 
 def original_trainable_paths(paths: Iterable[str]) -> set[str]:
-    """Returns those of the parameter paths that the original trains."""
+    """Returns the parameter paths that the original trains."""
     return {path for path in paths if any(re.fullmatch(pattern, path) for pattern in ORIGINAL_TRAINABLE)}
 
 
@@ -225,7 +226,7 @@ def _parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _initialize(config: ModelConfig, paths: frozenset[str]) -> parameters.Params:
-    """Returns random initial values of the parameters `paths`. XLA computes no others."""
+    """Returns random initial values of the parameters `paths`. The function is jitted, so XLA drops all others."""
     return jax.jit(lambda: {p: x for p, x in parameters.init_params(config, 0).items() if p in paths})()
 
 

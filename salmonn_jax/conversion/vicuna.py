@@ -30,7 +30,7 @@ def check_llm(
       checkpoint: SALMONN `.pth`, named in messages.
       llama_config: configuration of the language model in `llm`.
       llm: Hugging Face directory, named in messages.
-      own_checkpoint: the checkpoint is not a released one, so only the hidden size is checked.
+      own_checkpoint: whether the user trained the checkpoint. If so, only the hidden size is checked.
     """
     if hidden_size != llama_config.hidden_size:
         expected_note = f" ({RELEASED[hidden_size][1]})" if hidden_size in RELEASED else ""

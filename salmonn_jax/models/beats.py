@@ -168,7 +168,7 @@ def relative_position_buckets(distances: np.ndarray, num_buckets: int, max_dista
     Args:
       distances: int[...] position of the key minus position of the query, in tokens.
       num_buckets: number of buckets.
-      max_distance: distance in tokens from which on all positions share the last bucket.
+      max_distance: in tokens; positions at this distance or farther share the last bucket.
 
     Returns:
       int32[...] bucket indices.

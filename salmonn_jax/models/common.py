@@ -4,9 +4,11 @@ Modules are Flax NNX modules used as plain pytrees. Parameters are `nnx.Param` l
 and only `jax.jit`, `jax.value_and_grad`, `jax.lax.scan` and `jax.checkpoint` are applied to modules. Activations keep
 the dtype of the input. Parameters are cast to it at their use. Norms and softmax are computed in float32.
 
-Axis letters, used in every docstring of `models/`:
-  A clips, R rows of the language model, S tokens of a row, T encoder frames, W windows, Q queries, D width, H heads,
-  K head width, F feed-forward width, V vocabulary, L layers, M feature bins, C slots of the KV cache.
+Axis letters, used in the docstrings of `models/`, `batch`, `decoding/` and `training/`:
+  A clips, N PCM samples of a clip, M mel bins, T outputs of an encoder, W Q-Former windows, Q queries, R rows of the
+  language model, S tokens of a row, U tokens of a transcript, C slots of the KV cache, D hidden size, E hidden size of
+  both encoders together, H heads, K head size, V vocabulary size, L layers.
+T depends on the encoder: it counts the frames of Whisper and of the Q-Former's input, and the tokens of BEATs.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class DataIterator(Protocol):
     def __next__(self) -> Batch: ...
 
     def get_state(self) -> Mapping[str, Any]:
-        """Returns the states of the streams of this process by stream number, as JSON values."""
+        """Returns the states of the streams of this process by stream index, as JSON values."""
         ...
 
     def set_state(self, states: Mapping[str, Any]) -> None:
@@ -58,7 +58,7 @@ class _StreamStatesHandler(ocp.CheckpointHandler):
 @register_with_handler(_StreamStatesHandler, for_save=True)
 @dataclasses.dataclass
 class StreamStatesSave(CheckpointArgs):
-    """Orbax arguments that save the states of data streams, by stream number."""
+    """Orbax arguments that save the states of data streams, by stream index."""
 
     states: Mapping[str, Any]
 
@@ -81,7 +81,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data_iterator: DataIterator) -> None:
-        """Saves the training state and the state of the data iterator, which must not have yielded the next batch."""
+        """Saves the training state and the state of the data iterator.
+
+        It must be called before the batch of the next step is taken from `data_iterator`.
+        """
         items = {
             "delta": ocp.args.StandardSave(unflatten_params(state.trainable)),
             "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),

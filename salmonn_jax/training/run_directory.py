@@ -102,11 +102,10 @@ def _resume_run(
     if difference:
         raise UserError(f"{output} holds another run: {difference}; choose another directory with --output")
     initial_model = None if model_dir is None else model_directory.load_model(model_dir, placement)
-    if description["start"]["model"] != (None if initial_model is None else initial_model.fingerprint):
-        raise UserError(
-            f"{output} holds a run that started from other weights than --model {model_dir}; choose another directory "
-            "with --output"
-        )
+    stored_fingerprint = description["start"]["model"]
+    if stored_fingerprint != (None if initial_model is None else initial_model.fingerprint):
+        reason = "random weights; omit --model" if stored_fingerprint is None else "another model; pass it as --model"
+        raise UserError(f"{output} holds a run that started from {reason}, or choose another directory with --output")
     base = model_directory.find_base(output, description)
     return _split_params(
         structure, initial_model.params if initial_model else weights.load(base.path, placement), placement
@@ -122,7 +121,7 @@ def _init_params(config: RunConfig, structure: ModelStructure, placement: Placem
 def _split_params(structure: ModelStructure, params: Params, placement: Placement) -> RunWeights:
     """Splits parameters into trainable and frozen ones, with the dtypes and shardings of `placement`.
 
-    `params` is donated, so parameters that already have them are not copied.
+    `params` is donated: a parameter that already has the target dtype and sharding is not copied.
     """
     targets = {path: placement(path, leaf) for path, leaf in params.items()}
     shardings = {path: leaf.sharding for path, leaf in targets.items()}

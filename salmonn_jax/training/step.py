@@ -103,7 +103,7 @@ def ctc_loss(embedding: Array, audio_tokens: Array, num_valid_tokens: Array, tra
 
     Args:
       embedding: float[V,D] token embeddings.
-      audio_tokens: float[A,T,D].
+      audio_tokens: float[A,W*Q,D].
       num_valid_tokens: int32[A] audio tokens of each clip that the language model reads; the others are masked.
       transcript: int32[A,U] token ids, -1 for padding.
       blank_id: token id of CTC's blank.

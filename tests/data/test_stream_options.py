@@ -153,9 +153,9 @@ PADDED = {"packing": "pad", "rows": 48}
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"rows": 15}, "data.rows=15 does not divide over data.streams=8"),
-        ({"packing": "pad"}, "data.clips=48 is more than data.rows=16"),
-        ({"buckets": {"128": 1.0}}, "data.buckets are lengths of padded rows; set data.packing=pad"),
+        ({"rows": 15}, "data.rows=15: must be a multiple of data.streams=8"),
+        ({"packing": "pad"}, "data.clips=48: must be at most data.rows=16"),
+        ({"buckets": {"128": 1.0}}, "data.buckets sets the lengths of padded rows; set data.packing=pad"),
         (
             PADDED | {"buckets": {"64": 1.0}},
             "lengths 64; they must be whole numbers above 0, and the longest data.seq_len",
@@ -163,8 +163,8 @@ PADDED = {"packing": "pad", "rows": 48}
         (PADDED | {"buckets": {"long": 1.0}}, "lengths long; they must be whole numbers"),
         (PADDED | {"buckets": {"064": 0.5, "128": 0.5}}, "lengths 064, 128; they must be whole numbers"),
         (PADDED | {"buckets": {"0": 0.5, "128": 0.5}}, "lengths 0, 128; they must be whole numbers above 0"),
-        (PADDED | {"buckets": {"64": 0.0, "128": 1.0}}, "a share in data.buckets is not above 0"),
-        ({"lookahead": 5}, "data.lookahead=5 is less than a stream places in a step; set it to 6"),
+        (PADDED | {"buckets": {"64": 0.0, "128": 1.0}}, "a share of 0 for length 64: must be > 0"),
+        ({"lookahead": 5}, "data.lookahead=5: must be at least 6, the number of examples"),
     ],
 )
 def test_sizes_that_do_not_go_together(change, says):

@@ -132,15 +132,15 @@ def whole(folder, debug_run):
         (("debug", "--output", "x", "num_train_steps=many"), "num_train_steps must be int"),
         (
             ("debug", "--output", "x", "data.rows=12", 'mesh={"data": 8}'),
-            "data.rows=12 does not divide over 8 data shards",
+            "data.rows=12: must be a multiple of 8, the number of data shards",
         ),
         (
             ("debug", "--output", "x", "data.streams=4", 'mesh={"data": 8}'),
-            "data.streams=4 does not divide over 8 data shards",
+            "data.streams=4: must be a multiple of 8, the number of data shards",
         ),
         (("debug", "--output", "x", "data.packing=pac"), "did you mean 'pack'"),
         (("debug", "--output", "x", "data.mixture.wrods=1"), "did you mean 'words'"),
-        (("debug", "--output", "x", "data.clips=24"), "data.clips=24 is more than data.rows=16"),
+        (("debug", "--output", "x", "data.clips=24"), "data.clips=24: must be at most data.rows=16"),
         (("debug", "--output", "x", "data.corpus=tonse"), "did you mean 'tones'"),
         (("debug", "--output", "x", "data.seq_len=20"), "set data.seq_len to at least"),
         (("debug", "--output", "x", 'trainable=["qformer/nothing"]'), "matches no parameter"),
@@ -158,4 +158,5 @@ def test_bad_input_is_one_line_and_changes_nothing(folder, whole, arguments, say
     assert stopped.value.code == 2
     assert says in told[-1]
     assert told[-1].startswith("error: ")
+        (("debug", "--output", "whole", "--model", "whole"), "started from random weights; omit --model"),
     assert before == {path: path.stat().st_mtime_ns for path in kept}
