@@ -10,7 +10,7 @@ from collections.abc import Callable
 import absl.logging
 
 from salmonn_jax.accelerators import use_cpu_without_accelerator
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import RunError, UserError
 
 START_TIME = time.monotonic()  # start of the process, for the metric "time to the first step"
 
@@ -40,7 +40,8 @@ def exit_immediately(code: int) -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point and turns errors into one line on stderr and an exit code.
 
-    Bad input (UserError) exits with 2, a disk or network failure (OSError) with 1, an interrupt by the user with 130.
+    Bad input (UserError) exits with 2, a failed run (RunError) or a disk or network failure (OSError) with 1, and
+    an interrupt by the user with 130.
     """
     # Warnings of libraries are of no use to the user. Errors are raised as exceptions.
     absl.logging.set_verbosity(absl.logging.ERROR)
@@ -52,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
     except BrokenPipeError:  # the reader of the output closed it early, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
+    except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

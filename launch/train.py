@@ -85,6 +85,7 @@ def train(
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
     from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
+    from salmonn_jax.training.loop import DivergenceError
     from salmonn_jax.training.loop import train as train_loop
     from salmonn_jax.training.metric_writer import open_metric_writer
     from salmonn_jax.training.step import init_train_state
@@ -132,6 +133,9 @@ def train(
         try:
             with distributed.exit_on_peer_failure():
                 train_loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, metric_writer, watchdog)
+        except DivergenceError:  # on all processes at the same step, so the last checkpoint can be finished
+            checkpoints.close()
+            raise
         finally:
             watchdog.stop()
             metric_writer.close()

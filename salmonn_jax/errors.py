@@ -1,4 +1,4 @@
-"""`UserError`, the exception for bad input, and helpers that raise it or turn library errors into plain ones."""
+"""Exceptions for bad input and failed runs, and helpers that raise them or turn library errors into plain ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from collections.abc import Iterable, Iterator
 
 class UserError(Exception):
     """Bad input. The message is one line that names the problem and its fix. Entry points exit with code 2."""
+
+
+class RunError(Exception):
+    """Failure of a run whose input was valid. The message is one line. Entry points exit with code 1."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

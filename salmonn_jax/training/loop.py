@@ -10,13 +10,14 @@ from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import RunConfig
 from salmonn_jax.distributed import Watchdog
+from salmonn_jax.errors import RunError
 from salmonn_jax.models.parameters import ModelStructure, Params
 from salmonn_jax.training.checkpoint import Checkpoints, DataIterator
 from salmonn_jax.training.metric_writer import MetricWriter
 from salmonn_jax.training.step import TrainState, make_train_step
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(RunError):
     """Error for a training step whose loss is not finite."""
 
 
@@ -33,9 +34,9 @@ def train(
 ) -> TrainState:
     """Trains from `state` to the last step and returns the final state, which is saved.
 
-    Each iteration runs in this order, on which resuming depends: save a checkpoint, with the data iterator before the
-    next batch; get the batch; run the training step; log the metrics of the previous step. Logging one step late never
-    waits for the device.
+    Each iteration (1) saves a checkpoint if one is due and the loss so far is finite, (2) takes the next batch,
+    (3) starts the training step, and (4) logs the metrics of the previous step. Resuming relies on (1) preceding (2).
+    While (4) waits for the metrics of the previous step, the device already has the current one in its queue.
 
     Args:
       config: configuration of the run.
@@ -56,27 +57,36 @@ def train(
     with jax.transfer_guard("disallow"):
         for step in range(int(jax.device_get(state.step)), config.num_train_steps):
             if step % config.save_every == 0 and step != checkpoints.latest_step():
+                _write_metrics(metric_writer, watchdog, pending)  # first, so that a diverged step is not saved
+                pending = None
                 checkpoints.save(state, data_iterator)
             local_batch: Batch = next(data_iterator)
             with jax.transfer_guard_host_to_device("allow"):  # the only transfer to devices in a step
                 batch = sharding.make_global_batch(local_batch, mesh, config.data.streams)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, frozen, batch)
-            if pending:
-                _write_metrics(metric_writer, *pending)
-                watchdog.heartbeat()
+            _write_metrics(metric_writer, watchdog, pending)
             pending = step + 1, metrics
-        if pending:
-            _write_metrics(metric_writer, *pending)
+        _write_metrics(metric_writer, watchdog, pending)
         if config.num_train_steps != checkpoints.latest_step():
             checkpoints.save(state, data_iterator)
     checkpoints.close()
     return state
 
 
-def _write_metrics(metric_writer: MetricWriter, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Copies the metrics of step number `step` from the device and logs them. Raises DivergenceError."""
+def _write_metrics(
+    metric_writer: MetricWriter, watchdog: Watchdog, pending: tuple[int, dict[str, jax.Array]] | None
+) -> None:
+    """Waits for the metrics of a step, given as (step number, metrics), and logs them. None is ignored.
+
+    Raises:
+      DivergenceError: the loss is not finite.
+    """
+    if pending is None:
+        return
+    step, metrics = pending
     values = {key: float(value) for key, value in jax.device_get(metrics).items()}
     if not math.isfinite(values["loss"]):
         raise DivergenceError(f"the loss of step {step} is {values['loss']}; lower optimizer.peak_lr or check the data")
     metric_writer.log(step, values)
+    watchdog.heartbeat()

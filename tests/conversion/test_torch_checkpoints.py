@@ -123,7 +123,7 @@ def test_mismatched_vicuna_is_refused(width, model, changed):
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("salmonn.pth", ["SALMONN checkpoint, 73 tensors", "other entry: epoch 0", "): an index buffer"]),
+        ("salmonn.pth", ["SALMONN checkpoint, 78 tensors", "other entry: epoch 0", "): an index buffer"]),
         ("beats.pt", ["BEATs checkpoint, 52 tensors", "'num_buckets': 320", "): the classification head"]),
         ("whisper", ["Whisper checkpoint", "): the decoder"]),
         ("vicuna", ["LLaMA checkpoint", "model.embed_tokens.weight [400, 48] float16"]),

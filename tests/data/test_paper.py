@@ -14,6 +14,7 @@ from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest import to_example
 from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan, ManifestEntry
 from data_pipelines.sources.paper import readers
+from salmonn_jax.configs import salmonn
 from salmonn_jax.errors import UserError
 
 # TextGrid file as written by the Montreal Forced Aligner, with a tier of words and a tier of phones.
@@ -129,7 +130,7 @@ def test_librispeech_gender(librispeech):
         speech_entry("103-1240-0001", f"{chapter}-0001.flac", "Missus lynde's house", "Female", task),
         speech_entry("1034-1-0000", "train-clean-100/1034/1/1034-1-0000.flac", "Yes", "Male", task),
     ]
-    assert isinstance(unknown, BadExample) and unknown.reason == "wrong line" and "999-1-0000" in str(unknown)
+    assert isinstance(unknown, BadExample) and unknown.reason == "invalid" and "999-1-0000" in str(unknown)
 
 
 def test_librispeech_phones(librispeech):
@@ -326,8 +327,8 @@ def test_voxceleb1_trials_are_concatenated(tmp_path):
         ("librispeech_qa", "LibriSpeech/train-clean-100/1/2/1-2-0000.flac"),
         ("wavcaps_qa", "WavCaps/AudioSet_SL/Yab.flac"),
         ("audiocaps_qa", "AudioCaps/train/ab.wav"),
-        ("musicnet", "MusicNet/Preprocess/train/1.wav"),
-        ("millionsong", "MillionSongDatasetSpotify/TRA.mp3"),
+        ("musicnet_qa", "MusicNet/Preprocess/train/1.wav"),
+        ("millionsong_qa", "MillionSongDatasetSpotify/TRA.mp3"),
     ],
 )
 def test_question_answering_corpora(tmp_path, name, path):
@@ -359,6 +360,10 @@ def test_long_json_arrays_are_read_in_chunks(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match=r"is truncated or not JSON after .* items; somewhere"):
         list(readers.read_json_array(tmp_path / "a.json", "data", ("id",), "somewhere"))
+
+
+def test_the_named_configurations_mix_sources_that_can_be_prepared():
+    assert set(salmonn.STAGE1_MIXTURE) | set(salmonn.STAGE2_MIXTURE) <= set(paper.PAPER_CORPORA)
 
 
 @pytest.mark.parametrize("name", paper.PAPER_CORPORA)

@@ -82,6 +82,19 @@ def test_every_step_is_logged_once(debug_run):
     assert any((debug_run / "tensorboard").iterdir())
 
 
+def test_a_diverged_step_ends_the_run_and_is_not_saved(folder, monkeypatch, capsys):
+    """After the first update the weights are of size 1e20, so the loss of step 2 is not finite."""
+    options = ("optimizer.init_lr=1e20", "optimizer.peak_lr=1e20", "save_every=1", "num_train_steps=4")
+    with pytest.raises(SystemExit) as stopped:
+        run_command(monkeypatch, folder, "debug", "--output", "diverged", *options)
+    assert stopped.value.code == 1
+    last_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last_line.startswith("error: the loss of step 2 is ") and "lower optimizer.peak_lr" in last_line
+    assert list(losses(folder / "diverged")) == [1]
+    saved = {path.name for path in (folder / "diverged" / "checkpoints").iterdir() if path.name.isdigit()}
+    assert "2" not in saved and "1" in saved
+
+
 def test_a_finished_run_is_left_as_it_is(folder, debug_run, monkeypatch):
     run = copy_run(debug_run, folder / "finished", last_step=6)
     before = (run / "metrics.jsonl").read_text()
@@ -145,6 +158,7 @@ def whole(folder, debug_run):
         (("debug", "--output", "x", "data.seq_len=20"), "set data.seq_len to at least"),
         (("debug", "--output", "x", 'trainable=["qformer/nothing"]'), "matches no parameter"),
         (("debug", "--output", "whole", "seed=1"), "another run: seed is 42, not 1"),
+        (("debug", "--output", "whole", "--model", "whole"), "started from random weights; omit --model"),
         (("debug", "--output", "x", "--model", "nowhere"), "nowhere"),
         (("debug", "--output", "occupied"), "holds something that is not a run"),
     ],
@@ -158,5 +172,4 @@ def test_bad_input_is_one_line_and_changes_nothing(folder, whole, arguments, say
     assert stopped.value.code == 2
     assert says in told[-1]
     assert told[-1].startswith("error: ")
-        (("debug", "--output", "whole", "--model", "whole"), "started from random weights; omit --model"),
     assert before == {path: path.stat().st_mtime_ns for path in kept}

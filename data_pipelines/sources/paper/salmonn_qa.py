@@ -54,6 +54,6 @@ CORPORA = (
     _corpus("librispeech_qa", "LibriSpeech", 960, 280_000),
     _corpus("wavcaps_qa", "WavCaps", 760, 270_000),
     _corpus("audiocaps_qa", "AudioCaps", 130, 48_000),
-    _corpus("musicnet", "MusicNet", 3, 400),
-    _corpus("millionsong", "MillionSongDatasetSpotify", 400, 48_000),
+    _corpus("musicnet_qa", "MusicNet", 3, 400),
+    _corpus("millionsong_qa", "MillionSongDatasetSpotify", 400, 48_000),
 )
