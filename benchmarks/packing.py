@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipelines.stream.mixture import normalise
 from data_pipelines.stream.packing import PACKINGS, ExampleSize, StepCapacity, step_capacities
-from data_pipelines.stream.sample_dataset import PendingSample, SampleIterDataset, mixed_names
+from data_pipelines.stream.sample_dataset import PendingSample, SampleIterDataset, mixing_schedule
 from data_pipelines.transforms.samples import SampleRef
 from salmonn_jax import config as configuration
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, RunConfig
@@ -191,7 +191,7 @@ class Step(NamedTuple):
 
 def simulate_packing(data: DataConfig, examples: Iterator[ExampleTokens]) -> Iterator[Step]:
     """Yields the packed steps of one stream, without end."""
-    seq_lens = mixed_names(normalise(data.buckets or {str(data.seq_len): 1.0}))
+    seq_lens = mixing_schedule(normalise(data.buckets or {str(data.seq_len): 1.0}))
     window: list[tuple[int, ExampleTokens]] = []  # step in which the example arrived, and its lengths
     for step in count():
         window += [(step, next(examples)) for _ in range(data.lookahead - len(window))]

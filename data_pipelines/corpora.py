@@ -25,14 +25,14 @@ class Corpus:
 
     Attributes:
       open_source: (source, split) -> random-access sequence of examples.
-      sources_with_audio: split -> names of the sources with audio that have this split. For the corpus "files" it
-        lists every source that has the split.
+      evaluation_sources: split -> names of the sources to evaluate in this split: those with audio. The corpus "files"
+        lists every source that has the split, with or without audio.
       tokenizer_dir: directory of the tokenizer; None if the tokenizer comes with a model.
       notes: sentences for reports that describe the held-out data.
     """
 
     open_source: Callable[[str, str], Sequence[Example]]
-    sources_with_audio: Callable[[str], Sequence[str]]
+    evaluation_sources: Callable[[str], Sequence[str]]
     tokenizer_dir: pathlib.Path | None
     notes: Sequence[str]
 
@@ -40,7 +40,7 @@ class Corpus:
 def _minicorpus(data_dir: pathlib.Path) -> Corpus:
     return Corpus(
         open_source=lambda source, split: minicorpus.open_source(data_dir, source, split),
-        sources_with_audio=lambda split: minicorpus.sources_with_audio(data_dir, split),
+        evaluation_sources=lambda split: minicorpus.sources_with_audio(data_dir, split),
         tokenizer_dir=data_dir,
         notes=minicorpus.notes(data_dir),
     )
@@ -50,7 +50,7 @@ def _tones(data_dir: pathlib.Path) -> Corpus:
     tones.train_tokenizer(data_dir)
     return Corpus(
         open_source=tones.ToneSource,
-        sources_with_audio=lambda split: ["tones"] if split in tones.SIZES else [],
+        evaluation_sources=lambda split: ["tones"] if split in tones.SIZES else [],
         tokenizer_dir=data_dir,
         notes=tones.NOTES,
     )
@@ -94,11 +94,11 @@ def _files(data_dir: str, rules: AudioRules) -> Corpus:
             return split in split_names(path)
         return False
 
-    def sources_with_audio(split: str) -> list[str]:
+    def evaluation_sources(split: str) -> list[str]:
         names = {path.rstrip("/").rsplit("/", 1)[-1].split(".")[0] for path in filesystem.ls(root, detail=False)}
         return sorted(name for name in names if has(name, split))
 
-    return Corpus(open_source=open_source, sources_with_audio=sources_with_audio, tokenizer_dir=None, notes=())
+    return Corpus(open_source=open_source, evaluation_sources=evaluation_sources, tokenizer_dir=None, notes=())
 
 
 CORPORA: dict[str, Callable[[str, AudioRules], Corpus]] = {

@@ -43,7 +43,7 @@ class BadExample(Exception):
 
     Attributes:
       reason: short category, by which rejections are counted: "missing", "unreachable", "undecodable", "empty",
-        "not finite", "silent", "too long", "does not fit", "wrong line", or "noise" if the recording that augmentation
+        "not finite", "silent", "too long", "does not fit", "invalid", or "noise" if the recording that augmentation
         mixes in cannot be used.
       detail: what exactly is wrong.
     """

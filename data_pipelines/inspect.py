@@ -62,7 +62,7 @@ def inspect_batches(
     num_batches: int,
     source_names: Sequence[str],
     tokenizer: Tokenizer,
-    audio_tokens: int,
+    num_audio_tokens: int,
     samples_per_source: int,
 ) -> BatchStatistics:
     """Reads batches of one process and computes their statistics.
@@ -72,10 +72,10 @@ def inspect_batches(
       num_batches: number of batches to read.
       source_names: names of the sources; `Batch.source_index` is an index into them.
       tokenizer: decodes prompts and answers of the samples.
-      audio_tokens: number of audio tokens of a clip slot.
+      num_audio_tokens: number of audio tokens of a clip slot.
       samples_per_source: number of complete examples to keep of each source.
     """
-    seen = BatchStatistics(sources={name: SourceTotals() for name in source_names})
+    statistics = BatchStatistics(sources={name: SourceTotals() for name in source_names})
     num_samples: collections.Counter[str] = collections.Counter()
     num_tokens = num_clips = num_clip_slots = 0
     for _ in range(num_batches):
@@ -86,21 +86,21 @@ def inspect_batches(
         for row, positions in _segments(batch):
             name = source_names[batch.source_index[row, positions[0]]]
             slots = batch.audio_slot[row, positions]
-            clips = sorted(set((slots[slots != TEXT_SLOT] // max(audio_tokens, 1)).tolist()))
+            clips = sorted(set((slots[slots != TEXT_SLOT] // max(num_audio_tokens, 1)).tolist()))
             seconds = float(batch.pcm_length[clips].sum()) / SAMPLE_RATE
             is_answer = batch.loss_mask[row, positions]
-            source = seen.sources[name]
+            source = statistics.sources[name]
             source.examples += 1
             source.hours += seconds / 3600
             source.loss_tokens += int(is_answer.sum())
-            seen.example_tokens.append(len(positions))
-            seen.answer_tokens.append(int(is_answer.sum()))
-            seen.clip_seconds += [seconds] if clips else []
+            statistics.example_tokens.append(len(positions))
+            statistics.answer_tokens.append(int(is_answer.sum()))
+            statistics.clip_seconds += [seconds] if clips else []
             if num_samples[name] < samples_per_source:
                 num_samples[name] += 1
                 ids, pcm = batch.tokens[row, positions], [batch.pcm[clip][: batch.pcm_length[clip]] for clip in clips]
                 prompt_ids = ids[~is_answer & (slots == TEXT_SLOT)].tolist()
-                seen.samples.append(
+                statistics.samples.append(
                     Sample(
                         name,
                         tokenizer.decode(prompt_ids),
@@ -109,25 +109,25 @@ def inspect_batches(
                         base64.b64encode(encode_flac(np.concatenate(pcm))).decode() if pcm else "",
                     )
                 )
-    seen.num_batches = num_batches
-    seen.token_fill = sum(seen.example_tokens) / num_tokens
-    seen.clip_fill = num_clips / num_clip_slots if num_clip_slots else 1.0
-    seen.samples.sort(key=lambda sample: sample.source)
-    return seen
+    statistics.num_batches = num_batches
+    statistics.token_fill = sum(statistics.example_tokens) / num_tokens
+    statistics.clip_fill = num_clips / num_clip_slots if num_clip_slots else 1.0
+    statistics.samples.sort(key=lambda sample: sample.source)
+    return statistics
 
 
-def table_rows(seen: BatchStatistics, shares: Mapping[str, float]) -> list[dict[str, Any]]:
+def table_rows(statistics: BatchStatistics, shares: Mapping[str, float]) -> list[dict[str, Any]]:
     """Returns one row for each source.
 
     Args:
-      seen: statistics of the batches.
+      statistics: statistics of the batches.
       shares: target share of each source in the mixture.
 
     Returns:
       Rows with the source, its target share, its examples, hours and loss tokens, and its share of each of these.
     """
     units = ("examples", "hours", "loss_tokens")
-    totals = {unit: sum(getattr(source, unit) for source in seen.sources.values()) for unit in units}
+    totals = {unit: sum(getattr(source, unit) for source in statistics.sources.values()) for unit in units}
     return [
         {
             "source": name,
@@ -135,11 +135,11 @@ def table_rows(seen: BatchStatistics, shares: Mapping[str, float]) -> list[dict[
             **{unit: getattr(source, unit) for unit in totals},
             **{f"{unit}_share": getattr(source, unit) / total if total else 0.0 for unit, total in totals.items()},
         }
-        for name, source in sorted(seen.sources.items())
+        for name, source in sorted(statistics.sources.items())
     ]
 
 
-def summary_lines(seen: BatchStatistics) -> list[str]:
+def summary_lines(statistics: BatchStatistics) -> list[str]:
     """Returns lines of text on the fill of the batches and on the lengths of examples, answers and clips."""
 
     def percentiles(name: str, values: Sequence[float], unit: str) -> str:
@@ -148,36 +148,37 @@ def summary_lines(seen: BatchStatistics) -> list[str]:
         low, median, high, longest = np.percentile(values, [5, 50, 95, 100])
         return f"{name}: median {median:.4g}{unit}, 5 % below {low:.4g}, 5 % above {high:.4g}, longest {longest:.4g}"
 
-    examples = len(seen.example_tokens)
-    tokens_per_example, per_batch = sum(seen.example_tokens) / max(examples, 1), examples / max(seen.num_batches, 1)
+    examples = len(statistics.example_tokens)
+    tokens_per_example = sum(statistics.example_tokens) / max(examples, 1)
+    per_batch = examples / max(statistics.num_batches, 1)
     return [
-        f"{seen.num_batches} batches, {per_batch:.1f} examples each, {tokens_per_example:.1f} tokens each",
-        f"filled: {seen.token_fill:.1%} of the tokens, {seen.clip_fill:.1%} of the clip slots",
-        percentiles("tokens of an example", seen.example_tokens, ""),
-        percentiles("tokens of an answer", seen.answer_tokens, ""),
-        percentiles("seconds of a clip", seen.clip_seconds, " s"),
+        f"{statistics.num_batches} batches, {per_batch:.1f} examples each, {tokens_per_example:.1f} tokens each",
+        f"filled: {statistics.token_fill:.1%} of the tokens, {statistics.clip_fill:.1%} of the clip slots",
+        percentiles("tokens of an example", statistics.example_tokens, ""),
+        percentiles("tokens of an answer", statistics.answer_tokens, ""),
+        percentiles("seconds of a clip", statistics.clip_seconds, " s"),
     ]
 
 
-def format_table(seen: BatchStatistics, shares: Mapping[str, float]) -> str:
+def format_table(statistics: BatchStatistics, shares: Mapping[str, float]) -> str:
     """Returns the statistics as a table for a terminal."""
-    width = max([len("source"), *map(len, seen.sources)])
+    width = max([len("source"), *map(len, statistics.sources)])
     lines = [f"{'source':{width}} {'target':>8} {'examples':>18} {'hours':>18} {'loss tokens':>18}"]
-    for row in table_rows(seen, shares):
+    for row in table_rows(statistics, shares):
         cells = [
             f"{row[unit]:>10.{digits}f} {row[f'{unit}_share']:>7.2%}"
             for unit, digits in (("examples", 0), ("hours", 3), ("loss_tokens", 0))
         ]
         lines.append(f"{row['source']:{width}} {row['target_share']:>8.2%} {' '.join(cells)}")
-    return "\n".join([*lines, "", *summary_lines(seen)])
+    return "\n".join([*lines, "", *summary_lines(statistics)])
 
 
-def write_html(path: pathlib.Path, seen: BatchStatistics, shares: Mapping[str, float], title: str) -> None:
+def write_html(path: pathlib.Path, statistics: BatchStatistics, shares: Mapping[str, float], title: str) -> None:
     """Writes the statistics as an HTML page with audio players for the samples.
 
     Args:
       path: path of the page.
-      seen: statistics of the batches.
+      statistics: statistics of the batches.
       shares: target share of each source in the mixture.
       title: heading of the page.
     """
@@ -185,7 +186,7 @@ def write_html(path: pathlib.Path, seen: BatchStatistics, shares: Mapping[str, f
 
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
     page = template.render(
-        title=title, rows=table_rows(seen, shares), summary=summary_lines(seen), samples=seen.samples
+        title=title, rows=table_rows(statistics, shares), summary=summary_lines(statistics), samples=statistics.samples
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)

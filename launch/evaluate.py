@@ -93,7 +93,7 @@ def evaluate(
         for split in splits:
             examples = [
                 example
-                for source in opened_corpus.sources_with_audio(split)
+                for source in opened_corpus.evaluation_sources(split)
                 for example in examples_with_prompts(source, opened_corpus.open_source(source, split), prompt_templates)
             ]
             clips |= {example.id: example.audio for example in examples}

@@ -171,8 +171,8 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"page: {options.output}")
 
 
-def _write_split(read_entries: Callable[[], Iterator], source: str, options: argparse.Namespace) -> None:
-    """Writes the entries as one split. `source` describes their origin and is stored with the data set."""
+def _write_split(read_entries: Callable[[], Iterator], origin: str, options: argparse.Namespace) -> None:
+    """Writes the entries as one split. `origin` describes where they come from and is stored with the data set."""
     from data_pipelines.prepare.dataset import prepare_split
     from data_pipelines.prepare.shard_writer import PrepareConfig
     from data_pipelines.sources.audio import AudioRules
@@ -180,7 +180,7 @@ def _write_split(read_entries: Callable[[], Iterator], source: str, options: arg
     rules = AudioRules(channels=options.channels, too_long=options.too_long)
     prepare_split(
         read_entries,
-        PrepareConfig(source=source, rules=rules, audio=options.audio, tokenizer=options.tokenizer),
+        PrepareConfig(origin=origin, rules=rules, audio=options.audio, tokenizer=options.tokenizer),
         options.output,
         options.split,
         workers=options.workers,

@@ -237,7 +237,7 @@ def _count(source: str) -> int:
 def _train_tokenizer(data_dir: pathlib.Path) -> None:
     examples = []
     for source in SIZES:
-        examples += open_split(source_folder(data_dir, source), source, "train").examples_without_audio()
+        examples += open_split(source_folder(data_dir, source), source, "train").read_texts()
     tokenizer.train_tokenizer(examples, data_dir / "tokenizer.model")
 
 

@@ -46,7 +46,7 @@ UNHEARD_VOICES = {
     "tuxpaint-captions-ru": VoiceFiles("ru", "tuxpaint:symbols/math/{}_desc_ru.ogg"),
 }
 # Folder of the Asterisk voice of each language, which also speaks the telephone prompts.
-PROMPT_VOICES = {
+PHRASE_VOICES = {
     "en": "en_US_f_Allison",
     "es": "es_MX_f_Allison",
     "fr": "fr_CA_f_June",

@@ -107,7 +107,7 @@ def from_packages(debian: pathlib.Path, wheels: pathlib.Path) -> Recordings:
     return Recordings(
         origin="recorded",
         voices=voices,
-        phrases=(*_asterisk_prompts(debian), *_captions(debian)),
+        phrases=(*_asterisk_phrases(debian), *_captions(debian)),
         sounds={
             name: tuple(Recording(file, _read(find, file)) for file in files) for name, files in labels.SOUNDS.items()
         },
@@ -169,14 +169,14 @@ def asterisk_texts(path: pathlib.Path) -> dict[str, str]:
     return {key: text for key, text in texts.items() if text}
 
 
-def _asterisk_prompts(debian: pathlib.Path) -> Iterable[Phrase]:
+def _asterisk_phrases(debian: pathlib.Path) -> Iterable[Phrase]:
     texts = {
         language: asterisk_texts(
             debian / "usr" / "share" / "doc" / f"asterisk-core-sounds-{language}" / f"core-sounds-{language}.txt.gz"
         )
         for language in labels.LANGUAGES
     }
-    for language, voice in labels.PROMPT_VOICES.items():
+    for language, voice in labels.PHRASE_VOICES.items():
         folder = debian / "usr" / "share" / "asterisk" / "sounds" / voice
         for key, text in sorted(texts[language].items()):
             path = folder / f"{key}.g722"

@@ -133,29 +133,29 @@ def prompts(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Ite
       sizes: maximum number of examples by task.
     """
     for task, count in sizes.items():
-        candidates = [prompt for prompt in recordings.phrases if _fits(prompt, split, task)]
+        candidates = [phrase for phrase in recordings.phrases if _fits(phrase, split, task)]
         # The order is pseudo-random, so that the first `count` phrases are of all languages.
-        candidates.sort(key=lambda prompt: zlib.crc32(f"{task} {prompt.id} {prompt.voice}".encode()))
-        for index, prompt in enumerate(candidates[:count]):
+        candidates.sort(key=lambda phrase: zlib.crc32(f"{task} {phrase.id} {phrase.voice}".encode()))
+        for index, phrase in enumerate(candidates[:count]):
             key = ExampleKey("prompts", split, task, index)
             rng = key.rng
-            audio = perturb_speed(pcm_to_float(prompt.audio), rng)[: signals.num_samples(MAX_CLIP_SECONDS)]
-            answer = prompt.text if task == "transcribe" else prompt.english
-            example = key.make_example(augment_clip(audio, rng), make_prompt(task, split, rng), answer, prompt.text)
-            yield GeneratedExample(example, prompt.voice, (f"{prompt.voice} {prompt.id}",))
+            audio = perturb_speed(pcm_to_float(phrase.audio), rng)[: signals.num_samples(MAX_CLIP_SECONDS)]
+            answer = phrase.text if task == "transcribe" else phrase.english
+            example = key.make_example(augment_clip(audio, rng), make_prompt(task, split, rng), answer, phrase.text)
+            yield GeneratedExample(example, phrase.voice, (f"{phrase.voice} {phrase.id}",))
 
 
-def is_test_phrase(prompt_id: str) -> bool:
-    """Returns whether a prompt is in the test split, in all languages: one in twelve."""
-    return zlib.crc32(prompt_id.encode()) % 12 == 0
+def is_test_phrase(phrase_id: str) -> bool:
+    """Returns whether a phrase is in the test split, in all languages: one in twelve."""
+    return zlib.crc32(phrase_id.encode()) % 12 == 0
 
 
-def _fits(prompt: Phrase, split: str, task: str) -> bool:
-    if prompt.in_training != (split != "unheard") or (
-        prompt.in_training and is_test_phrase(prompt.id) != (split == "test")
+def _fits(phrase: Phrase, split: str, task: str) -> bool:
+    if phrase.in_training != (split != "unheard") or (
+        phrase.in_training and is_test_phrase(phrase.id) != (split == "test")
     ):
         return False
-    return task == "transcribe" or (prompt.language != "en" and bool(prompt.english))
+    return task == "transcribe" or (phrase.language != "en" and bool(phrase.english))
 
 
 def _speak_number(

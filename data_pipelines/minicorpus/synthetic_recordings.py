@@ -64,24 +64,24 @@ def from_wheels(wheels: pathlib.Path) -> Recordings:
     Raises:
       UserError: eSpeak NG's Python package is not installed.
     """
-    voices, prompts = {}, []
+    voices, phrases = {}, []
     for language, code in _LANGUAGES.items():
         for variant in (*_TRAINING_VARIANTS, *_UNHEARD):
             in_training, name = variant in _TRAINING_VARIANTS, f"espeak-{language}-{variant}"
             digits = {digit: speak(word, code, variant) for digit, word in enumerate(labels.DIGITS[language])}
             voices[name] = Voice(language, in_training, digits)
-            for phrase in _PHRASES:
-                if not in_training and not is_test_phrase(phrase[0]):
+            for translations in _PHRASES:
+                if not in_training and not is_test_phrase(translations[0]):
                     continue
-                text = clean_text(phrase[labels.LANGUAGES.index(language)])
-                english = clean_text(phrase[0])
-                prompts.append(
-                    Phrase(phrase[0], language, name, in_training, text, english, speak(text, code, variant))
+                text = clean_text(translations[labels.LANGUAGES.index(language)])
+                english = clean_text(translations[0])
+                phrases.append(
+                    Phrase(translations[0], language, name, in_training, text, english, speak(text, code, variant))
                 )
     return Recordings(
         origin="synthesised",
         voices=voices,
-        phrases=tuple(prompts),
+        phrases=tuple(phrases),
         sounds={name: tuple(_sounds(name, synthesise)) for name, synthesise in _SOUNDS.items()},
         instruments={},
         tunes=tuple(read_tunes(wheels / "music21" / "corpus")),

@@ -44,8 +44,8 @@ class Note(NamedTuple):
 def read_tunes(folder: pathlib.Path) -> list[Tune]:
     """Reads the tunes of the `.abc` files below `folder`, one for each normalised title, ordered by title."""
     tunes: dict[str, Tune] = {}
-    for book in sorted(folder.rglob("*.abc")):
-        text = book.read_text(encoding="utf-8", errors="replace")
+    for path in sorted(folder.rglob("*.abc")):
+        text = path.read_text(encoding="utf-8", errors="replace")
         for abc in re.split(r"(?m)^(?=X:)", text)[1:]:
             tune = parse_tune(abc)
             if tune.title and tune.title not in tunes:

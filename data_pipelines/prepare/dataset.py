@@ -63,7 +63,7 @@ def prepare_split(
       read_entries: returns an iterator over the manifest entries, in order. It is called only if the split is not
         finished. The iterator may raise BadExample for an entry and continue with the next one. If several entries
         have the same id, the first one is used.
-      config: source, audio rules and storage format of the examples.
+      config: origin, audio rules and storage format of the examples.
       output: folder of the data set, which may contain other splits: a path, or a URL that fsspec writes to.
       split: name of the split: letters, digits and underscores.
       workers: number of local processes that write shards.
@@ -78,9 +78,10 @@ def prepare_split(
     _check(split, workers, clips_per_shard, config)
     if split in finished_splits(folder):
         summary = json.loads(folder.read(_STATISTICS.format(split)))
-        if summary["recipe"] != config.to_dict():
+        if summary.get("config") != config.to_dict():
             raise UserError(
-                f"{folder} holds the split {split!r}, prepared with other options; choose another folder with --output"
+                f"{folder} holds the split {split!r}, prepared with other options or another version; choose another "
+                "folder with --output"
             )
         print(f"{folder} already holds the split {split!r}", file=sys.stderr)
     else:
@@ -135,7 +136,7 @@ def _finish(job: ShardJob, plan: ShardPlan, max_rejected_share: float) -> dict[s
     statistics, shard_lengths, num_bytes = Statistics(), [], 0
     reasons = collections.Counter(plan.rejected)
     with folder.atomic_path(_REJECTED.format(split)) as path, path.open("wb") as file:
-        file.write(folder.read(job.work_file("wrong.jsonl")))
+        file.write(folder.read(job.work_file("invalid.jsonl")))
         for index in range(job.num_shards):
             report = json.loads(folder.read(job.work_file(f"{index:05d}.json")))
             statistics.merge(report["tasks"])
@@ -155,7 +156,7 @@ def _finish(job: ShardJob, plan: ShardPlan, max_rejected_share: float) -> dict[s
         "examples": sum(shard_lengths),
         "rejected": dict(reasons.most_common()),
         "tasks": statistics.summary(),
-        "recipe": job.config.to_dict(),
+        "config": job.config.to_dict(),
     }
     folder.write(_STATISTICS.format(split), json.dumps(summary, ensure_ascii=False, indent=1).encode())
     shard_files = {job.shard_file(index) for index in range(job.num_shards)}

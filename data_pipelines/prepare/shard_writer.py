@@ -39,13 +39,13 @@ class PrepareConfig:
     """Configuration of the preparation of a split.
 
     Attributes:
-      source: description of where the entries come from, for error messages and statistics.
+      origin: description of where the entries come from, for error messages and statistics.
       rules: rules by which clips are read.
       audio: encoding of the stored clips.
       tokenizer: directory of the tokenizer for the token statistics of answers; None counts characters only.
     """
 
-    source: str
+    origin: str
     rules: AudioRules = dataclasses.field(default_factory=AudioRules)
     audio: AudioEncoding = "flac"
     tokenizer: str | None = None
@@ -103,7 +103,7 @@ def write_shard(job: ShardJob, index: int) -> int:
             except BadExample as error:
                 if error.reason == "too long" and job.config.rules.too_long == "error":
                     raise UserError(f"{entry.id}: {error}; or use --too-long truncate, chunk or drop") from None
-                rejected.append(Rejection.from_error(job.config.source, entry.id, error))
+                rejected.append(Rejection.from_error(job.config.origin, entry.id, error))
                 continue
             measures = {} if clip is None else {"samples": len(clip)}
             if job.config.tokenizer is not None:
@@ -146,7 +146,7 @@ def _is_readable(entry: ManifestEntry, rules: AudioRules) -> bool:
 
 
 def plan_shards(entries: Iterator[ManifestEntry], job: ShardJob, entries_per_shard: int) -> ShardPlan:
-    """Writes the entries of each shard to its `.jsonl` file, and invalid entries to `wrong.jsonl`.
+    """Writes the entries of each shard to its `.jsonl` file, and invalid entries to `invalid.jsonl`.
 
     Args:
       entries: manifest entries, in order. The iterator may raise BadExample and continue.
@@ -157,9 +157,9 @@ def plan_shards(entries: Iterator[ManifestEntry], job: ShardJob, entries_per_sha
       UserError: there are no entries.
     """
     num_entries, num_shards, rejected, lines = 0, 0, collections.Counter(), []
-    with job.folder.atomic_path(job.work_file("wrong.jsonl")) as path, path.open("wb") as file:
+    with job.folder.atomic_path(job.work_file("invalid.jsonl")) as path, path.open("wb") as file:
         for entry in tqdm.tqdm(
-            _check_entries(entries, job.config.source), unit="entry", desc="reading entries", leave=False
+            _check_entries(entries, job.config.origin), unit="entry", desc="reading entries", leave=False
         ):
             num_entries += 1
             if isinstance(entry, Rejection):
@@ -174,11 +174,11 @@ def plan_shards(entries: Iterator[ManifestEntry], job: ShardJob, entries_per_sha
         job.folder.write(job.work_file(f"{num_shards:05d}.jsonl"), b"".join(lines))
         num_shards += 1
     if not num_entries:
-        raise UserError(f"{job.config.source} has no entries")
+        raise UserError(f"{job.config.origin} has no entries")
     return ShardPlan(num_shards, num_entries, rejected)
 
 
-def _check_entries(entries: Iterator[ManifestEntry], source: str) -> Iterator[ManifestEntry | Rejection]:
+def _check_entries(entries: Iterator[ManifestEntry], origin: str) -> Iterator[ManifestEntry | Rejection]:
     """Yields the entries. An entry that is invalid, or has no answer or the id of an earlier entry, is a Rejection."""
     seen = set()  # hashes of ids, which take less memory than the ids
     for number in itertools.count(1):
@@ -187,12 +187,12 @@ def _check_entries(entries: Iterator[ManifestEntry], source: str) -> Iterator[Ma
         except StopIteration:
             return
         except BadExample as error:
-            yield Rejection.from_error(source, f"entry {number}", error)
+            yield Rejection.from_error(origin, f"entry {number}", error)
             continue
         if not entry.answer.strip():
-            yield Rejection(source, entry.id, "wrong line", "the answer is missing or empty")
+            yield Rejection(origin, entry.id, "invalid", "the answer is missing or empty")
         elif hash(entry.id) in seen:
-            yield Rejection(source, entry.id, "wrong line", "an earlier entry has the same id")
+            yield Rejection(origin, entry.id, "invalid", "an earlier entry has the same id")
         else:
             seen.add(hash(entry.id))
             yield entry

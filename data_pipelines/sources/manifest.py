@@ -55,7 +55,7 @@ class Manifest:
         try:
             line = json.loads(self._data[start:end])
         except ValueError as error:
-            raise BadExample("wrong line", f"line {int(index) + 1} of {self.location}: {error}") from None
+            raise BadExample("invalid", f"line {int(index) + 1} of {self.location}: {error}") from None
         entry = self._parse(line, int(index))
         folder = posixpath.dirname(self.location)
         spans = (span._replace(path=_resolve(folder, span.path)) for span in entry.audio)

@@ -62,17 +62,17 @@ def entry_from_json(line: Any, number: int) -> ManifestEntry:
       BadExample: a field is missing, unknown or of the wrong type.
     """
     if not isinstance(line, Mapping):
-        raise BadExample("wrong line", "the line is not a JSON object")
+        raise BadExample("invalid", "the line is not a JSON object")
     unknown = set(line) - {*TEXT_FIELDS, "audio"}
     if unknown:
         known = ", ".join(("audio", *TEXT_FIELDS))
-        raise BadExample("wrong line", f"unknown field {sorted(unknown)[0]!r}; the known fields are: {known}")
+        raise BadExample("invalid", f"unknown field {sorted(unknown)[0]!r}; the known fields are: {known}")
     texts = {name: line[name] for name in TEXT_FIELDS if line.get(name) is not None}
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise BadExample("wrong line", f"{name}={text!r}: must be a string")
+            raise BadExample("invalid", f"{name}={text!r}: must be a string")
     if not texts.get("answer", "").strip():
-        raise BadExample("wrong line", "the answer is missing or empty")
+        raise BadExample("invalid", "the answer is missing or empty")
     return ManifestEntry(**{"id": str(number), **texts}, audio=_parse_spans(line.get("audio")))
 
 
@@ -90,14 +90,14 @@ def entry_from_annotation(line: Any, number: int) -> ManifestEntry:
       BadExample: `path` or `text` is missing, or a field is of the wrong type.
     """
     if not isinstance(line, Mapping) or not all(isinstance(line.get(name), str) for name in ("path", "text")):
-        raise BadExample("wrong line", "path and text must be strings")
+        raise BadExample("invalid", "path and text must be strings")
     if not line["text"].strip():
-        raise BadExample("wrong line", "the text is empty")
+        raise BadExample("invalid", "the text is empty")
     extra_paths = line.get("expand_wav") or []
     extra_paths = [extra_paths] if isinstance(extra_paths, str) else extra_paths
     task, question = line.get("task") or "asr", line.get("Q") or ""
     if not isinstance(task, str) or not isinstance(question, str) or not isinstance(extra_paths, list):
-        raise BadExample("wrong line", "task and Q must be strings, expand_wav a list of paths")
+        raise BadExample("invalid", "task and Q must be strings, expand_wav a list of paths")
     return ManifestEntry(
         id=f"{line['path']}#{number}",
         audio=_parse_spans([line["path"], *extra_paths]),
@@ -122,17 +122,17 @@ def entry_to_json(entry: ManifestEntry) -> dict[str, Any]:
 def _parse_spans(audio: Any) -> tuple[AudioSpan, ...]:
     if audio is None:
         return ()
-    return tuple(_parse_span(one) for one in (audio if isinstance(audio, list) else [audio]))
+    return tuple(_parse_span(span) for span in (audio if isinstance(audio, list) else [audio]))
 
 
-def _parse_span(one: Any) -> AudioSpan:
-    if isinstance(one, str) and one:
-        return AudioSpan(one)
-    if not isinstance(one, Mapping) or set(one) - {"path", "start", "end"} or not isinstance(one.get("path"), str):
-        raise BadExample("wrong line", f"audio={one!r}: must be a path, or an object with path, start and end")
-    start, end = one.get("start") or 0.0, one.get("end")
+def _parse_span(span: Any) -> AudioSpan:
+    if isinstance(span, str) and span:
+        return AudioSpan(span)
+    if not isinstance(span, Mapping) or set(span) - {"path", "start", "end"} or not isinstance(span.get("path"), str):
+        raise BadExample("invalid", f"audio={span!r}: must be a path, or an object with path, start and end")
+    start, end = span.get("start") or 0.0, span.get("end")
     if not isinstance(start, (int, float)) or not isinstance(end, (int, float, type(None))):
-        raise BadExample("wrong line", f"start={start!r}, end={end!r}: must be numbers of seconds")
+        raise BadExample("invalid", f"start={start!r}, end={end!r}: must be numbers of seconds")
     if start < 0 or (end is not None and end <= start):
-        raise BadExample("wrong line", f"start={start}, end={end}: must be 0 <= start < end")
-    return AudioSpan(one["path"], float(start), None if end is None else float(end))
+        raise BadExample("invalid", f"start={start}, end={end}: must be 0 <= start < end")
+    return AudioSpan(span["path"], float(start), None if end is None else float(end))

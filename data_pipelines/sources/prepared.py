@@ -40,7 +40,7 @@ class PreparedSource:
     def __repr__(self) -> str:
         return f"PreparedSource({self._folder!r}, {self._source!r}, {self._split!r})"
 
-    def examples_without_audio(self) -> list[Example]:
+    def read_texts(self) -> list[Example]:
         """Returns all examples with `audio=None`. This is fast, because no audio is decoded."""
         records = self._opened()
         return [from_record(records[i], self._source, decode_audio=False) for i in range(len(records))]

@@ -105,7 +105,7 @@ class TfdsSource:
             return feature.int2str(int(value))
         text = value.decode() if isinstance(value, bytes) else str(value)
         if not text.strip():
-            raise BadExample("wrong line", f"the feature {name!r} is empty")
+            raise BadExample("invalid", f"the feature {name!r} is empty")
         return text
 
     def _clip(self, record: Mapping[str, Any], index: int) -> np.ndarray:

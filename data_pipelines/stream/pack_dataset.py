@@ -12,7 +12,7 @@ from data_pipelines.examples import Rejection
 from data_pipelines.stream.mixture import normalise
 from data_pipelines.stream.packing import PACKINGS, ExampleSize, StepCapacity, step_capacities
 from data_pipelines.stream.rejections import RejectionMonitor
-from data_pipelines.stream.sample_dataset import PendingSample, SampleIterDataset, mixed_names
+from data_pipelines.stream.sample_dataset import PendingSample, SampleIterDataset, mixing_schedule
 from data_pipelines.transforms.samples import SampleRef
 from salmonn_jax.batch import Segment
 from salmonn_jax.config import DataConfig
@@ -41,7 +41,7 @@ class PackIterDataset(grain.IterDataset[PackedRows]):
         super().__init__(samples)
         self.samples, self.data, self.monitor = samples, data, monitor
         self.capacities = step_capacities(data)
-        self.seq_lens = mixed_names(normalise(data.buckets or {str(data.seq_len): 1.0}))  # by step
+        self.seq_lens = mixing_schedule(normalise(data.buckets or {str(data.seq_len): 1.0}))  # by step
 
     def __iter__(self) -> PackIterator:
         return PackIterator(self)
@@ -60,7 +60,7 @@ class PackIterator(grain.DatasetIterator[PackedRows]):
         self._rejected: collections.Counter[tuple[str, str]] = collections.Counter()  # by source and reason
 
     def __next__(self) -> PackedRows:
-        self._fill_window()
+        self._fill_buffer()
         dataset = self._dataset
         capacity = dataset.capacities[dataset.seq_lens[self._step]]
         sizes = [ExampleSize(len(segment.tokens), len(segment.clips)) for _, segment in self._waiting]
@@ -71,7 +71,7 @@ class PackIterator(grain.DatasetIterator[PackedRows]):
         self._step += 1
         return packed
 
-    def _fill_window(self) -> None:
+    def _fill_buffer(self) -> None:
         while self._restored:
             pending = self._restored.popleft()
             self._receive(pending.ref, pending.result())

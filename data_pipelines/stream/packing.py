@@ -47,20 +47,20 @@ def pack(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[in
       pending: sizes of the waiting examples, the one that has waited longest first.
       capacity: of the step.
     """
-    left, clips, rows = list(range(len(pending))), capacity.clips, []
+    remaining, free_clips, rows = list(range(len(pending))), capacity.clips, []
     for row in range(capacity.rows):
-        share = -(-clips // (capacity.rows - row))
-        most = clips if row == capacity.rows - 1 else min(clips, share + 1)
-        first = next((i for i in left if pending[i].clips <= most), None)
-        chosen = [] if first is None else _fill_row(pending, left, first, capacity.seq_len, share, most)
+        share = -(-free_clips // (capacity.rows - row))
+        max_clips = free_clips if row == capacity.rows - 1 else min(free_clips, share + 1)
+        first = next((i for i in remaining if pending[i].clips <= max_clips), None)
+        chosen = [] if first is None else _fill_row(pending, remaining, first, capacity.seq_len, share, max_clips)
         rows.append(chosen)
-        left = [i for i in left if i not in chosen]
-        clips -= sum(pending[i].clips for i in chosen)
+        remaining = [i for i in remaining if i not in chosen]
+        free_clips -= sum(pending[i].clips for i in chosen)
     return rows
 
 
 def pad(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int]]:
-    """Places one example in a row, in the order of waiting, as long as clip slots are left.
+    """Places one example in a row, in the order of waiting, as long as clip slots are free.
 
     If steps have rows of different lengths, examples that do not fit into shorter rows are placed first, so that every
     example is placed in the end. If there are more such examples than their steps can take, they fill the window, and
@@ -73,25 +73,25 @@ def pad(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int
     Returns:
       For each row a list with the index in `pending` of its example, or an empty list.
     """
-    rows, clips = [], capacity.clips
+    rows, free_clips = [], capacity.clips
     fitting = [i for i, size in enumerate(pending) if size.tokens <= capacity.seq_len]
     fitting.sort(key=lambda i: pending[i].tokens <= capacity.shorter_seq_len)
     # Rows beyond the clip slots take examples without a clip. More of those are placed only if rows are left over.
-    text = capacity.rows - capacity.clips
-    late = []
+    rows_without_clips = capacity.rows - capacity.clips
+    deferred = []
     for i in fitting:
         size = pending[i]
         if len(rows) == capacity.rows:
             break
-        if size.clips > clips:
+        if size.clips > free_clips:
             continue
-        if size.clips == 0 and text <= 0:
-            late.append([i])
+        if size.clips == 0 and rows_without_clips <= 0:
+            deferred.append([i])
             continue
-        text -= size.clips == 0
+        rows_without_clips -= size.clips == 0
         rows.append([i])
-        clips -= size.clips
-    rows += late[: capacity.rows - len(rows)]
+        free_clips -= size.clips
+    rows += deferred[: capacity.rows - len(rows)]
     return rows + [[] for _ in range(capacity.rows - len(rows))]
 
 
@@ -99,30 +99,30 @@ PACKINGS: dict[str, Callable[[Sequence[ExampleSize], StepCapacity], list[list[in
 
 
 def _fill_row(
-    window: Sequence[ExampleSize], left: Sequence[int], first: int, seq_len: int, share: int, most: int
+    pending: Sequence[ExampleSize], remaining: Sequence[int], first: int, seq_len: int, share: int, max_clips: int
 ) -> list[int]:
     """Returns the fullest row that starts with `first`.
 
     Bit t of `reached[c]` is set if some of the examples have t tokens and c clips together.
     """
-    begin = window[first]
-    within = (1 << (seq_len + 1)) - 1
-    reached = [0] * (most + 1)
-    reached[begin.clips] = 1 << begin.tokens
-    others, before = [i for i in left if i != first], []
+    first_size = pending[first]
+    token_mask = (1 << (seq_len + 1)) - 1
+    reached = [0] * (max_clips + 1)
+    reached[first_size.clips] = 1 << first_size.tokens
+    others, before = [i for i in remaining if i != first], []
     for i in others:
         before.append(reached)
-        tokens, clips = window[i]
-        moved = [0] * clips + [(bits << tokens) & within for bits in reached[: len(reached) - clips]]
-        reached = [a | b for a, b in zip(reached, moved, strict=True)]
+        tokens, clips = pending[i]
+        shifted = [0] * clips + [(bits << tokens) & token_mask for bits in reached[: len(reached) - clips]]
+        reached = [a | b for a, b in zip(reached, shifted, strict=True)]
 
-    clips = max(range(most + 1), key=lambda c: (reached[c].bit_length(), -abs(c - share)))
+    clips = max(range(max_clips + 1), key=lambda c: (reached[c].bit_length(), -abs(c - share)))
     tokens = reached[clips].bit_length() - 1
     chosen = [first]
     for i, bits in zip(reversed(others), reversed(before), strict=True):
         if bits[clips] >> tokens & 1:
             continue  # the sum is reached without this example
         chosen.append(i)
-        tokens -= window[i].tokens
-        clips -= window[i].clips
+        tokens -= pending[i].tokens
+        clips -= pending[i].clips
     return [chosen[0], *reversed(chosen[1:])]

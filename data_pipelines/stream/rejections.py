@@ -9,7 +9,7 @@ from data_pipelines.examples import Rejection
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
-MIN_JUDGED = 200  # samples from which on the share of rejections is judged
+MIN_SAMPLES = 200  # samples from which on the share of rejections is judged
 
 
 class RejectionMonitor:
@@ -40,7 +40,7 @@ class RejectionMonitor:
                 f"example {rejection.example} of {rejection.source} is too long ({rejection.detail}), "
                 "and data.too_long is error"
             )
-        expected = self._data.max_bad_share * max(self.received, MIN_JUDGED)
+        expected = self._data.max_bad_share * max(self.received, MIN_SAMPLES)
         # A small number of samples may exceed the share by chance, so three standard deviations are allowed.
         if self.rejected > expected + 3 * math.sqrt(expected):
             raise UserError(

@@ -86,7 +86,7 @@ class SampleIterDataset(grain.IterDataset[tuple[SampleRef, Segment | Rejection]]
         super().__init__()
         self.shares, self.pool, self.stream, self.num_streams = dict(shares), pool, stream, num_streams
         self.read_ahead = read_ahead
-        self.schedule = mixed_names(shares)
+        self.schedule = mixing_schedule(shares)
         self.offset = int(stream * GOLDEN_RATIO % 1 * NUM_OFFSETS)
 
     def __iter__(self) -> SampleIterator:
@@ -140,7 +140,7 @@ class SampleIterator(grain.DatasetIterator[tuple[SampleRef, Segment | Rejection]
         self._draw_counts, self._draw_step = self._counts.copy(), self._step
 
 
-def mixed_names(shares: Mapping[str, float]) -> grain.MapDataset[str]:
+def mixing_schedule(shares: Mapping[str, float]) -> grain.MapDataset[str]:
     """Returns an endless dataset of names in the given shares.
 
     `grain.MapDataset.mix` rounds shares to integer ratios, which changes a share by at most 1 % of itself.

@@ -52,7 +52,7 @@ class BatchIterator(grain.DatasetIterator[Batch]):
 
     def __next__(self) -> Batch:
         packed = {index: next(stream) for index, stream in self._streams.items()}
-        (capacity,) = {one.capacity for one in packed.values()}  # all streams have the same in a step
+        (capacity,) = {packed_rows.capacity for packed_rows in packed.values()}  # all streams have the same in a step
         count, config = len(packed), self._config
         batch = empty_batch(
             num_rows=count * capacity.rows,
@@ -61,9 +61,9 @@ class BatchIterator(grain.DatasetIterator[Batch]):
             window_samples=config.window_samples,
             transcript_len=config.max_transcript_tokens,
         )
-        for part, (index, one) in enumerate(packed.items()):
-            local, offset = batch_slice(batch, part, count), index * capacity.clips
-            fill_batch(local, one.rows, num_audio_tokens=config.audio_tokens, clip_offset=offset)
+        for position, (index, packed_rows) in enumerate(packed.items()):
+            local, offset = batch_slice(batch, position, count), index * capacity.clips
+            fill_batch(local, packed_rows.rows, num_audio_tokens=config.num_audio_tokens, clip_offset=offset)
         return batch
 
     def get_state(self) -> dict[str, Any]:

@@ -22,36 +22,36 @@ class EncodeConfig:
 
     Attributes:
       prompt_template: chat template of the LLM, with `{}` in place of the prompt.
-      audio_tokens: number of audio tokens of one window.
-      audio_tokens_of: number of samples in a window -> number of its audio tokens that cover these samples.
+      num_audio_tokens: number of audio tokens of one window.
+      num_valid_audio_tokens: number of samples in a window -> number of its audio tokens that cover these samples.
       window_samples: number of samples of one window.
       seq_len: length of a row in tokens.
       max_answer_tokens: maximum number of tokens of an answer, including the end-of-sequence token.
       max_transcript_tokens: maximum number of tokens of a transcript; 0 leaves out transcripts.
-      max_clips: maximum number of windows of an example.
+      max_windows: maximum number of windows of an example.
     """
 
     prompt_template: str
-    audio_tokens: int
-    audio_tokens_of: Callable[[int], int]
+    num_audio_tokens: int
+    num_valid_audio_tokens: Callable[[int], int]
     window_samples: int
     seq_len: int
     max_answer_tokens: int
     max_transcript_tokens: int
-    max_clips: int
+    max_windows: int
 
 
 def encode_config(model: ModelConfig, data: DataConfig) -> EncodeConfig:
     """Returns the encoding configuration of a model and its data configuration."""
     return EncodeConfig(
         prompt_template=model.prompt_template,
-        audio_tokens=model.num_audio_tokens,
-        audio_tokens_of=model.num_valid_audio_tokens,
+        num_audio_tokens=model.num_audio_tokens,
+        num_valid_audio_tokens=model.num_valid_audio_tokens,
         window_samples=model.audio.window_samples,
         seq_len=data.seq_len,
         max_answer_tokens=data.max_answer_tokens,
         max_transcript_tokens=data.max_transcript_tokens,
-        max_clips=data.clips // data.streams,
+        max_windows=data.clips // data.streams,
     )
 
 
@@ -63,7 +63,7 @@ def encode_example(
     tokenizer: Tokenizer,
     prompt_templates: PromptTemplates,
     config: EncodeConfig,
-):
+) -> Segment:
     """Encodes an example as a `salmonn_jax.batch.Segment`.
 
     Args:
@@ -75,7 +75,7 @@ def encode_example(
       config: sizes and limits.
 
     Raises:
-      BadExample: the example has more tokens than a row or more windows than `config.max_clips`, or its prompt does
+      BadExample: the example has more tokens than a row or more windows than `config.max_windows`, or its prompt does
         not have exactly one position for its clip.
     """
     windows = () if example.audio is None else tuple(_windows(example.audio, config.window_samples))
@@ -83,16 +83,17 @@ def encode_example(
     prompt = example.prompt or prompt_templates.render(
         example.task, example.question, template_index, has_audio=has_audio
     )
+    valid_audio_token_counts = [[config.num_valid_audio_tokens(len(window)) for window in windows]] if has_audio else []
     try:
         encoded_prompt = encode_prompt(
             tokenizer,
             config.prompt_template,
             prompt,
-            valid_audio_token_counts=[[config.audio_tokens_of(len(window)) for window in windows]] if has_audio else [],
-            num_audio_tokens=config.audio_tokens,
+            valid_audio_token_counts=valid_audio_token_counts,
+            num_audio_tokens=config.num_audio_tokens,
         )
     except UserError as error:
-        raise BadExample("wrong line", str(error)) from None
+        raise BadExample("invalid", str(error)) from None
     answer = encode_answer(tokenizer, example.answer, config.max_answer_tokens)
     tokens = encoded_prompt.tokens + answer
     if len(tokens) > config.seq_len:
@@ -100,10 +101,10 @@ def encode_example(
             "does not fit",
             f"{len(tokens)} tokens in a row of {config.seq_len}; set data.seq_len to at least {len(tokens)}",
         )
-    if len(windows) > config.max_clips:
+    if len(windows) > config.max_windows:
         raise BadExample(
             "does not fit",
-            f"{len(windows)} windows of audio, but only {config.max_clips} clip slots of a stream; raise data.clips",
+            f"{len(windows)} windows of audio, but only {config.max_windows} clip slots of a stream; raise data.clips",
         )
     return Segment(
         tokens=tokens,

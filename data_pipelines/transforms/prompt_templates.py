@@ -62,11 +62,11 @@ class PromptTemplates:
         """
         if task not in self.by_task:
             unknown = unknown_name("task", task, self.by_task)
-            raise BadExample("wrong line", f"{unknown} (in {self.location}), or give the example its own prompt")
+            raise BadExample("invalid", f"{unknown} (in {self.location}), or give the example its own prompt")
         templates = self.by_task[task]
         template = templates[index % len(templates)]
         if "{}" in template and not question.strip():
-            raise BadExample("wrong line", f"the task {task!r} needs a question, but the example has none")
+            raise BadExample("invalid", f"the task {task!r} needs a question, but the example has none")
         if not has_audio:
             template = template.replace(SPEECH_TAG, "").strip()
         elif AUDIO_PLACEHOLDER not in template:

@@ -55,7 +55,7 @@ class _CheckedSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Checked(grain.transforms.RandomMap):
+class _RejectBadExamples(grain.transforms.RandomMap):
     """Applies a transformation. An example that it cannot use becomes a `Rejection`; a `Rejection` stays one."""
 
     name: str
@@ -131,8 +131,8 @@ class SampleReader:
             .seed((seed ^ zlib.crc32(name.encode())) % 2**32)
             .shuffle()
             .repeat()
-            .random_map(_Checked(name, _Augment(augmentation)))
-            .random_map(_Checked(name, dataclasses.replace(encoder, source_index=index)))
+            .random_map(_RejectBadExamples(name, _Augment(augmentation)))
+            .random_map(_RejectBadExamples(name, dataclasses.replace(encoder, source_index=index)))
             for index, name in enumerate(sorted(sources))
         }
 

@@ -94,7 +94,7 @@ def test_manifest_at_a_url(folder):
     with fsspec.open("memory://bucket/m/a.flac", "wb") as file:
         file.write((folder / "a.flac").read_bytes())
     corpus = corpora.open_corpus("files", "memory://bucket/m")
-    assert corpus.sources_with_audio("train") == ["train"]
+    assert corpus.evaluation_sources("train") == ["train"]
     np.testing.assert_array_equal(corpus.open_source("train", "train")[0].audio, CLIP)
 
 
@@ -131,7 +131,7 @@ def test_a_network_that_fails_is_tried_again(monkeypatch):
 def test_wrong_manifest_lines_are_rejected(line, message):
     with pytest.raises(BadExample, match=message) as caught:
         entry_from_json(line, 0)
-    assert caught.value.reason == "wrong line"
+    assert caught.value.reason == "invalid"
 
 
 @pytest.mark.parametrize(

@@ -14,21 +14,21 @@ def test_rows_hold_what_they_can_and_nothing_twice(packing):
     random = np.random.default_rng(0)
     for _ in range(200):
         rows = int(random.integers(1, 5))
-        room = StepCapacity(rows, 100, int(random.integers(0, 2 * rows + 1)))
-        window = [ExampleSize(int(random.integers(1, 101)), int(random.integers(0, 2))) for _ in range(12)]
-        chosen = packing(window, room)
-        assert len(chosen) == room.rows
-        places = [i for row in chosen for i in row]
-        assert len(places) == len(set(places))
-        assert all(sum(window[i].tokens for i in row) <= 100 for row in chosen)
-        assert sum(window[i].clips for i in places) <= room.clips
+        capacity = StepCapacity(rows, 100, int(random.integers(0, 2 * rows + 1)))
+        pending = [ExampleSize(int(random.integers(1, 101)), int(random.integers(0, 2))) for _ in range(12)]
+        chosen = packing(pending, capacity)
+        assert len(chosen) == capacity.rows
+        placed = [i for row in chosen for i in row]
+        assert len(placed) == len(set(placed))
+        assert all(sum(pending[i].tokens for i in row) <= 100 for row in chosen)
+        assert sum(pending[i].clips for i in placed) <= capacity.clips
         if packing is pad:
             assert all(len(row) <= 1 for row in chosen)
 
 
 def test_the_fullest_row_is_found():
     """Completes the row of the example that has waited longest: of all pairs and triples only 30 + 45 fills the row."""
-    window = [
+    pending = [
         ExampleSize(25, 1),
         ExampleSize(60, 1),
         ExampleSize(30, 1),
@@ -36,7 +36,7 @@ def test_the_fullest_row_is_found():
         ExampleSize(45, 1),
         ExampleSize(70, 1),
     ]
-    assert pack(window, StepCapacity(1, 100, 3)) == [[0, 2, 4]]
+    assert pack(pending, StepCapacity(1, 100, 3)) == [[0, 2, 4]]
 
 
 def test_clips_are_shared_over_rows():
@@ -46,35 +46,35 @@ def test_clips_are_shared_over_rows():
 
 
 def test_text_takes_no_clip():
-    window = [ExampleSize(40, 0), ExampleSize(30, 1), ExampleSize(30, 0)]
-    assert pack(window, StepCapacity(1, 100, 1)) == [[0, 1, 2]]
-    assert pack(window, StepCapacity(1, 100, 0)) == [[0, 2]]
+    pending = [ExampleSize(40, 0), ExampleSize(30, 1), ExampleSize(30, 0)]
+    assert pack(pending, StepCapacity(1, 100, 1)) == [[0, 1, 2]]
+    assert pack(pending, StepCapacity(1, 100, 0)) == [[0, 2]]
 
 
 def test_an_example_of_several_clips_waits_until_they_fit():
-    window = [ExampleSize(50, 3), ExampleSize(50, 1), ExampleSize(50, 1)]
-    assert pack(window, StepCapacity(1, 100, 2)) == [[1, 2]]
-    assert pack(window, StepCapacity(1, 100, 4))[0][0] == 0
+    pending = [ExampleSize(50, 3), ExampleSize(50, 1), ExampleSize(50, 1)]
+    assert pack(pending, StepCapacity(1, 100, 2)) == [[1, 2]]
+    assert pack(pending, StepCapacity(1, 100, 4))[0][0] == 0
 
 
 def test_padded_rows_take_those_that_have_waited_longest():
-    heard, read = ExampleSize(5, 1), ExampleSize(5, 0)
-    assert pad([heard, read, heard, heard, read], StepCapacity(3, 9, 2)) == [[0], [1], [2]]
-    assert pad([read, read, heard, heard], StepCapacity(3, 9, 2)) == [
+    clip, text = ExampleSize(5, 1), ExampleSize(5, 0)
+    assert pad([clip, text, clip, clip, text], StepCapacity(3, 9, 2)) == [[0], [1], [2]]
+    assert pad([text, text, clip, clip], StepCapacity(3, 9, 2)) == [
         [0],
         [2],
         [3],
     ]  # the second text would waste a slot
-    assert pad([read, read, heard], StepCapacity(3, 9, 2)) == [[0], [2], [1]]  # unless nobody else is there
-    assert pad([heard], StepCapacity(2, 9, 1)) == [[0], []]
+    assert pad([text, text, clip], StepCapacity(3, 9, 2)) == [[0], [2], [1]]  # unless no other example waits
+    assert pad([clip], StepCapacity(2, 9, 1)) == [[0], []]
 
 
 def test_padded_rows_of_several_lengths_take_their_own_first():
     short, long = ExampleSize(5, 1), ExampleSize(9, 1)
-    window = [short, long, short, long]
-    assert pad(window, StepCapacity(2, 9, 2, shorter_seq_len=5)) == [[1], [3]]
-    assert pad(window, StepCapacity(3, 9, 3, shorter_seq_len=5)) == [[1], [3], [0]]
-    assert pad(window, StepCapacity(3, 5, 3)) == [[0], [2], []]
+    pending = [short, long, short, long]
+    assert pad(pending, StepCapacity(2, 9, 2, shorter_seq_len=5)) == [[1], [3]]
+    assert pad(pending, StepCapacity(3, 9, 3, shorter_seq_len=5)) == [[1], [3], [0]]
+    assert pad(pending, StepCapacity(3, 5, 3)) == [[0], [2], []]
 
 
 def test_stage_2_wastes_little():

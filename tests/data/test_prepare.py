@@ -54,7 +54,7 @@ def prepare(manifest, output, *, split: str = "train", audio: str = "flac", rule
         opened = Manifest(str(manifest))
         return map(opened.__getitem__, range(len(opened)))
 
-    config = PrepareConfig(source=str(manifest), rules=rules or AudioRules(), audio=audio)
+    config = PrepareConfig(origin=str(manifest), rules=rules or AudioRules(), audio=audio)
     dataset.prepare_split(read_entries, config, str(output), split, **{"clips_per_shard": 2, **options})
 
 
@@ -83,7 +83,7 @@ def test_prepared_examples_equal_the_manifest(folder, audio, capsys):
         text = examples[5]
         assert text.audio is None
         assert (text.prompt, text.question, text.answer, text.task) == ("Capital?", "of France", "Paris", "qa")
-    assert [example.audio for example in source.examples_without_audio()] == [None] * 6
+    assert [example.audio for example in source.read_texts()] == [None] * 6
 
     statistics = json.loads((folder / "data" / "train.statistics.json").read_text(encoding="utf-8"))
     assert statistics["tasks"]["asr"]["seconds"] == {"min": 1.0, "mean": 1.42, "max": 2.0}
@@ -144,7 +144,7 @@ def test_an_interrupted_run_resumes_and_keeps_finished_shards(folder, monkeypatc
     captured = capsys.readouterr()
     assert "already holds the split 'train'" in captured.err
     assert "6 examples" in captured.out
-    with pytest.raises(UserError, match="holds the split 'train', prepared with other options; choose another folder"):
+    with pytest.raises(UserError, match="holds the split 'train', prepared with other options or another version; choose"):
         prepare(folder / "all.jsonl", folder / "data", audio="pcm")
 
 
@@ -188,20 +188,20 @@ def test_rejected_entries_are_counted_and_listed(folder, capsys):
     with pytest.raises(UserError) as error:
         prepare(folder / "bad.jsonl", folder / "data")
     (line,) = str(error.value).splitlines()
-    assert "10 of 12 entries are rejected, 3 of them as 'wrong line'" in line
+    assert "10 of 12 entries are rejected, 3 of them as 'invalid'" in line
     assert str(folder / "data" / "train.rejected.jsonl") in line
     with pytest.raises(UserError, match="no data set in"):
         open_split(folder / "data", "mine", "train")
 
     capsys.readouterr()
     prepare(folder / "bad.jsonl", folder / "data", max_rejected_share=0.9)
-    counts = {"wrong line": 3, "undecodable": 2, "missing": 2, "empty": 1, "not finite": 1, "silent": 1}
+    counts = {"invalid": 3, "undecodable": 2, "missing": 2, "empty": 1, "not finite": 1, "silent": 1}
     assert json.loads((folder / "data" / "train.statistics.json").read_text())["rejected"] == counts
     rejected_by_id = {row["example"]: row for row in rejected(folder / "data")}
     assert {id: row["reason"] for id, row in rejected_by_id.items()} == {
-        "good": "wrong line",
-        "entry 10": "wrong line",
-        "entry 12": "wrong line",
+        "good": "invalid",
+        "entry 10": "invalid",
+        "entry 12": "invalid",
         "cut": "undecodable",
         "head": "undecodable",
         "empty": "empty",
@@ -211,7 +211,7 @@ def test_rejected_entries_are_counted_and_listed(folder, capsys):
         "gone too": "missing",
     }
     assert rejected_by_id["gone"]["detail"] == f"no audio file {folder / 'gone.wav'}"
-    assert "10 of 12 entries rejected (wrong line 3, " in capsys.readouterr().out
+    assert "10 of 12 entries rejected (invalid 3, " in capsys.readouterr().out
     assert [example.id for example in PreparedSource(folder / "data", "mine", "train")] == ["good", "good too"]
 
 
@@ -311,7 +311,7 @@ def test_manifest_audio_and_output_may_be_urls(folder):
 
 def test_statistics_include_answer_lengths_in_tokens(folder, capsys, monkeypatch):
     monkeypatch.setattr(shard_writer, "load_tokenizer", lambda path: types.SimpleNamespace(encode=str.split))
-    config = PrepareConfig(source="two", tokenizer="unused: load_tokenizer is replaced")
+    config = PrepareConfig(origin="two", tokenizer="unused: load_tokenizer is replaced")
     entries = [ManifestEntry(id="1", answer="one two three"), ManifestEntry(id="2", answer="one")]
     dataset.prepare_split(lambda: iter(entries), config, str(folder / "data"), "train")
     assert "1/2.0/3" in capsys.readouterr().out
@@ -338,16 +338,16 @@ def test_entries_after_a_wrong_entry_are_read(folder):
                 raise StopIteration
             entry = self.remaining.pop(0)
             if entry is None:
-                raise BadExample("wrong line", "it is torn")
+                raise BadExample("invalid", "it is torn")
             return entry
 
-    dataset.prepare_split(Entries, PrepareConfig(source="three"), str(folder / "data"), "train", max_rejected_share=0.5)
+    dataset.prepare_split(Entries, PrepareConfig(origin="three"), str(folder / "data"), "train", max_rejected_share=0.5)
     assert [example.id for example in PreparedSource(folder / "data", "mine", "train")] == ["1", "2"]
     assert rejected(folder / "data") == [
-        {"source": "three", "example": "entry 2", "reason": "wrong line", "detail": "it is torn"}
+        {"source": "three", "example": "entry 2", "reason": "invalid", "detail": "it is torn"}
     ]
     with pytest.raises(UserError, match="nothing has no entries"):
-        dataset.prepare_split(lambda: iter(()), PrepareConfig(source="nothing"), str(folder / "data"), "test")
+        dataset.prepare_split(lambda: iter(()), PrepareConfig(origin="nothing"), str(folder / "data"), "test")
 
 
 def test_records_of_other_builders_are_read():

@@ -56,13 +56,13 @@ def test_a_question_may_contain_braces():
 def test_a_missing_question_is_rejected():
     with pytest.raises(BadExample, match="'QA' needs a question") as caught:
         BUILT_IN.render("QA", " ", 0, has_audio=True)
-    assert caught.value.reason == "wrong line"
+    assert caught.value.reason == "invalid"
 
 
 def test_an_unknown_task_is_rejected():
     with pytest.raises(BadExample, match=r"unknown task 'asrr'; did you mean 'asr'.*its own prompt") as caught:
         BUILT_IN.render("asrr", "", 0, has_audio=True)
-    assert caught.value.reason == "wrong line"
+    assert caught.value.reason == "invalid"
 
 
 def test_original_training_file(tmp_path):

@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 
 def test_clips_texts_and_class_labels(folder):
     corpus = corpora.open_corpus("files", folder)
-    assert corpus.sources_with_audio("train") == ["moods", "toy"]
+    assert corpus.evaluation_sources("train") == ["moods", "toy"]
     examples = [corpus.open_source("toy", "train")[i] for i in (0, 2)]
     assert all(example.answer in ("hi",) for example in examples)
     assert {len(example.audio) for example in examples} == {16_000}  # 8000 samples at 8 kHz, resampled
@@ -66,7 +66,7 @@ def test_clips_texts_and_class_labels(folder):
             answers.append(moods[i].answer)
             assert moods[i].audio is None and moods[i].question == "hi"
         except BadExample as error:
-            assert error.reason == "wrong line"
+            assert error.reason == "invalid"
     assert answers == ["sad", "sad"]
 
 

@@ -32,8 +32,8 @@ def test_prepare_manifest(manifest, tmp_path, capsys):
     source = PreparedSource(tmp_path / "data" / "mine", "mine", "dev")
     expected = (tone(300, 1.0).astype(int) + tone(400, 1.0)) / 2
     np.testing.assert_allclose(source[0].audio, expected, atol=0.5)
-    recipe = json.loads((tmp_path / "data" / "mine" / "dev.statistics.json").read_text())["recipe"]
-    assert (recipe["audio"], recipe["rules"]["channels"], recipe["rules"]["too_long"]) == ("pcm", "mean", "chunk")
+    config = json.loads((tmp_path / "data" / "mine" / "dev.statistics.json").read_text())["config"]
+    assert (config["audio"], config["rules"]["channels"], config["rules"]["too_long"]) == ("pcm", "mean", "chunk")
 
 
 def test_prepare_corpus(tmp_path, capsys):

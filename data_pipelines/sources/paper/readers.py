@@ -123,7 +123,7 @@ def parse_rows(parse_row: Callable[[Row], ManifestEntry], rows: Iterable[Row]) -
         try:
             entry: ManifestEntry | BadExample = parse_row(row)
         except (AttributeError, BadExample, LookupError, TypeError, ValueError) as error:
-            entry = BadExample("wrong line", f"row {number}, {str(row)[:200]}: {error!r}")
+            entry = BadExample("invalid", f"row {number}, {str(row)[:200]}: {error!r}")
         yield entry
 
 
