@@ -144,7 +144,7 @@ def test_an_interrupted_run_resumes_and_keeps_finished_shards(folder, monkeypatc
     captured = capsys.readouterr()
     assert "already holds the split 'train'" in captured.err
     assert "6 examples" in captured.out
-    with pytest.raises(UserError, match="holds the split 'train', prepared with other options or another version; choose"):
+    with pytest.raises(UserError, match="holds the split 'train', prepared with other options or another"):
         prepare(folder / "all.jsonl", folder / "data", audio="pcm")
 
 
