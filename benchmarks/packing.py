@@ -265,9 +265,8 @@ def measure_packing(steps: int, variant: str, seed: int = 0) -> PackingStats:
       variant: key of `VARIANTS`.
       seed: seed of the lengths and of the original's batches.
     """
-    config = get_config("salmonn_13b_stage2")
-    for path, text in VARIANTS[variant].items():
-        config = configuration.apply_override(config, path, text)
+    overrides = [f"{path}={text}" for path, text in VARIANTS[variant].items()]
+    config = configuration.apply_overrides(get_config("salmonn_13b_stage2"), overrides)
     examples = simulate_examples(config, drawn_sources(config, 0), np.random.default_rng(seed))
     num_tokens, num_slots, max_wait, examples_packed = 0, 0, 0, []
     for step in islice(simulate_packing(config.data, examples), steps):

@@ -25,7 +25,7 @@ from data_pipelines.stream.training_data import BATCHES_AHEAD, TrainingData
 from data_pipelines.transforms.encode import encode_config
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from data_pipelines.transforms.samples import Encoder, SampleReader
-from salmonn_jax.config import SAMPLE_RATE, apply_override
+from salmonn_jax.config import SAMPLE_RATE, apply_overrides
 from salmonn_jax.configs import get_config
 from salmonn_jax.tokenizer import load_tokenizer
 
@@ -60,9 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="batches to read (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to salmonn_13b_stage2")
     options = parser.parse_args()
-    config = get_config("salmonn_13b_stage2")
-    for override in options.overrides:
-        config = apply_override(config, *override.split("=", 1))
+    config = apply_overrides(get_config("salmonn_13b_stage2"), options.overrides)
     with tempfile.TemporaryDirectory() as folder:
         tones.train_tokenizer(Path(folder))
         tokenizer = load_tokenizer(Path(folder))

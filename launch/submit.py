@@ -131,12 +131,10 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
 def check_mesh(config: Any, topology: Any) -> None:
     """Raises UserError if the configuration's mesh or batch is invalid, or does not fit these slices."""
     from salmonn_jax import sharding
-    from salmonn_jax.config import check_data_sizes
 
     chips_per_slice = topology.chips // topology.slices
     devices = [_StubDevice(index, index // chips_per_slice) for index in range(topology.chips)]
     sharding.check_batch(config.data, sharding.make_mesh(config.mesh, devices))
-    check_data_sizes(config.data)
 
 
 @dataclasses.dataclass(frozen=True)

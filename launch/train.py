@@ -24,7 +24,7 @@ def main() -> None:
         prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. mini_stage1")
-    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="RUN", help="run directory")
+    parser.add_argument("--output", type=pathlib.Path, metavar="RUN", help="run directory")
     parser.add_argument(
         "--model", type=pathlib.Path, help="model or run directory to start from (default: random weights)"
     )
@@ -37,9 +37,17 @@ def main() -> None:
         default=30.0,
         help="print all stacks and exit if no step ends within this time (default: %(default)g)",
     )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every field with its value and meaning, and exit"
+    )
     arguments = parser.parse_intermixed_args()
-    cli.start_jax()
     config = resolve_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print_config(config)
+        return
+    if arguments.output is None:
+        parser.error("the following arguments are required: --output")
+    cli.start_jax()
     train(config, arguments.output, arguments.model, watchdog_minutes=arguments.watchdog_minutes)
 
 
@@ -47,19 +55,29 @@ def resolve_config(name: str, overrides: list[str]) -> RunConfig:
     """Returns the named configuration with the overrides applied.
 
     Raises:
-      UserError: the configuration or a field is unknown, or an override is not of the form `field=value`.
+      UserError: the configuration or a field is unknown, or a value is not valid.
     """
-    from salmonn_jax import config as configuration
+    from salmonn_jax.config import apply_overrides
     from salmonn_jax.configs import get_config
-    from salmonn_jax.errors import UserError
 
-    config = get_config(name)
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"{override!r} is not a configuration override; write field=value")
-        config = configuration.apply_override(config, path, text)
-    return config
+    return apply_overrides(get_config(name), overrides)
+
+
+def print_config(config: RunConfig) -> None:
+    """Prints the path, value and meaning of every field. Fields of absent parts are left out."""
+    import dataclasses
+    import json
+
+    from salmonn_jax.config import describe_fields
+
+    fields = {"": config}
+    for path, description in describe_fields(type(config)):
+        parent, _, name = path.rpartition(".")
+        if fields.get(parent) is None:
+            continue
+        value = fields[path] = getattr(fields[parent], name)
+        if not dataclasses.is_dataclass(value):
+            print(f"{path} = {json.dumps(value)}  # {description}")
 
 
 def train(

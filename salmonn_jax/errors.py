@@ -30,7 +30,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """
     known = sorted(known)
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {matches[0]!r}?" if matches else "it must be one of: " + ", ".join(known)
+    some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    hint = f"did you mean {matches[0]!r}?" if matches else f"it must be one of: {some}"
     return UserError(f"unknown {kind} {name!r}; {hint}")
 
 

@@ -144,7 +144,8 @@ def search(
         ) -> Plan | None:
             """Returns the plan for `multiple` times the smallest batch; None if it does not fit or does not compile."""
             rows, clips = (multiple * shards * n // gcd for n in (config.data.rows, config.data.clips))
-            data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=shards)
+            lookahead = max(config.data.lookahead, rows // shards, clips // shards)
+            data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=shards, lookahead=lookahead)
             plan_config = dataclasses.replace(config, remat_policy=remat, data=data)
             try:
                 plans.append(_make_and_log_plan(plan_config, topology, placement, log))

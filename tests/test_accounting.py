@@ -40,7 +40,7 @@ def test_the_13b_costs_four_operations_a_parameter_and_token():
 def test_chips_that_share_a_language_model_share_its_clips_where_they_can():
     config = dataclasses.replace(get_config("salmonn_13b_stage2"), mesh={"tensor": 4})
     assert accounting.step_flops(config, 64).duplicated == 0
-    few = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=16, clips=16))
+    few = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=16, clips=16, streams=16))
     alone = accounting.step_flops(few, 16)
     assert accounting.step_flops(few, 64).model_flops == alone.model_flops
     assert accounting.step_flops(few, 64).duplicated == 3 * (

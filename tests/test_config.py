@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from launch import cli, train
 from salmonn_jax import config as configuration
-from salmonn_jax.config import RunConfig
+from salmonn_jax.config import RunConfig, apply_overrides
 from salmonn_jax.configs import CONFIGS, get_config
 from salmonn_jax.errors import UserError
+
+DEBUG = get_config("debug")
+FIELDS = [path for path, _ in configuration.describe_fields(RunConfig)]
+LEAVES = [path for path in FIELDS if not any(other.startswith(path + ".") for other in FIELDS)]
+# Every optional part is present, so that all fields have a value.
+FULL = apply_overrides(
+    DEBUG,
+    [
+        'model.llama.rope_scaling={"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, '
+        '"original_max_position_embeddings": 16}',
+        "model.llama.head_dim=8",
+        "optimizer.clip_norm=1",
+    ],
+)
+NULLABLE = {
+    "model.whisper",
+    "model.beats",
+    "model.qformer",
+    "model.llama",
+    "model.llama.head_dim",
+    "model.llama.rope_scaling",
+    "optimizer.clip_norm",
+}
+
+
+def value_of(config, path: str):
+    """Returns the JSON value of a field, by its dotted path."""
+    value = configuration.to_dict(config)
+    for name in path.split("."):
+        value = value[name]
+    return value
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -27,7 +60,7 @@ def test_num_valid_audio_tokens_of_window_and_clip():
     """Compares token counts by hand: a token covers 17 frames (0.34 s), and clips are padded to at least a second."""
     model = get_config("salmonn_13b_stage1").model
     assert [model.num_valid_audio_tokens(samples) for samples in (1, 160_000, 480_000)] == [88, 88, 88]
-    model = configuration.apply_override(model, "audio.tokens", "clip")
+    model = apply_overrides(model, ["audio.tokens=clip"])
     assert [model.num_valid_audio_tokens(samples) for samples in (1, 16_000, 5440 * 3, 5440 * 3 + 1)] == [3, 3, 3, 4]
     assert [model.num_valid_audio_tokens(samples) for samples in (160_000, 470_000, 480_000, 960_000)] == [
         30,
@@ -43,40 +76,106 @@ def test_error_for_an_unknown_configuration_suggests_the_nearest_name():
 
 
 def test_overrides_of_nested_fields():
-    config = configuration.apply_override(get_config("debug"), "optimizer.peak_lr", "1")
-    config = configuration.apply_override(config, "data.mixture.tones", "2.5")
-    config = configuration.apply_override(config, "trainable", '["a", "b"]')
+    config = apply_overrides(
+        DEBUG, ["optimizer.peak_lr=1", "data.mixture.tones=2.5", 'trainable=["a", "b"]', "data.data_dir=2026"]
+    )
     assert config.optimizer.peak_lr == 1.0
     assert isinstance(config.optimizer.peak_lr, float)
     assert config.data.mixture == {"tones": 2.5, "words": 1.0}
     assert config.trainable == ("a", "b")
+    assert config.data.data_dir == "2026"
+
+
+def test_overrides_are_validated_together():
+    """Neither 48 streams with 16 rows nor 48 rows with 8 clips of 48 streams would be valid alone."""
+    assert apply_overrides(DEBUG, ["data.streams=48", "data.rows=48", "data.clips=48"]).data.streams == 48
 
 
 @pytest.mark.parametrize(
-    ("path", "text", "message"),
+    ("override", "message"),
     [
-        ("optimizer.peek", "1", "did you mean 'peak_lr'"),
-        ("num_train_steps", "1.5", "num_train_steps must be int"),
-        ("num_train_steps", "true", "num_train_steps must be int"),
-        ("num_train_steps.more", "1", "num_train_steps has no fields"),
-        ("model.llama.hidden_size", "wide", "hidden_size must be int"),
+        ("optimizer.peek=1", "unknown configuration field 'optimizer.peek'; did you mean 'optimizer.peak_lr'?"),
+        ("optimzer.peak_lr=1", "unknown configuration field 'optimzer.peak_lr'; did you mean 'optimizer.peak_lr'?"),
+        ("num_train_steps=1.5", "num_train_steps=1.5: must be a valid integer"),
+        ("num_train_steps=true", "num_train_steps=true: must be a valid integer"),
+        ("num_train_steps=-3", "num_train_steps=-3: must be greater than 0"),
+        ("num_train_steps=10000000000", "num_train_steps=10000000000: must be less than 2147483648"),
+        ("num_train_steps.more=1", "num_train_steps.more=1: num_train_steps is 6 and has no fields"),
+        ("model.llama.hidden_size=wide", 'model.llama.hidden_size="wide": must be a valid integer'),
+        ("model.llama.hidden_size=30", "model.llama.hidden_size=30: must be a multiple of num_attention_heads=4"),
+        ("model.llama=null", "model.qformer needs whisper and llama"),
+        ("model.audio.window_seconds=0.1", "model.audio.window_seconds=0.1 is shorter than a window of the Q-Former"),
+        ("model.prompt_template=Answer:", "model.prompt_template='Answer:': must contain {}"),
+        ("remat_policy=ful", "remat_policy=\"ful\": must be 'none', 'dots' or 'full'"),
+        ("data.packing=pak", "data.packing=\"pak\": must be 'pack' or 'pad'"),
+        ("data.temperature=0", "data.temperature=0: must be greater than 0"),
+        ("data.streams=0", "data.streams=0: must be greater than 0"),
+        ("data.mixture.tones=abc", 'data.mixture.tones="abc": must be a valid number'),
+        ("data.mixture.tones=0", "data.mixture.tones=0: must be greater than 0"),
+        ("data.rows=12", "data.rows=12: must be a multiple of streams=8"),
+        ("trainable=[1]", "trainable.0=1: must be a valid string"),
+        ("optimizer.peak_lr=-1", "optimizer.peak_lr=-1: must be greater than 0"),
+        ("optimizer.peak_lr=NaN", "optimizer.peak_lr=NaN: must be a finite number"),
+        ("mesh.tensr=2", "mesh.tensr=\"tensr\": must be 'data', 'fsdp' or 'tensor'"),
+        ("num_train_steps", "'num_train_steps' is not a configuration override; write field=value"),
+        ("=3", "unknown configuration field ''; it must be one of: ctc_blank, "),
     ],
 )
-def test_error_for_a_wrong_override_names_the_field(path, text, message):
-    with pytest.raises(UserError, match=message):
-        configuration.apply_override(get_config("debug"), path, text)
+def test_a_wrong_override_is_one_line_that_names_the_field(override, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        apply_overrides(DEBUG, [override])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+# Fields that hold any text.
+TEXTS = {"name", "data.corpus", "data.data_dir", "data.prompt_templates", "data.noise_source"}
+WRONG_VALUES = ("null", "[[]]", '{"a": [1]}', "true", '"no such choice"', "-1", "1e999", "NaN", "0.5.5")
+
+
+@pytest.mark.parametrize("path", [path for path in FIELDS if path not in TEXTS])
+def test_values_of_a_wrong_type_or_range_are_refused(path):
+    """Every field refuses every value of another type, sign or choice, with one line that names the field."""
+    for text in WRONG_VALUES:
+        if (text == "null" and path in NULLABLE) or (text == "true" and isinstance(value_of(FULL, path), bool)):
+            continue
+        with pytest.raises(UserError) as caught:
+            apply_overrides(FULL, [f"{path}={text}"])
+        assert "\n" not in str(caught.value)
+        assert path.split(".")[-1] in str(caught.value)
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_unknown_fields_are_refused(path):
+    """A letter is missing in the middle of the last name, or the field has a subfield that does not exist."""
+    head, _, name = path.rpartition(".")
+    wrong = f"{head}.{name[:1]}{name[2:]}".lstrip(".")
+    with pytest.raises(UserError, match="unknown configuration field"):
+        apply_overrides(FULL, [f"{wrong}=1"])
+    if not isinstance(value_of(FULL, path), dict):
+        with pytest.raises(UserError, match="has no fields"):
+            apply_overrides(FULL, [f"{path}.more=1"])
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_every_field_has_a_description_and_accepts_its_own_value(path):
+    assert dict(configuration.describe_fields(RunConfig))[path]
+    assert apply_overrides(FULL, [f"{path}={json.dumps(value_of(FULL, path))}"]) == FULL
+
+
+def test_print_config_lists_every_field_and_reads_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["launch.train", "debug", "--print-config", "num_train_steps=7"])
+    cli.run(train.main)
+    lines = capsys.readouterr().out.splitlines()
+    assert "num_train_steps = 7" in next(line for line in lines if "training steps" in line)
+    absent = {"model.llama.rope_scaling." + name for name in ("factor", "low_freq_factor", "high_freq_factor")}
+    printed = {line.split(" = ")[0] for line in lines}
+    assert set(LEAVES) - printed <= absent | {"model.llama.rope_scaling.original_max_position_embeddings"}
+    assert not list(tmp_path.iterdir())
 
 
 def test_first_difference_names_the_field():
-    old = configuration.to_dict(get_config("debug"))
-    new = configuration.to_dict(
-        configuration.apply_override(get_config("debug"), "model.llama.intermediate_size", "65")
-    )
+    old = configuration.to_dict(DEBUG)
+    new = configuration.to_dict(apply_overrides(DEBUG, ["model.llama.intermediate_size=65"]))
     assert configuration.first_difference(old, new) == "model.llama.intermediate_size is 64, not 65"
     assert configuration.first_difference(old, old) is None
-
-
-def test_a_literal_field_accepts_only_its_choices():
-    with pytest.raises(UserError, match=r"unknown value of packing 'pak'; did you mean 'pack'"):
-        configuration.apply_override(get_config("debug"), "data.packing", "pak")
-    assert configuration.apply_override(get_config("debug"), "data.packing", "pack").data.packing == "pack"

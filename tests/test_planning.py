@@ -67,6 +67,7 @@ def test_search_finds_the_largest_batch_that_fits(compiled, name, rows, clips):
 def test_search_without_a_plan_that_fits(compiled):
     topology = topologies.get_topology("v5e-16", 1)
     config = get_config("salmonn_7b_stage2")
-    data = dataclasses.replace(config.data, rows=200, clips=1)  # no smaller batch has this proportion of rows and clips
+    data = dataclasses.replace(config.data, rows=200, clips=1, streams=1, lookahead=200)
+    # No smaller batch has this proportion of rows and clips
     plans = planning.search(dataclasses.replace(config, data=data), topology, ("replicate",), lambda line: None)
     assert not any(plan.fits for plan in plans) and {plan.config.remat_policy for plan in plans} == {"full"}

@@ -18,11 +18,6 @@ def source_shares(data: DataConfig, mean_sizes: Mapping[str, float]) -> dict[str
     Raises:
       UserError: a weight is not above 0, or the replayed sources leave nothing to the others.
     """
-    for name, weight in {**data.mixture, **data.replay}.items():
-        if not weight > 0:
-            raise UserError(
-                f"the weight of source {name!r} is {weight}; it must be above 0 (to drop a source, leave it out)"
-            )
     both = sorted(data.mixture.keys() & data.replay.keys())
     if both:
         raise UserError(f"source {both[0]!r} is in data.mixture and in data.replay; leave it out of one")

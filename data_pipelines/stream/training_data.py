@@ -1,7 +1,7 @@
 """Batches of a training run. The batch of a step depends on the seed and the step alone.
 
 A batch consists of equal parts, one from each of `data.streams` streams. A stream draws samples from the sources by
-weight, reads them ahead, drops rejections, and packs rows from a window of waiting samples. The processes of a job
+weight, reads them ahead, drops rejections, and packs rows from a buffer of waiting samples. The processes of a job
 divide the streams among them. So the number of processes and of workers does not change the batches, and any number of
 processes that divides the streams can restore a checkpoint.
 """
@@ -21,17 +21,17 @@ from data_pipelines.stream.rejections import RejectionMonitor
 from data_pipelines.stream.sample_dataset import ReaderPool, SampleIterDataset
 from data_pipelines.transforms.samples import SampleReader
 from salmonn_jax.batch import Batch, batch_slice, empty_batch, fill_batch
-from salmonn_jax.config import DataConfig, check_data_sizes
+from salmonn_jax.config import DataConfig
 
 BATCHES_AHEAD = 2
 
 
 class BatchIterDataset(grain.IterDataset[Batch]):
-    """Batches of one host, made of the rows of its streams.
+    """grain dataset of the batches of one host, made of the rows of its streams.
 
     Args:
       streams: streams of this host by index.
-      reader: its encoder has the sizes of a clip.
+      reader: provides the sizes of a batch (`window_samples`, `num_audio_tokens`, `max_transcript_tokens`).
     """
 
     def __init__(self, streams: Mapping[int, PackIterDataset], reader: SampleReader):
@@ -99,7 +99,6 @@ class TrainingData:
         streams: Sequence[int] | None = None,
         on_reject: Callable[[Rejection], object] = lambda rejection: None,
     ):
-        check_data_sizes(data)
         indices = tuple(range(data.streams)) if streams is None else tuple(streams)
         self.shares = shares
         self._monitor = RejectionMonitor(data)

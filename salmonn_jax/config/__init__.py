@@ -24,10 +24,10 @@ from salmonn_jax.config.run import (
     DataConfig,
     OptimizerConfig,
     RunConfig,
-    check_data_sizes,
 )
 from salmonn_jax.config.typed import (
-    apply_override,
+    apply_overrides,
+    describe_fields,
     first_difference,
     from_dict,
     to_dict,
@@ -49,8 +49,8 @@ __all__ = [
     "RopeScaling",
     "RunConfig",
     "WhisperConfig",
-    "apply_override",
-    "check_data_sizes",
+    "apply_overrides",
+    "describe_fields",
     "first_difference",
     "from_dict",
     "to_dict",

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+from pydantic.dataclasses import dataclass
+
+from salmonn_jax.config.typed import STRICT, NonNegativeInt, PositiveInt, check_multiple
 
 SAMPLE_RATE = 16_000  # Hz
 HOP_LENGTH = 160  # samples between two feature frames (10 ms) of Whisper's log-mel and of BEATs' filter bank
 
+Dtype = Literal["float32", "bfloat16"]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class AudioConfig:
     """Length of the encoder input, and which audio tokens the language model reads."""
 
-    window_seconds: float = 30.0  # encoder input: shorter clips are zero-padded to this length, longer ones are cut
-    minimum_seconds: float = 1.0  # BEATs gets at least this much audio: shorter clips are zero-padded
-    # Audio tokens in the prompt. "window": those of the whole window, padding included, as in the original.
-    # "clip": only those that begin before the clip ends.
-    tokens: Literal["window", "clip"] = "window"
+    window_seconds: PositiveFloat = Field(
+        30.0, description="encoder input: shorter clips are zero-padded to this length, longer ones are cut"
+    )
+    minimum_seconds: PositiveFloat = Field(
+        1.0, description="BEATs gets at least this much audio: shorter clips are zero-padded"
+    )
+    tokens: Literal["window", "clip"] = Field(
+        "window",
+        description='audio tokens in the prompt: "window" those of the whole window, with its padding, as in the '
+        'original; "clip" only those that begin before the clip ends',
+    )
 
     @property
     def window_samples(self) -> int:
@@ -35,46 +49,67 @@ class AudioConfig:
         return self.window_samples // (2 * HOP_LENGTH)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WhisperConfig:
     """Whisper encoder (Radford et al. 2022), with the field names of transformers. The defaults are large-v2."""
 
-    num_mel_bins: int = 80  # features per log-mel frame
-    d_model: int = 1280  # hidden size
-    encoder_layers: int = 32
-    encoder_attention_heads: int = 20
-    encoder_ffn_dim: int = 5120  # hidden size of the feed-forward network
+    num_mel_bins: PositiveInt = Field(80, description="features per log-mel frame")
+    d_model: PositiveInt = Field(1280, description="hidden size")
+    encoder_layers: PositiveInt = Field(32, description="transformer layers")
+    encoder_attention_heads: PositiveInt = Field(20, description="attention heads")
+    encoder_ffn_dim: PositiveInt = Field(5120, description="hidden size of the feed-forward network")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        check_multiple("d_model", self.d_model, "encoder_attention_heads", self.encoder_attention_heads)
+        return self
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class BeatsConfig:
     """BEATs encoder (Chen et al. 2022), with the original field names. The defaults are the iter3+ AS2M checkpoint."""
 
-    num_mel_bins: int = 128  # features per filter-bank frame
-    input_patch_size: int = 16  # a patch covers this many frames and this many mel bins
-    embed_dim: int = 512  # size of a patch embedding
-    encoder_embed_dim: int = 768  # hidden size of the transformer
-    encoder_layers: int = 12
-    encoder_attention_heads: int = 12
-    encoder_ffn_embed_dim: int = 3072  # hidden size of the feed-forward network
-    conv_pos: int = 128  # kernel size of the convolutional position embedding, in tokens
-    conv_pos_groups: int = 16  # groups of that convolution
-    num_buckets: int = 320  # buckets of the relative position bias
-    max_distance: int = 800  # in tokens; positions at this distance or farther share the last bucket
+    num_mel_bins: PositiveInt = Field(128, description="features per filter-bank frame")
+    input_patch_size: PositiveInt = Field(16, description="a patch covers this many frames and this many mel bins")
+    embed_dim: PositiveInt = Field(512, description="size of a patch embedding")
+    encoder_embed_dim: PositiveInt = Field(768, description="hidden size of the transformer")
+    encoder_layers: PositiveInt = Field(12, description="transformer layers")
+    encoder_attention_heads: PositiveInt = Field(12, description="attention heads")
+    encoder_ffn_embed_dim: PositiveInt = Field(3072, description="hidden size of the feed-forward network")
+    conv_pos: PositiveInt = Field(128, description="kernel size of the convolutional position embedding, in tokens")
+    conv_pos_groups: PositiveInt = Field(16, description="groups of that convolution")
+    num_buckets: PositiveInt = Field(320, description="buckets of the relative position bias")
+    max_distance: PositiveInt = Field(
+        800, description="in tokens; positions at this distance or farther share the last bucket"
+    )
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        for name in ("encoder_attention_heads", "conv_pos_groups"):
+            check_multiple("encoder_embed_dim", self.encoder_embed_dim, name, getattr(self, name))
+        check_multiple("num_mel_bins", self.num_mel_bins, "input_patch_size", self.input_patch_size)
+        return self
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class QFormerConfig:
     """Window-level Q-Former: a BERT that reads each window of encoder frames through cross-attention."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 2
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072  # hidden size of the feed-forward network
-    num_speech_query_token: int = 1  # queries, and so audio tokens, per window
-    second_per_window: float = 0.333333  # length of a window in seconds
-    second_stride: float = 0.333333  # seconds between the starts of two windows
-    dropout: float = 0.1  # dropout probability, of attention weights and hidden states
+    hidden_size: PositiveInt = Field(768, description="hidden size")
+    num_hidden_layers: PositiveInt = Field(2, description="transformer layers")
+    num_attention_heads: PositiveInt = Field(12, description="attention heads")
+    intermediate_size: PositiveInt = Field(3072, description="hidden size of the feed-forward network")
+    num_speech_query_token: PositiveInt = Field(1, description="queries, and so audio tokens, per window")
+    second_per_window: PositiveFloat = Field(0.333333, description="length of a window in seconds")
+    second_stride: PositiveFloat = Field(0.333333, description="seconds between the starts of two windows")
+    dropout: Probability = Field(0.1, description="dropout probability, of attention weights and hidden states")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        check_multiple("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        if min(self.window_frames, self.stride_frames) < 1:
+            raise ValueError("second_per_window and second_stride: must be at least 0.02, one encoder frame")
+        return self
 
     @property
     def window_frames(self) -> int:
@@ -87,32 +122,51 @@ class QFormerConfig:
         return round(1500 * self.second_stride / 30.0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RopeScaling:
     """LLaMA 3.1's scaling of the rotary frequencies for long contexts, with the field names of transformers."""
 
-    factor: float  # divisor of the low frequencies
-    low_freq_factor: float  # frequencies with fewer periods than this in the original context are divided by `factor`
-    high_freq_factor: float  # frequencies with more periods than this in the original context stay unchanged
-    original_max_position_embeddings: int  # context length of the pretraining before the extension, in tokens
+    factor: PositiveFloat = Field(description="divisor of the low frequencies")
+    low_freq_factor: PositiveFloat = Field(
+        description="frequencies with fewer periods than this in the original context are divided by `factor`"
+    )
+    high_freq_factor: PositiveFloat = Field(
+        description="frequencies with more periods than this in the original context stay unchanged"
+    )
+    original_max_position_embeddings: PositiveInt = Field(
+        description="context length of the pretraining before the extension, in tokens"
+    )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LlamaConfig:
     """LLaMA-family decoder, with the field names of transformers. The defaults are Vicuna-13B v1.1."""
 
-    vocab_size: int = 32_000
-    hidden_size: int = 5120
-    num_hidden_layers: int = 40
-    num_attention_heads: int = 40
-    num_key_value_heads: int = 40  # fewer than num_attention_heads for grouped-query attention
-    intermediate_size: int = 13_824  # hidden size of the feed-forward network
-    rms_norm_eps: float = 1e-6
-    head_dim: int | None = None  # size of an attention head; None means hidden_size / num_attention_heads
-    rope_theta: float = 10_000.0  # base of the rotary frequencies
-    rope_scaling: RopeScaling | None = None  # None leaves the rotary frequencies unscaled
-    max_position_embeddings: int = 2048  # context length in tokens
-    tie_word_embeddings: bool = False  # whether the output projection is the embedding table
+    vocab_size: PositiveInt = Field(32_000, description="tokens in the vocabulary")
+    hidden_size: PositiveInt = Field(5120, description="hidden size")
+    num_hidden_layers: PositiveInt = Field(40, description="transformer layers")
+    num_attention_heads: PositiveInt = Field(40, description="attention heads")
+    num_key_value_heads: PositiveInt = Field(
+        40, description="fewer than num_attention_heads for grouped-query attention"
+    )
+    intermediate_size: PositiveInt = Field(13_824, description="hidden size of the feed-forward network")
+    rms_norm_eps: PositiveFloat = Field(1e-6, description="epsilon of the RMS norms")
+    head_dim: PositiveInt | None = Field(
+        None, description="size of an attention head; None means hidden_size / num_attention_heads"
+    )
+    rope_theta: PositiveFloat = Field(10_000.0, description="base of the rotary frequencies")
+    rope_scaling: RopeScaling | None = Field(None, description="None leaves the rotary frequencies unscaled")
+    max_position_embeddings: PositiveInt = Field(2048, description="context length in tokens")
+    tie_word_embeddings: bool = Field(False, description="whether the output projection is the embedding table")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.head_dim is None:
+            check_multiple("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        check_multiple("num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads)
+        if self.head_size % 2:
+            raise ValueError(f"the size of an attention head, {self.head_size}: must be even for rotary positions")
+        return self
 
     @property
     def head_size(self) -> int:
@@ -120,15 +174,17 @@ class LlamaConfig:
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoraConfig:
     """Low-rank adapters of the language model (Hu et al. 2021)."""
 
-    rank: int = 8
-    alpha: float = 32.0  # adapters are scaled by alpha / rank
-    dropout: float = 0.1  # dropout probability of the adapter's input
-    # Projections with an adapter: any of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj, or none.
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    rank: PositiveInt = Field(8, description="rank of the adapters")
+    alpha: PositiveFloat = Field(32.0, description="adapters are scaled by alpha / rank")
+    dropout: Probability = Field(0.1, description="dropout probability of the adapter's input")
+    target_modules: tuple[Projection, ...] = Field(
+        ("q_proj", "v_proj"),
+        description="projections of the language model that have an adapter; empty for no adapters",
+    )
 
     @property
     def scale(self) -> float:
@@ -136,7 +192,7 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
     """SALMONN (Tang et al. 2024, figure 1): Whisper and BEATs encoders, Q-Former, and a language model with LoRA.
 
@@ -145,18 +201,37 @@ class ModelConfig:
     Whisper and the language model.
     """
 
-    audio: AudioConfig = AudioConfig()
-    whisper: WhisperConfig | None = WhisperConfig()
-    beats: BeatsConfig | None = BeatsConfig()
-    qformer: QFormerConfig | None = QFormerConfig()
-    llama: LlamaConfig | None = LlamaConfig()
-    lora: LoraConfig = LoraConfig()
-    activation_dtype: str = "bfloat16"  # dtype of activations
-    frozen_dtype: str = "bfloat16"  # dtype of frozen parameters; trainable parameters are stored in float32
-    prompt_template: str = "USER: {}\nASSISTANT:"  # `{}` is replaced by the prompt; the answer follows the template
-    # Number of extra classes with a logit of zero in the softmax of the loss. The original adds one, for its [PAD]
-    # token. The random embedding of that token is in no checkpoint, and its logit is zero on average.
-    pad_classes: int = 0
+    audio: AudioConfig = Field(AudioConfig(), description="encoder input")
+    whisper: WhisperConfig | None = Field(WhisperConfig(), description="Whisper encoder")
+    beats: BeatsConfig | None = Field(BeatsConfig(), description="BEATs encoder")
+    qformer: QFormerConfig | None = Field(QFormerConfig(), description="Q-Former")
+    llama: LlamaConfig | None = Field(LlamaConfig(), description="language model")
+    lora: LoraConfig = Field(LoraConfig(), description="adapters of the language model")
+    activation_dtype: Dtype = Field("bfloat16", description="dtype of activations")
+    frozen_dtype: Dtype = Field(
+        "bfloat16", description="dtype of frozen parameters; trainable parameters are stored in float32"
+    )
+    prompt_template: str = Field(
+        "USER: {}\nASSISTANT:", description="`{}` is replaced by the prompt; the answer follows the template"
+    )
+    pad_classes: NonNegativeInt = Field(
+        0,
+        description="extra classes with a logit of zero in the softmax of the loss; the original adds one, for its "
+        "[PAD] token, whose random embedding is in no checkpoint and whose logit is zero on average",
+    )
+
+    @model_validator(mode="after")
+    def _check_components(self) -> Self:
+        if self.qformer and not (self.whisper and self.llama):
+            raise ValueError("qformer needs whisper and llama; set qformer=null, or add the missing ones")
+        if self.qformer and self.num_windows < 1:
+            raise ValueError(
+                f"audio.window_seconds={self.audio.window_seconds:g} is shorter than a window of the Q-Former, "
+                f"qformer.second_per_window={self.qformer.second_per_window:g}"
+            )
+        if "{}" not in self.prompt_template:
+            raise ValueError(f"prompt_template={self.prompt_template!r}: must contain {{}}, the place of the prompt")
+        return self
 
     @property
     def num_windows(self) -> int:

@@ -1,14 +1,31 @@
-"""Conversion of configurations from and to JSON values, and overrides of single fields."""
+"""Reading, overriding and describing configurations, which are pydantic dataclasses.
+
+Types, ranges and sizes that must go together are declared where a field is declared; pydantic checks them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import pydantic
 
 from salmonn_jax.errors import UserError, unknown_name
+
+# No value is converted to another type, and every field must be known and finite.
+STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+PositiveInt = Annotated[int, pydantic.Field(gt=0, lt=2**31)]
+NonNegativeInt = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+
+
+def check_multiple(name: str, size: int, divisor_name: str, divisor: int) -> None:
+    """Raises ValueError, which pydantic reports with the path of the configuration, if `divisor` does not divide."""
+    if size % divisor:
+        raise ValueError(f"{name}={size}: must be a multiple of {divisor_name}={divisor}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -20,50 +37,71 @@ def from_dict(config_class: type, values: dict[str, Any], path_prefix: str = "")
     """Builds a configuration from JSON values.
 
     Args:
-      config_class: dataclass to build.
+      config_class: configuration class.
       values: field values by name, as `to_dict` returns them.
       path_prefix: prefix of the field names in error messages, such as "model.llama.".
 
     Raises:
-      UserError: a field is unknown or its value has the wrong type. The message names the field.
+      UserError: a field is unknown or its value is not valid. The message names the field.
     """
-    hints = typing.get_type_hints(config_class)
-    arguments = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise unknown_name("configuration field", path_prefix + key, [path_prefix + h for h in hints])
-        arguments[key] = _cast(hints[key], value, path_prefix + key)
-    return config_class(**arguments)
+    try:
+        return pydantic.TypeAdapter(config_class).validate_json(json.dumps(values))
+    except pydantic.ValidationError as errors:
+        error = errors.errors(include_url=False)[0]
+        names = [str(name) for name in error["loc"] if name != "[key]"]
+        path = path_prefix + ".".join(names)
+        if error["type"] == "unexpected_keyword_argument":
+            known = [path_prefix + name for name, _ in describe_fields(config_class)]
+            raise unknown_name("configuration field", path, known) from None
+        if error["type"] == "value_error":  # of a validator, whose message names the fields of the class
+            raise UserError(path_prefix + ".".join([*names, str(error["ctx"]["error"])])) from None
+        message = error["msg"].replace("Input should", "must").replace("Field required", "is required")
+        raise UserError(f"{path}={json.dumps(error['input'])}: {message}") from None
 
 
-def apply_override(config: Any, path: str, text: str) -> Any:
-    """Returns a copy of `config` in which one field has a new value.
+def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
+    """Returns a copy of `config` with overrides such as "optimizer.peak_lr=1e-3", which are validated together.
 
     Args:
-      config: a configuration dataclass.
-      path: dotted path of the field, such as "optimizer.peak_lr" or "data.mixture.tones".
-      text: the new value as JSON; text that is not JSON is used as a string.
+      config: a configuration.
+      overrides: `field=value` each; the field is a dotted path. The value is JSON; text that is not JSON, and any text
+        for a field that holds text, is a string.
 
     Raises:
-      UserError: the field is unknown or the value has the wrong type.
+      UserError: an override has another form, its field is unknown, or its value is not valid.
     """
-    head, _, rest = path.partition(".")
-    hints = typing.get_type_hints(type(config))
-    if head not in hints:
-        raise unknown_name("configuration field", head, hints)
-    if rest and isinstance(getattr(config, head), dict):
-        value = {**getattr(config, head), rest: json.loads(text)}
-    elif rest:
-        if not dataclasses.is_dataclass(getattr(config, head)):
-            raise UserError(f"{head} has no fields; write {head}=VALUE instead of {path}={text}")
-        value = apply_override(getattr(config, head), rest, text)
-    else:
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        value = _cast(hints[head], value, path)
-    return dataclasses.replace(config, **{head: value})
+    values = to_dict(config)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is not a configuration override; write field=value")
+        *parents, name = path.split(".")
+        target = values
+        for i, parent in enumerate(parents):
+            if parent not in target:
+                raise unknown_name("configuration field", path, [field for field, _ in describe_fields(type(config))])
+            target = target[parent]
+            if not isinstance(target, dict):
+                raise UserError(f"{override}: {'.'.join(parents[: i + 1])} is {json.dumps(target)} and has no fields")
+        is_text = isinstance(target.get(name), str) and not text.startswith('"')
+        target[name] = text if is_text else _parse(text)
+    return from_dict(type(config), values)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def describe_fields(config_class: type, path_prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the dotted path and the description of every field of a configuration class, depth first."""
+    for name, field in config_class.__pydantic_fields__.items():
+        yield path_prefix + name, field.description
+        for option in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if dataclasses.is_dataclass(option):
+                yield from describe_fields(option, f"{path_prefix}{name}.")
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
@@ -81,31 +119,3 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
                 return difference
         return None
     return None if old == new else f"{path} is {old!r}, not {new!r}"
-
-
-def _cast(hint: Any, value: Any, path: str) -> Any:
-    """Converts a JSON value to a field's type. Raises UserError naming the field if the type is wrong.
-
-    Args:
-      hint: type annotation of the field.
-      value: JSON value, or a value that already has the field's type.
-      path: dotted path of the field, for the error message.
-    """
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, path + ".")
-    origin = typing.get_origin(hint)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        return _cast(typing.get_args(hint)[0], value, path)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise unknown_name(f"value of {path}", str(value), typing.get_args(hint))
-        return value
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, origin or hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{path} must be {getattr(hint, '__name__', hint)}, not {value!r}")
-    return value

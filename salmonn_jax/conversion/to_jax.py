@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 
 from salmonn_jax import model_directory, weights
-from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, QFormerConfig, RunConfig
+from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, QFormerConfig, RunConfig, from_dict
 from salmonn_jax.conversion import mapping, tables, tensors, torch_checkpoints, vicuna
 from salmonn_jax.conversion.mapping import LazyParam
 from salmonn_jax.errors import UserError
@@ -56,7 +56,7 @@ _CHECKPOINT_OPTIONS = {
     "second_per_window": (float, 0.333333),
     "second_stride": (float, 0.333333),
     "lora_alpha": (float, 32.0),
-    "prompt_template": (str, ModelConfig.prompt_template),
+    "prompt_template": (str, ModelConfig().prompt_template),
 }
 # Flags of the original's `config` that must be true. The other values are not supported here.
 _REQUIRED_FLAGS = ("use_speech_Qformer", "window_level_Qformer")
@@ -276,30 +276,23 @@ def _qformer_config(
 ) -> QFormerConfig:
     """Returns the Q-Former's configuration. Sizes come from the tensors, or are the original's if there are none."""
     names = ("num_attention_heads", "second_per_window", "second_stride")
-    config = QFormerConfig(**{name: options[name] for name in names})
+    values = {name: options[name] for name in names}
     if state_dict:
         layer = "speech_Qformer.bert.encoder.layer."
         intermediate_size, hidden_size = _tensor_shape(state_dict, f"{layer}0.intermediate_query.dense.weight", path)
         layers = {name.removeprefix(layer).split(".")[0] for name in state_dict if name.startswith(layer)}
-        config = dataclasses.replace(
-            config,
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            num_hidden_layers=len(layers),
-            num_speech_query_token=_tensor_shape(state_dict, "speech_query_tokens", path)[1],
-        )
-    num_heads = config.num_attention_heads
-    if num_heads < 1 or config.hidden_size % num_heads:
+        values |= {
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "num_hidden_layers": len(layers),
+            "num_speech_query_token": _tensor_shape(state_dict, "speech_query_tokens", path)[1],
+        }
+    config = from_dict(QFormerConfig, values, path_prefix="Q-Former: ")
+    if config.window_frames > round(50 * audio_window_seconds):
         raise UserError(
-            f"--qformer-heads {num_heads}: must be >= 1 and divide the Q-Former's hidden_size={config.hidden_size}"
+            f"--second-per-window {config.second_per_window}: must be <= {audio_window_seconds:g}, the seconds that "
+            "Whisper encodes"
         )
-    if not 1 <= config.window_frames <= round(50 * audio_window_seconds):
-        raise UserError(
-            f"--second-per-window {config.second_per_window}: must be > 0 and <= {audio_window_seconds:g}, the seconds "
-            "of audio that Whisper encodes"
-        )
-    if config.stride_frames < 1:
-        raise UserError(f"--second-stride {config.second_stride}: must be at least one encoder frame, 0.02 s")
     return config
 
 
@@ -310,7 +303,7 @@ def _lora_config(state_dict: tensors.LazyStateDict, alpha: float, checkpoint_con
     ranks = {name.split(".")[-4]: tensor.shape[0] for name, tensor in state_dict.items() if ".lora_A." in name}
     if not ranks:  # the original's `lora: False`
         return LoraConfig(alpha=alpha, target_modules=())
-    dropout = float(checkpoint_config.get("lora_dropout", LoraConfig.dropout))
+    dropout = float(checkpoint_config.get("lora_dropout", LoraConfig().dropout))
     return LoraConfig(rank=max(ranks.values()), alpha=alpha, dropout=dropout, target_modules=tuple(sorted(ranks)))
 
 

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from salmonn_jax.config import BeatsConfig, LlamaConfig, RopeScaling, WhisperConfig
+from salmonn_jax.config import BeatsConfig, LlamaConfig, WhisperConfig, from_dict
 from salmonn_jax.conversion import tables, tensors
 from salmonn_jax.conversion.mapping import Shape, Table
 from salmonn_jax.conversion.tensors import LazyStateDict
@@ -56,7 +56,9 @@ def open_whisper(path: pathlib.Path) -> WhisperCheckpoint:
         return _openai_whisper(path)
     values, state_dict = tensors.open_hf_directory(path)
     _expect_model_type(path, values, ("whisper",))
-    config = WhisperConfig(
+    config = _make_config(
+        path,
+        WhisperConfig,
         num_mel_bins=_value(path, values, "num_mel_bins"),
         d_model=_value(path, values, "d_model"),
         encoder_layers=_value(path, values, "encoder_layers"),
@@ -75,7 +77,9 @@ def _openai_whisper(path: pathlib.Path) -> WhisperCheckpoint:
         raise UserError(f"{path} is not an OpenAI Whisper checkpoint: it has no `dims` and `model_state_dict`")
     dims = checkpoint["dims"]
     d_model = _value(path, dims, "n_audio_state")
-    config = WhisperConfig(
+    config = _make_config(
+        path,
+        WhisperConfig,
         num_mel_bins=_value(path, dims, "n_mels"),
         d_model=d_model,
         encoder_layers=_value(path, dims, "n_audio_layer"),
@@ -99,7 +103,9 @@ def open_beats(path: pathlib.Path) -> TorchCheckpoint:
         value = cfg.get(name, default)
         if value != supported:
             raise UserError(f"{path} has {name}={value!r}; only BEATs with {name}={supported!r} can be converted")
-    config = BeatsConfig(
+    config = _make_config(
+        path,
+        BeatsConfig,
         input_patch_size=_value(path, cfg, "input_patch_size"),
         embed_dim=_value(path, cfg, "embed_dim"),
         encoder_embed_dim=_value(path, cfg, "encoder_embed_dim"),
@@ -127,7 +133,9 @@ def open_llama(path: pathlib.Path) -> TorchCheckpoint:
         raise UserError(f"{path} has hidden_act={values['hidden_act']!r}; only 'silu' can be converted")
     num_heads = _value(path, values, "num_attention_heads")
     rope_parameters = values.get("rope_parameters") or {}
-    config = LlamaConfig(
+    config = _make_config(
+        path,
+        LlamaConfig,
         vocab_size=_value(path, values, "vocab_size"),
         hidden_size=_value(path, values, "hidden_size"),
         num_hidden_layers=_value(path, values, "num_hidden_layers"),
@@ -147,19 +155,24 @@ def open_llama(path: pathlib.Path) -> TorchCheckpoint:
     return TorchCheckpoint(config, tables.llama(tie_word_embeddings=config.tie_word_embeddings), state_dict)
 
 
-def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> RopeScaling | None:
+def _make_config(path: pathlib.Path, config_class: type, **values: Any) -> Any:
+    """Returns a component's configuration. Raises UserError naming the file if a value is not valid."""
+    return from_dict(config_class, values, path_prefix=f"{path}: ")
+
+
+def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float] | None:
     """Returns the scaling of rotary frequencies, or None for no scaling. `values` is that section of the config."""
     rope_type = values.get("rope_type", values.get("type", "default"))
     if rope_type == "default":
         return None
     if rope_type != "llama3":
         raise UserError(f"{path} has rope scaling {rope_type!r}; only 'llama3' can be converted")
-    return RopeScaling(
-        factor=float(_value(path, values, "factor")),
-        low_freq_factor=float(_value(path, values, "low_freq_factor")),
-        high_freq_factor=float(_value(path, values, "high_freq_factor")),
-        original_max_position_embeddings=_value(path, values, "original_max_position_embeddings"),
-    )
+    return {
+        "factor": float(_value(path, values, "factor")),
+        "low_freq_factor": float(_value(path, values, "low_freq_factor")),
+        "high_freq_factor": float(_value(path, values, "high_freq_factor")),
+        "original_max_position_embeddings": _value(path, values, "original_max_position_embeddings"),
+    }
 
 
 def _expect_model_type(path: pathlib.Path, values: Mapping[str, Any], expected: tuple[str, ...]) -> None:

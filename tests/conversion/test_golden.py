@@ -218,9 +218,9 @@ def test_options_of_the_command_line_and_defaults(tmp_path, capsys):
     assert (model["qformer"]["second_per_window"], model["qformer"]["second_stride"]) == (0.5, 0.25)
     assert model["lora"]["alpha"] == 12
     capsys.readouterr()
-    with pytest.raises(UserError, match="--qformer-heads 5: must be >= 1 and divide the Q-Former's hidden_size=32"):
+    with pytest.raises(UserError, match="Q-Former: hidden_size=32: must be a multiple of num_attention_heads=5"):
         convert.main(arguments(tmp_path / "x", **{"--checkpoint": bare, "--qformer-heads": 5}))
-    with pytest.raises(UserError, match="--qformer-heads 12: must be >= 1 and divide the Q-Former's hidden_size=32"):
+    with pytest.raises(UserError, match="Q-Former: hidden_size=32: must be a multiple of num_attention_heads=12"):
         convert.main(arguments(tmp_path / "x", **{"--checkpoint": bare, "--qformer-heads": None}))
     convert.main(arguments(tmp_path / "plain", **{"--checkpoint": bare}))
     output_text = capsys.readouterr().err
@@ -231,13 +231,13 @@ def test_options_of_the_command_line_and_defaults(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"--qformer-heads": 0}, "--qformer-heads 0: must be >= 1"),
-        ({"--second-per-window": 60}, "--second-per-window 60.0: must be > 0 and <= 30"),
-        ({"--second-per-window": -1}, "--second-per-window -1.0: must be > 0 and <= 30"),
-        ({"--second-stride": 0}, "--second-stride 0.0: must be at least one encoder frame"),
+        ({"--qformer-heads": 0}, "Q-Former: num_attention_heads=0: must be greater than 0"),
+        ({"--second-per-window": 60}, "--second-per-window 60.0: must be <= 30"),
+        ({"--second-per-window": -1}, "Q-Former: second_per_window=-1.0: must be greater than 0"),
+        ({"--second-stride": 0}, "Q-Former: second_stride=0.0: must be greater than 0"),
         (
             {"--checkpoint": None, "--qformer-heads": 5},
-            "--qformer-heads 5: must be >= 1 and divide the Q-Former's hidden_size=768",
+            "Q-Former: hidden_size=768: must be a multiple of num_attention_heads=5",
         ),
         ({"--beats": None}, "was trained with BEATs"),
         ({"--llm": MINI.directory / "whisper"}, "model_type='whisper'; expected llama or mistral"),

@@ -117,7 +117,9 @@ def test_mismatched_vicuna_is_refused(width, model, changed):
         vicuna.check_llm(width, file, other, llm, own_checkpoint=False)
     vicuna.check_llm(width, file, other, llm, own_checkpoint=True)
     with pytest.raises(UserError, match=rf"needs a language model with hidden_size={width} .* has hidden_size=1024"):
-        vicuna.check_llm(width, file, dataclasses.replace(other, hidden_size=1024), llm, own_checkpoint=True)
+        vicuna.check_llm(
+            width, file, dataclasses.replace(other, hidden_size=1024, head_dim=32), llm, own_checkpoint=True
+        )
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,6 @@ def test_five_percent_of_the_tokens_is_a_small_share_of_examples_with_long_answe
     ("change", "message"),
     [
         ({"mixture": {}}, "data.mixture names no source"),
-        ({"mixture": {"tones": 0.0}}, "weight of source 'tones' is 0.0"),
         ({"replay": {"asr": 0.1}}, "is in data.mixture and in data.replay"),
         ({"replay": {"old": 1.0}, "replay_as": "share"}, "takes 1 of all examples"),
         ({"weight_unit": "hours"}, "source 'events' has no hours"),

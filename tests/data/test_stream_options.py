@@ -11,7 +11,7 @@ import pytest
 
 from data_pipelines.examples import BadExample
 from data_pipelines.transforms.augment import AddNoise, augmentations
-from salmonn_jax.config import check_data_sizes
+from salmonn_jax.config import DataConfig, from_dict, to_dict
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT_SLOT
 from tests.data.streams import DATA, MODEL, SIZES, WINDOW, Source, equal, examples, joined, parts_of, stream
@@ -53,7 +53,7 @@ def test_long_clips_by_policy():
     """Some clips of "speech" are longer than the window of a second."""
     assert WINDOW // 2 + 100 * 96 > WINDOW
     assert (next(stream()).pcm_length <= WINDOW).all()
-    with pytest.raises(UserError, match=r"too long \(1.* s, the maximum is 1 s\), and data.too_long is error"):
+    with pytest.raises(UserError, match=r"too long \(1.* s, the maximum is 1 s\), and data.too_long is error; shorten"):
         for _ in range(10):
             next(stream(dataclasses.replace(DATA, too_long="error")))
     dropped = stream(dataclasses.replace(DATA, too_long="drop", max_bad_share=0.5))
@@ -153,20 +153,20 @@ PADDED = {"packing": "pad", "rows": 48}
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"rows": 15}, "data.rows=15: must be a multiple of data.streams=8"),
-        ({"packing": "pad"}, "data.clips=48: must be at most data.rows=16"),
-        ({"buckets": {"128": 1.0}}, "data.buckets sets the lengths of padded rows; set data.packing=pad"),
+        ({"rows": 15}, "data.rows=15: must be a multiple of streams=8"),
+        ({"packing": "pad"}, "data.clips=48: must be at most rows=16"),
+        ({"buckets": {"128": 1.0}}, "data.buckets sets the lengths of padded rows; set packing=pad"),
         (
             PADDED | {"buckets": {"64": 1.0}},
-            "lengths 64; they must be whole numbers above 0, and the longest data.seq_len",
+            "lengths 64; they must be whole numbers above 0, and the longest seq_len",
         ),
         (PADDED | {"buckets": {"long": 1.0}}, "lengths long; they must be whole numbers"),
         (PADDED | {"buckets": {"064": 0.5, "128": 0.5}}, "lengths 064, 128; they must be whole numbers"),
         (PADDED | {"buckets": {"0": 0.5, "128": 0.5}}, "lengths 0, 128; they must be whole numbers above 0"),
-        (PADDED | {"buckets": {"64": 0.0, "128": 1.0}}, "a share of 0 for length 64: must be > 0"),
+        (PADDED | {"buckets": {"64": 0.0, "128": 1.0}}, "data.buckets.64=0.0: must be greater than 0"),
         ({"lookahead": 5}, "data.lookahead=5: must be at least 6, the number of examples"),
     ],
 )
 def test_sizes_that_do_not_go_together(change, says):
     with pytest.raises(UserError, match=says):
-        check_data_sizes(dataclasses.replace(DATA, **change))
+        from_dict(DataConfig, to_dict(DATA) | change, "data.")

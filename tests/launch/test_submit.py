@@ -225,7 +225,7 @@ def test_buckets_become_mounted_paths(argument, mounted):
         ((*VM, "--topology", "v9-8"), "unknown topology 'v9-8'"),
         ((*VM, 'mesh={"fsdp": 3}'), "needs 6 devices, not 8"),
         ((*VM, "--slices", "2", 'mesh={"fsdp": 16}'), "2 slices are joined by the axis data"),
-        ((*VM, "data.rows=12"), "data.rows=12: must be a multiple of 8, the number of data shards"),
+        ((*VM, "data.rows=12"), "data.rows=12: must be a multiple of streams=8"),
         ((*VM, "data.corpus=tonse"), "did you mean 'tones'"),
         ((*VM, "--output", "runs/debug"), "--output runs/debug: must be gs://BUCKET/DIRECTORY, since hosts"),
         ((*VM, "--model", "runs/base"), "--model runs/base: must be gs://BUCKET/DIRECTORY"),

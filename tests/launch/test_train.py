@@ -142,18 +142,18 @@ def whole(folder, debug_run):
     [
         (("debgu", "--output", "x"), "did you mean 'debug'"),
         (("debug", "--output", "x", "num_train_stepps=3"), "did you mean 'num_train_steps'"),
-        (("debug", "--output", "x", "num_train_steps=many"), "num_train_steps must be int"),
+        (("debug", "--output", "x", "num_train_steps=many"), 'num_train_steps="many": must be a valid integer'),
         (
             ("debug", "--output", "x", "data.rows=12", 'mesh={"data": 8}'),
-            "data.rows=12: must be a multiple of 8, the number of data shards",
+            "data.rows=12: must be a multiple of streams=8",
         ),
         (
             ("debug", "--output", "x", "data.streams=4", 'mesh={"data": 8}'),
             "data.streams=4: must be a multiple of 8, the number of data shards",
         ),
-        (("debug", "--output", "x", "data.packing=pac"), "did you mean 'pack'"),
+        (("debug", "--output", "x", "data.packing=pac"), "must be 'pack' or 'pad'"),
         (("debug", "--output", "x", "data.mixture.wrods=1"), "did you mean 'words'"),
-        (("debug", "--output", "x", "data.clips=24"), "data.clips=24: must be at most data.rows=16"),
+        (("debug", "--output", "x", "data.clips=24"), "data.clips=24: must be at most rows=16"),
         (("debug", "--output", "x", "data.corpus=tonse"), "did you mean 'tones'"),
         (("debug", "--output", "x", "data.seq_len=20"), "set data.seq_len to at least"),
         (("debug", "--output", "x", 'trainable=["qformer/nothing"]'), "matches no parameter"),
