@@ -35,7 +35,8 @@ class Example:
     question: str = ""
 
 
-TEXT_FIELDS = ("id", "answer", "task", "prompt", "question", "transcript")  # of examples, manifest entries and records
+# Text fields of examples, manifest entries and records.
+TEXT_FIELDS = ("id", "answer", "task", "prompt", "question", "transcript")
 
 
 class BadExample(Exception):
@@ -54,11 +55,11 @@ class BadExample(Exception):
 
 
 class Rejection(NamedTuple):
-    """Record of an example that was left out, as it is counted and listed.
+    """Record of a rejected example, for the counts and the rejection log.
 
     Attributes:
-      source: data set of the example.
-      example: index of the example in its source during training; its id when a data set is prepared.
+      source: name of the source during training; origin of the entries (`PrepareConfig.origin`) during preparation.
+      example: index of the example in its source during training; its id during preparation.
       reason: see `BadExample`.
       detail: see `BadExample`.
     """
@@ -73,7 +74,7 @@ class Rejection(NamedTuple):
         """Returns the record of an example that raised `error`.
 
         Args:
-          source: data set of the example.
+          source: name of the source, or origin of the entries.
           example: index or id of the example.
           error: reason and detail of the rejection.
         """

@@ -21,7 +21,7 @@ from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.tokenizer import Tokenizer
 
-MEASURED_EXAMPLES = 64  # examples of a source from which its mean length is taken
+MEASURED_EXAMPLES = 64  # maximum number of examples from which the mean size of a source is estimated
 
 
 def audio_rules(model: ModelConfig, data: DataConfig) -> AudioRules:
@@ -83,7 +83,7 @@ def make_training_data(
     shares = source_shares(data, means)
     recordings = None
     if data.noise_source:
-        # Noise is cut from anywhere in a recording, so none is too long.
+        # "chunk" keeps whole recordings, so that noise can be cut from any position.
         rules = dataclasses.replace(audio_rules(model, data), too_long="chunk")
         recordings = open_corpus(data.corpus, data.data_dir, rules).open_source(data.noise_source, "train")
     encoder = Encoder(

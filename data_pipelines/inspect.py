@@ -120,7 +120,7 @@ def table_rows(statistics: BatchStatistics, shares: Mapping[str, float]) -> list
     """Returns one row for each source.
 
     Args:
-      statistics: statistics of the batches.
+      statistics: result of `inspect_batches`.
       shares: target share of each source in the mixture.
 
     Returns:
@@ -178,7 +178,7 @@ def write_html(path: pathlib.Path, statistics: BatchStatistics, shares: Mapping[
 
     Args:
       path: path of the page.
-      statistics: statistics of the batches.
+      statistics: result of `inspect_batches`.
       shares: target share of each source in the mixture.
       title: heading of the page.
     """

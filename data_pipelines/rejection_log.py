@@ -1,4 +1,4 @@
-"""List of the examples that a run could not use, as JSON lines."""
+"""Log of the rejections of a run, as JSON lines. `launch.train` uses it."""
 
 from __future__ import annotations
 

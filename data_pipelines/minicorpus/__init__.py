@@ -22,7 +22,7 @@ SOURCES = tuple(SIZES)
 
 
 def open_source(data_dir: pathlib.Path, source: str, split: str) -> PreparedSource:
-    """Opens a split of a source as a picklable random-access sequence of examples.
+    """Opens a split of a source as a random-access sequence of examples, which can be pickled.
 
     Args:
       data_dir: directory in which `prepare` built the corpus.

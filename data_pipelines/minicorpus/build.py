@@ -205,7 +205,7 @@ def build_source(data_dir: pathlib.Path, source: str, *, on_example: Callable[[]
 
     tfds.disable_progress_bar()
     folder = source_folder(data_dir, source)
-    for incomplete in folder.parent.glob("*incomplete*"):  # of an interrupted build
+    for incomplete in folder.parent.glob("*incomplete*"):  # left by an interrupted build
         shutil.rmtree(incomplete)
     builder = Minicorpus(
         config=source,

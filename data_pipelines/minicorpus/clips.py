@@ -15,7 +15,7 @@ from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.audio_files import float_to_pcm
 
-VERSION = "1.2.0"  # version of the generation; a corpus of another version is built again
+VERSION = "1.2.0"  # version of the generator; a corpus of another version is rebuilt
 SEED = 1
 SHORTEST_SECONDS = 0.3
 # Filler in text-only examples. It stands for an audio token without a new word, like the blank of CTC.

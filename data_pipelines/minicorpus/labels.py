@@ -1,4 +1,4 @@
-"""Labels and file names of the recordings: words for digits, voices, sound classes, instruments. Data only.
+"""Labels and file names of the recordings: words for digits, voices, sound classes, instruments.
 
 File names have the form `package:path`, with the path in the layout of the package (see `recordings.make_file_finder`).
 """
@@ -45,7 +45,7 @@ UNHEARD_VOICES = {
     "tuxpaint-ru": VoiceFiles("ru", "tuxpaint:symbols/math/{}_ru.ogg"),
     "tuxpaint-captions-ru": VoiceFiles("ru", "tuxpaint:symbols/math/{}_desc_ru.ogg"),
 }
-# Folder of the Asterisk voice of each language, which also speaks the telephone prompts.
+# Folder of the Asterisk voice of each language, with its digits and telephone phrases.
 PHRASE_VOICES = {
     "en": "en_US_f_Allison",
     "es": "es_MX_f_Allison",

@@ -65,11 +65,11 @@ def music(
     player = tunes.Player(recordings.soundfont, modules)
     tunes_of_split = [tune for tune in recordings.tunes if tunes.is_test_tune(tune.title) == (split == "test")]
     for task, count in sizes.items():
-        # The answers take turns, so that all are equally frequent.
         tunes_by_answer = _tunes_by_answer(tunes_of_split, task)
         for index in range(count if tunes_by_answer else 0):
             key = ExampleKey("music", split, task, index)
             rng = key.rng
+            # Cycles through the answers, so that all are equally frequent.
             answer, candidates = tunes_by_answer[index % len(tunes_by_answer)]
             tune, notes = _draw_tune(candidates, rng)
             instrument = (

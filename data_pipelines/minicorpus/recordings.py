@@ -21,13 +21,16 @@ from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_write
 
 MAX_CLIP_SECONDS = 4.0
-_MAX_TEXT_CHARS = 24  # of a phrase; longer phrases would need longer rows in training
-_MIN_RMS = 0.005  # of a recording that is not silent
+_MAX_TEXT_CHARS = 24  # maximum length of a phrase; longer phrases would need longer rows in training
+_MIN_RMS = 0.005  # recordings with a lower RMS are silent
 
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """A voice and its recordings, int16[samples] at 16 kHz by digit. `in_training` is False in `unheard`."""
+    """A voice and its recordings, int16[samples] at 16 kHz by digit.
+
+    `in_training` is False for voices of the split `unheard`.
+    """
 
     language: str
     in_training: bool
@@ -62,7 +65,7 @@ class Recordings:
     Attributes:
       origin: "recorded", or "synthesised" if the Debian packages were not available.
       voices: voices by name.
-      phrases: telephone prompts for all splits.
+      phrases: telephone phrases for all splits.
       sounds: recordings by sound class. The last of several recordings of a class is not in training.
       instruments: recordings of real instruments by name, which are not in training.
       tunes: tunes with distinct titles.
@@ -159,7 +162,7 @@ def clean_text(text: str) -> str:
 
 
 def asterisk_texts(path: pathlib.Path) -> dict[str, str]:
-    """Reads the cleaned text of each prompt from `core-sounds-XX.txt.gz`. The first of several texts is used."""
+    """Reads the cleaned text of each phrase from `core-sounds-XX.txt.gz`. The first of several texts is used."""
     texts: dict[str, str] = {}
     for line in gzip.decompress(path.read_bytes()).decode("utf-8", "replace").splitlines():
         key, separator, text = line.partition(":")

@@ -123,9 +123,9 @@ def speech_over_sound(recordings: Recordings, split: str, sizes: Mapping[str, in
 
 
 def prompts(recordings: Recordings, split: str, sizes: Mapping[str, int]) -> Iterator[GeneratedExample]:
-    """Generates the examples of the source `prompts`: telephone prompts, to be transcribed or translated to English.
+    """Generates the examples of the source `prompts`: telephone phrases, to be transcribed or translated to English.
 
-    A prompt is in the same split in all languages.
+    A phrase is in the same split in all languages.
 
     Args:
       recordings: the recordings.

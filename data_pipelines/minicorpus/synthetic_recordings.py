@@ -1,4 +1,7 @@
-"""Synthetic recordings for machines without apt: speech of eSpeak NG and computed sounds. The tunes are the same."""
+"""Synthetic recordings for machines without apt: speech of eSpeak NG and computed sounds.
+
+The tunes come from music21, as in the recorded corpus.
+"""
 
 from __future__ import annotations
 

@@ -46,13 +46,12 @@ class Minicorpus(tfds.core.GeneratorBasedBuilder):
             "task": tfds.features.Text(),
             "transcript": tfds.features.Text(),
         }
+        # `_records` fills the statistics; TFDS writes the metadata after all records.
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(
-                statistics=self._statistics
-            ),  # filled before TFDS writes it, after the records
+            metadata=tfds.core.MetadataDict(statistics=self._statistics),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:

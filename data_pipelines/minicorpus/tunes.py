@@ -24,9 +24,9 @@ _MAX_LINES = 12  # lines of notes of a tune; enough for the longest clip
 
 
 class Tune(NamedTuple):
-    """A tune. `metre` and `type` are "" if the book does not name them or the value is rare."""
+    """A tune. `metre` and `type` are "" if the .abc file does not give them, or gives rare or contradictory values."""
 
-    title: str  # normalised, because the same tune is in several books
+    title: str  # normalised, because the same tune is in several .abc files
     metre: str
     type: str
     abc: str
@@ -94,7 +94,7 @@ def parse_notes(abc: str) -> tuple[Note, ...]:
     """
     import symusic
 
-    with _quiet():  # the parser prints warnings about many old books
+    with _quiet():  # the parser prints warnings about many .abc files
         try:
             score = symusic.Score.from_abc(abc)
         except (RuntimeError, ValueError):
@@ -169,7 +169,7 @@ class Player:
 
 
 def _type(fields: dict[str, str], title: str, signature: str) -> str:
-    """Returns the type of a tune, or "" if the label in the book contradicts the title or the metre."""
+    """Returns the type of a tune, or "" if the R: field contradicts the title or the metre."""
     name = labels.TUNE_TYPES.get(fields.get("R", "").lower(), "")
     in_title = {labels.TUNE_TYPES[word] for word in re.findall(r"[a-z]+", title.lower()) if word in labels.TUNE_TYPES}
     fitting = {"jig": ("6/8",), "slip jig": ("9/8",)}.get(name, ("C|", "C", "2/4", "4/4", "2/2"))

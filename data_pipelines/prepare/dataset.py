@@ -161,7 +161,7 @@ def _finish(job: ShardJob, plan: ShardPlan, max_rejected_share: float) -> dict[s
     folder.write(_STATISTICS.format(split), json.dumps(summary, ensure_ascii=False, indent=1).encode())
     shard_files = {job.shard_file(index) for index in range(job.num_shards)}
     for name in folder.list_names(shard_prefix(split)):
-        if name not in shard_files:  # of an interrupted attempt, or of one with another number of shards
+        if name not in shard_files:  # left by an interrupted attempt, or by one with another number of shards
             folder.remove(name)
     add_split(folder, split, shard_lengths, num_bytes)
     folder.remove(job.work_file(""))

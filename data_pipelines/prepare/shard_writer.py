@@ -57,7 +57,7 @@ class PrepareConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """Arguments of `write_shard` that all shards of a split share. Picklable."""
+    """Arguments of `write_shard` that all shards of a split share. It can be pickled."""
 
     folder: Folder
     split: str
@@ -77,7 +77,7 @@ class ShardPlan(NamedTuple):
     """Result of `plan_shards`."""
 
     num_shards: int
-    num_entries: int  # of the manifest, including rejected ones
+    num_entries: int  # number of entries of the manifest, including rejected ones
     rejected: collections.Counter  # number of entries that are rejected before their clips are read, by reason
 
 
@@ -174,7 +174,7 @@ def plan_shards(entries: Iterator[ManifestEntry], job: ShardJob, entries_per_sha
         job.folder.write(job.work_file(f"{num_shards:05d}.jsonl"), b"".join(lines))
         num_shards += 1
     if not num_entries:
-        raise UserError(f"{job.config.origin} has no entries")
+        raise UserError(f"{job.config.origin} has no entries; choose another manifest or split")
     return ShardPlan(num_shards, num_entries, rejected)
 
 

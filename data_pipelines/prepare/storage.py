@@ -16,7 +16,7 @@ from salmonn_jax.files import atomic_write
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Folder whose files are accessed by name. Picklable.
+    """Folder whose files are accessed by name. It can be pickled.
 
     Args:
       location: local path, or URL that fsspec writes to.
@@ -44,7 +44,7 @@ class Folder:
     def atomic_path(self, name: str) -> Iterator[pathlib.Path]:
         """Yields a temporary local path that becomes the file `name` on success.
 
-        Processes may write the same file at the same time, as workers of a cluster do. The last one wins.
+        Processes may write the same file at the same time, as workers of a cluster do. The last write is kept.
         """
         filesystem, path = self._path(name)
         if isinstance(filesystem, LocalFileSystem):

@@ -1,4 +1,4 @@
-"""Reading of clips: files are joined, mixed to one channel, resampled to 16 kHz, and checked against `AudioRules`."""
+"""Reading of clips. `read_clip` converts files to one channel at 16 kHz, joins them, and applies `AudioRules`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class AudioRules:
     Attributes:
       channels: "first" takes the first channel, as the original does; "mean" takes the mean of all channels.
       minimum_seconds: shorter clips are padded with silence at the end.
-      maximum_seconds: length of the encoders' window.
+      maximum_seconds: length of an encoder window.
       too_long: treatment of clips longer than `maximum_seconds`. "truncate" keeps the beginning, as the original does;
-        "chunk" keeps the whole clip, which is encoded in several consecutive windows of one prompt; "drop" rejects the
+        "chunk" keeps the whole clip, which fills several consecutive encoder windows of one prompt; "drop" rejects the
         example; "error" rejects the example and ends the run.
       silence: a clip is rejected as silent if no sample has an absolute value above this one (full scale is 32767).
     """

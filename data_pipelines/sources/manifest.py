@@ -102,8 +102,8 @@ def _as_lines(location: str, data: bytes) -> bytes:
         lines = annotations["annotation"]
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f'{location} is not an annotation file of the original, {{"annotation": [...]}}; name a file of JSON '
-            "lines .jsonl"
+            f'{location} is not an annotation file of the original, {{"annotation": [...]}}; if it contains JSON '
+            "lines, rename it to *.jsonl"
         ) from None
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 

@@ -13,7 +13,7 @@ from salmonn_jax.errors import UserError
 class PreparedSource:
     """Random-access sequence of the examples of one split, in the order of the files.
 
-    It is picklable. Each process opens the files at its first read.
+    It can be pickled. Each process opens the files at its first read.
 
     Args:
       folder: folder of a finished data set: a local path (for example of a mounted bucket) or a gs:// URL. For a gs://

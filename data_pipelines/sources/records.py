@@ -1,4 +1,7 @@
-"""Serialisation of examples as records of a TFDS data set: the texts and the losslessly stored clip. No TensorFlow."""
+"""Serialisation of examples as records of a TFDS data set: the texts and the losslessly stored clip.
+
+It imports tensorflow_datasets, but not TensorFlow.
+"""
 
 from __future__ import annotations
 

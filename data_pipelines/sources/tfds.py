@@ -46,7 +46,7 @@ class TfdsSourceConfig:
 class TfdsSource:
     """Random-access sequence of the examples of one split of a TFDS data set.
 
-    It is picklable. Each process opens the files at its first read.
+    It can be pickled. Each process opens the files at its first read.
 
     Args:
       location: path or URL of the JSON file with the fields of `TfdsSourceConfig`.
@@ -89,7 +89,9 @@ class TfdsSource:
             try:
                 builder = tfds.builder_from_directory(self._config.folder)
             except (OSError, tfds.core.dataset_info.DatasetInfoFileError):
-                raise UserError(f"no TFDS data set in {self._config.folder}") from None
+                raise UserError(
+                    f"no TFDS data set in {self._config.folder}; set the field folder to the folder of one version"
+                ) from None
             if self._split not in builder.info.splits:
                 raise unknown_name(f"split of {self._source}", self._split, builder.info.splits)
             for name in (self._config.answer, self._config.audio, self._config.question):

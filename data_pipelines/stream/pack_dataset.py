@@ -1,4 +1,7 @@
-"""grain dataset of the rows of one stream: usable samples wait in a window, from which each step packs its rows."""
+"""grain dataset that packs the samples of one stream into rows.
+
+It buffers `data.lookahead` samples and chooses the rows of each step from them.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,14 @@ class PackedRows(NamedTuple):
 
 
 class PackIterDataset(grain.IterDataset[PackedRows]):
-    """Rows of one stream, step by step. Rejections are dropped and counted.
+    """grain dataset of the rows that one stream contributes to each step. It drops and counts rejections.
 
-    On the simulated stage 2, grain's packers fill 0.90 of the tokens and 0.91 of the clip slots, and `packing.pack`
-    0.96 and 0.97 (`python -m benchmarks.packing`); hence a packer of our own.
+    It does not use grain's packers: on simulated stage-2 lengths they fill 90 % of the tokens and 91 % of the clip
+    slots; `packing.pack` fills 96 % and 97 % (`python -m benchmarks.packing`).
 
     Args:
       samples: samples of the stream.
-      data: rows, tokens and clips of a step, and the number of samples that wait.
+      data: rows, tokens and clip slots of a step, and the number of buffered samples (`lookahead`).
       monitor: counts the samples of all streams of the host.
     """
 
@@ -48,7 +51,7 @@ class PackIterDataset(grain.IterDataset[PackedRows]):
 
 
 class PackIterator(grain.DatasetIterator[PackedRows]):
-    """Iterator of `PackIterDataset`. Its state holds references of the waiting samples, which a restore reads again."""
+    """Iterator of `PackIterDataset`. Its state has references of the buffered samples; `set_state` reads them again."""
 
     def __init__(self, dataset: PackIterDataset):
         samples = iter(dataset.samples)

@@ -1,6 +1,6 @@
 """Packing algorithms: they choose which of the waiting examples go into the rows of the next step.
 
-A stream contributes a fixed number of rows and clip slots to every step, and chooses from a window of waiting examples,
+A stream contributes a fixed number of rows and clip slots to every step, and chooses from a buffer of waiting examples,
 ordered by waiting time. Shapes are static, so unused tokens are padding and unused clip slots are encoded silence.
 `pack_dataset` uses this module.
 """
@@ -40,12 +40,13 @@ def step_capacities(data: DataConfig) -> dict[str, StepCapacity]:
 def pack(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int]]:
     """Packs several examples into a row. Returns the indices in `pending` of the examples of each row.
 
-    Each row starts with the example that has waited longest, so that every example is placed in the end. A subset-sum
-    search adds the examples that fill the tokens of the row best and use about its share of the clip slots.
+    Each row starts with the example that has waited longest among those whose clips fit, so that no example waits
+    forever. A subset-sum search adds the examples that fill the row best and use about as many clip slots as the row's
+    share. If a stream has several rows, examples of many clips may wait until they fill the buffer.
 
     Args:
       pending: sizes of the waiting examples, the one that has waited longest first.
-      capacity: of the step.
+      capacity: rows, tokens and clip slots of the step.
     """
     remaining, free_clips, rows = list(range(len(pending))), capacity.clips, []
     for row in range(capacity.rows):
@@ -62,13 +63,13 @@ def pack(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[in
 def pad(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int]]:
     """Places one example in a row, in the order of waiting, as long as clip slots are free.
 
-    If steps have rows of different lengths, examples that do not fit into shorter rows are placed first, so that every
-    example is placed in the end. If there are more such examples than their steps can take, they fill the window, and
-    rows of shorter steps stay empty.
+    If steps have rows of different lengths, examples that do not fit into shorter rows are placed first, so that they
+    do not wait forever. If more long examples arrive than the steps with long rows can hold, they fill the lookahead
+    buffer, and shorter steps leave rows empty.
 
     Args:
       pending: sizes of the waiting examples, the one that has waited longest first.
-      capacity: of the step.
+      capacity: rows, tokens and clip slots of the step.
 
     Returns:
       For each row a list with the index in `pending` of its example, or an empty list.
@@ -76,7 +77,8 @@ def pad(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int
     rows, free_clips = [], capacity.clips
     fitting = [i for i, size in enumerate(pending) if size.tokens <= capacity.seq_len]
     fitting.sort(key=lambda i: pending[i].tokens <= capacity.shorter_seq_len)
-    # Rows beyond the clip slots take examples without a clip. More of those are placed only if rows are left over.
+    # `capacity.rows - capacity.clips` rows are reserved for examples without audio. Further ones are placed only in
+    # rows that no clip needs.
     rows_without_clips = capacity.rows - capacity.clips
     deferred = []
     for i in fitting:

@@ -1,4 +1,4 @@
-"""Count of the examples that cannot be used, and the limit at which they end a run."""
+"""Count of rejections, and the limit at which they end a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from data_pipelines.examples import Rejection
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 
-MIN_SAMPLES = 200  # samples from which on the share of rejections is judged
+MIN_SAMPLES = 200  # the limit is never computed from fewer samples than this
 
 
 class RejectionMonitor:
@@ -30,21 +30,21 @@ class RejectionMonitor:
         """Counts a rejection.
 
         Raises:
-          UserError: more than `data.max_bad_share` of the samples are rejected, by more than chance; or a clip is too
-            long and `data.too_long` is "error".
+          UserError: the rejections exceed `data.max_bad_share` of the samples by more than three standard deviations;
+            or a clip is too long and `data.too_long` is "error".
         """
         self.rejected += 1
         self.on_reject(rejection)
         if rejection.reason == "too long" and self._data.too_long == "error":
             raise UserError(
                 f"example {rejection.example} of {rejection.source} is too long ({rejection.detail}), "
-                "and data.too_long is error"
+                "and data.too_long is error; shorten it, or set data.too_long to truncate, chunk or drop"
             )
         expected = self._data.max_bad_share * max(self.received, MIN_SAMPLES)
-        # A small number of samples may exceed the share by chance, so three standard deviations are allowed.
+        # The share of a small number of samples may be higher by chance, so three standard deviations are allowed.
         if self.rejected > expected + 3 * math.sqrt(expected):
             raise UserError(
                 f"{self.rejected} of {self.received} examples cannot be used, more than "
-                f"data.max_bad_share={self._data.max_bad_share:g}; the last is example {rejection.example} of "
-                f"{rejection.source}, {rejection.reason}: {rejection.detail}"
+                f"data.max_bad_share={self._data.max_bad_share:g}; correct them or raise this limit; "
+                f"the last is example {rejection.example} of {rejection.source}, {rejection.reason}: {rejection.detail}"
             )

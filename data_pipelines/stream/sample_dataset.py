@@ -16,8 +16,9 @@ from data_pipelines.transforms.samples import SampleReader, SampleRef
 from salmonn_jax.batch import Segment
 
 MAX_THREADS = 32
-CHUNK = 4  # samples that a worker process reads at a time
-# Streams start at different places of the mixture, spread by the golden ratio, so that their rounding errors cancel.
+CHUNK = 4  # number of samples that a worker process reads at a time
+# Each stream starts at another offset of the mixing schedule, so that the rounding errors of the shares cancel between
+# streams. Multiples of the golden ratio are spread evenly for any number of streams.
 GOLDEN_RATIO, NUM_OFFSETS = 0.6180339887498949, 1 << 20
 
 
@@ -26,7 +27,7 @@ class PendingSample(NamedTuple):
 
     ref: SampleRef
     chunk: concurrent.futures.Future[list[Segment | Rejection]]
-    index: int  # in the chunk
+    index: int  # index of the sample in the chunk
 
     def result(self) -> Segment | Rejection:
         """Waits for the sample and returns it."""
@@ -38,12 +39,12 @@ class ReaderPool:
 
     Args:
       reader: reads samples.
-      num_workers: number of processes; 0 reads in threads, one per core.
+      num_workers: number of processes; 0 reads in threads, one per core but at most `MAX_THREADS`.
     """
 
     def __init__(self, reader: SampleReader, num_workers: int):
         if num_workers:
-            # Not forked: this process has threads, and a fork may hang on a lock that one of them holds.
+            # This process has threads, and a forked process may hang on a lock that one of them holds.
             context = multiprocessing.get_context("spawn")
             self._executor = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, (reader,))
             self._read_all, self.chunk = _read_in_worker, CHUNK
@@ -67,10 +68,14 @@ class ReaderPool:
 
 
 class SampleIterDataset(grain.IterDataset[tuple[SampleRef, Segment | Rejection]]):
-    """Endless samples of one stream, each with its reference. Rejections are included.
+    """grain dataset of the endless samples of one stream, each with its reference. It includes rejections.
 
     A stream takes every `num_streams`-th position of a source, so that all streams together visit each example once an
     epoch. `grain.MapDataset.mix` decides which source comes next.
+
+    Samples are read by `ReaderPool` instead of grain's `ReadOptions` or `mp_prefetch`. Those give every iterator a pool
+    and a buffer of its own, and a host has up to 64 streams. The state of `mp_prefetch` also depends on the number of
+    its workers. The state of this dataset is independent of hosts and workers, and can be restored with other shares.
 
     Args:
       shares: share of the samples by source; they sum to 1.
@@ -96,8 +101,8 @@ class SampleIterDataset(grain.IterDataset[tuple[SampleRef, Segment | Rejection]]
 class SampleIterator(grain.DatasetIterator[tuple[SampleRef, Segment | Rejection]]):
     """Iterator of `SampleIterDataset`.
 
-    Its state counts the samples yielded from each source, and those yielded since the shares last changed. It holds no
-    sample that is read ahead: a restored iterator draws those again.
+    The state consists of the number of samples yielded per source and the number yielded since the shares last changed.
+    Samples that are read ahead are not in it; a restored iterator draws them again.
     """
 
     def __init__(self, dataset: SampleIterDataset):
@@ -106,7 +111,8 @@ class SampleIterator(grain.DatasetIterator[tuple[SampleRef, Segment | Rejection]
         self._pending: collections.deque[PendingSample] = collections.deque()
         self._counts: collections.Counter[str] = collections.Counter()  # samples yielded, by source
         self._step = 0  # samples yielded since the shares last changed
-        self._draw_counts, self._draw_step = self._counts.copy(), 0  # the same, of the samples drawn
+        # `_counts` and `_step`, including samples that are drawn but not yet yielded
+        self._draw_counts, self._draw_step = self._counts.copy(), 0
 
     def __next__(self) -> tuple[SampleRef, Segment | Rejection]:
         dataset = self._dataset
@@ -131,7 +137,10 @@ class SampleIterator(grain.DatasetIterator[tuple[SampleRef, Segment | Rejection]
         return {"shares": self._dataset.shares, "step": self._step, "counts": dict(self._counts)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restores a state. Shares that changed since start anew; each source continues at its count."""
+        """Restores a state. If the shares have changed, the mixing schedule starts again.
+
+        Every source continues at its position.
+        """
         for pending in self._pending:
             pending.chunk.cancel()
         self._pending.clear()
@@ -156,7 +165,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_reader: SampleReader  # of a worker process
+_reader: SampleReader  # reader of this worker process
 
 
 def _start_worker(reader: SampleReader) -> None:

@@ -86,8 +86,8 @@ class TrainingData:
       on_reject: called with each example that cannot be used, when it is read.
 
     Raises:
-      UserError: the sizes of the configuration do not go together. `next` raises it if more than
-        `data.max_bad_share` of the examples cannot be used; after that only `set_state` and `close` may be called.
+      UserError: `next` raises it if too many examples are rejected (see `RejectionMonitor.reject`). After that, only
+        `set_state` and `close` may be called.
     """
 
     def __init__(

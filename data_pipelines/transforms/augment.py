@@ -17,7 +17,7 @@ from salmonn_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SpeedPerturbation(grain.transforms.RandomMap):
-    """Change of speed and pitch by a random factor of 1 - `max_change` to 1 + `max_change`."""
+    """grain transform that changes speed and pitch by a random factor of 1 - `max_change` to 1 + `max_change`."""
 
     max_change: float
 
@@ -28,7 +28,10 @@ class SpeedPerturbation(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class Gain(grain.transforms.RandomMap):
-    """Change of level by a random gain of -`max_db` to `max_db` dB. Samples beyond full scale are clipped."""
+    """grain transform that changes the level by a random gain of -`max_db` to `max_db` dB.
+
+    Samples beyond full scale are clipped.
+    """
 
     max_db: float
 
@@ -40,7 +43,7 @@ class Gain(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class AddNoise(grain.transforms.RandomMap):
-    """Addition of noise with an RMS 10 to 30 dB below that of the clip.
+    """grain transform that adds noise with an RMS 10 to 30 dB below that of the clip.
 
     `random_map` raises BadExample if the chosen recording cannot be used.
 

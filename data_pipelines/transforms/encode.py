@@ -1,4 +1,4 @@
-"""Encoding of examples as segments of batch rows: tokens, audio slots and windows of the clip. numpy only."""
+"""Encoding of examples as segments of batch rows: tokens, audio slots and encoder windows. It imports no JAX."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ class EncodeConfig:
 
     Attributes:
       prompt_template: chat template of the LLM, with `{}` in place of the prompt.
-      num_audio_tokens: number of audio tokens of one window.
-      num_valid_audio_tokens: number of samples in a window -> number of its audio tokens that cover these samples.
-      window_samples: number of samples of one window.
+      num_audio_tokens: number of audio tokens of an encoder window.
+      num_valid_audio_tokens: maps the length of the audio in an encoder window, in PCM samples, to the number of its
+        audio tokens in the prompt.
+      window_samples: length of an encoder window in PCM samples.
       seq_len: length of a row in tokens.
       max_answer_tokens: maximum number of tokens of an answer, including the end-of-sequence token.
       max_transcript_tokens: maximum number of tokens of a transcript; 0 leaves out transcripts.
-      max_windows: maximum number of windows of an example.
+      max_windows: maximum number of encoder windows of an example.
     """
 
     prompt_template: str
@@ -67,7 +68,7 @@ def encode_example(
     """Encodes an example as a `salmonn_jax.batch.Segment`.
 
     Args:
-      example: example with or without audio. Audio is cut into windows of `config.window_samples`.
+      example: example with or without audio. Audio is cut into encoder windows of `config.window_samples`.
       template_index: selects a prompt template of the task if the example has no prompt; any integer from 0.
       source_index: index of the source, for `Batch.source_index`.
       tokenizer: tokenizer of the model.
@@ -75,8 +76,8 @@ def encode_example(
       config: sizes and limits.
 
     Raises:
-      BadExample: the example has more tokens than a row or more windows than `config.max_windows`, or its prompt does
-        not have exactly one position for its clip.
+      BadExample: the example has more tokens than a row or more encoder windows than `config.max_windows`, or its
+        prompt does not have exactly one position for its clip.
     """
     windows = () if example.audio is None else tuple(_windows(example.audio, config.window_samples))
     has_audio = example.audio is not None
@@ -104,19 +105,19 @@ def encode_example(
     if len(windows) > config.max_windows:
         raise BadExample(
             "does not fit",
-            f"{len(windows)} windows of audio, but only {config.max_windows} clip slots of a stream; raise data.clips",
+            f"{len(windows)} encoder windows, but only {config.max_windows} clip slots of a stream; raise data.clips",
         )
     return Segment(
         tokens=tokens,
         audio_slots=encoded_prompt.audio_slots + [TEXT_SLOT] * len(answer),
         prompt_length=len(encoded_prompt.tokens),
         clips=windows,
-        # The CTC loss works per window, and for several windows it is unknown which words are in which window.
+        # The CTC loss is computed per encoder window. Which words are in which of several windows is unknown.
         transcript=tokenizer.encode(example.transcript) if len(windows) == 1 and config.max_transcript_tokens else (),
         source_index=source_index,
     )
 
 
 def _windows(pcm: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cuts a clip into windows of `size` samples; the last one may be shorter."""
+    """Cuts a clip into encoder windows of `size` samples. The last one may be shorter."""
     return [pcm[start : start + size] for start in range(0, len(pcm), size)]

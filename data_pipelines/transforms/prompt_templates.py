@@ -43,7 +43,7 @@ class PromptTemplates:
             original are valid files.
 
         Raises:
-          UserError: the file cannot be read or has another content.
+          UserError: the file cannot be read or does not have this structure.
         """
         location = str(_DEFAULT_FILE) if location is None else location
         return cls(location, _validate(location, read_json(location, "the prompt templates")))

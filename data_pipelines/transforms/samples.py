@@ -2,7 +2,8 @@
 
 A sample is read by its position, in any thread or process, with the same result: the shuffled order and the random
 numbers of a sample depend on the seed, the name of the source and the position alone. An example that cannot be used
-becomes a `Rejection` instead of being filtered, so that no other sample moves; `stream.pack_dataset` drops it.
+becomes a `Rejection` instead of being filtered, so that the positions of the other samples do not change;
+`stream.pack_dataset` drops it.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ class SampleRef(NamedTuple):
 class _Element(NamedTuple):
     """Element that the dataset of a source passes from one transformation to the next."""
 
-    index: int  # of the example in the source
+    index: int  # index of the example in the source
     value: Example | Segment
 
 
 @dataclasses.dataclass(frozen=True)
 class _CheckedSource:
-    """Source as grain reads it. An example that cannot be read becomes a `Rejection`."""
+    """Data source for grain. It returns a `Rejection` for an example that cannot be read."""
 
     name: str
     examples: Sequence[Example]
@@ -56,7 +57,7 @@ class _CheckedSource:
 
 @dataclasses.dataclass(frozen=True)
 class _RejectBadExamples(grain.transforms.RandomMap):
-    """Applies a transformation. An example that it cannot use becomes a `Rejection`; a `Rejection` stays one."""
+    """grain transform that applies another one and turns BadExample into a `Rejection`. Rejections are not changed."""
 
     name: str
     transform: grain.transforms.RandomMap
@@ -72,7 +73,7 @@ class _RejectBadExamples(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class _Augment(grain.transforms.RandomMap):
-    """Applies the augmentations of clips; examples without audio stay as they are."""
+    """grain transform that applies the augmentations of clips. It does not change examples without audio."""
 
     transforms: Sequence[grain.transforms.RandomMap]
 
@@ -85,7 +86,7 @@ class _Augment(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoder(grain.transforms.RandomMap):
-    """Fits the clip to the audio rules and encodes the example as a segment, with a random prompt of its task."""
+    """grain transform from examples to segments. It fits the clip to `rules` and draws a prompt template at random."""
 
     tokenizer: Tokenizer
     prompt_templates: PromptTemplates
@@ -107,12 +108,12 @@ class Encoder(grain.transforms.RandomMap):
 
 
 class SampleReader:
-    """Reads samples of all sources by reference. Picklable, for worker processes.
+    """Reader of samples of all sources by reference. It can be pickled for worker processes.
 
     Args:
       sources: random-access sequences of examples, by name.
       encoder: encodes examples; its `source_index` is set for each source, in the order of their names.
-      augmentation: of clips, in the order in which it is applied.
+      augmentation: augmentations of clips, in the order in which they are applied.
       seed: decides the order of each source and the random numbers of each sample.
     """
 

@@ -26,20 +26,22 @@ from data_pipelines.sources.paper.readers import (
 )
 
 WAVCAPS_DOWNLOAD = (
-    "WavCaps is at huggingface.co/datasets/cvssp/WavCaps (academic use only); name the folder that holds json_files/ "
-    "and, with the archives unpacked without their paths, AudioSet_SL/, BBC_Sound_Effects/, FreeSound/, SoundBible/"
+    "WavCaps is at huggingface.co/datasets/cvssp/WavCaps (academic use only); set --folder to the folder that "
+    "contains json_files/ and, with the archives unpacked without their paths, AudioSet_SL/, BBC_Sound_Effects/, "
+    "FreeSound/, SoundBible/"
 )
 AUDIOCAPS_DOWNLOAD = (
     "the captions of AudioCaps are in dataset/ of github.com/cdjkim/audiocaps (academic use only), its clips on "
-    "YouTube; name the folder that holds train.csv, val.csv, test.csv and the clips in train/, val/, test/"
+    "YouTube; set --folder to the folder that contains train.csv, val.csv, test.csv, and the clips in train/, val/ and "
+    "test/"
 )
 CLOTHO_DOWNLOAD = (
     "Clotho 2 is at zenodo.org/records/4783391 (captions for non-commercial use, clips under licences of their own); "
-    "name the folder that holds clotho_captions_development.csv and development/"
+    "set --folder to the folder that contains clotho_captions_development.csv and development/"
 )
 MUSICCAPS_DOWNLOAD = (
     "the captions of MusicCaps are at huggingface.co/datasets/google/MusicCaps (CC BY-SA 4.0), its clips on YouTube; "
-    "name the folder that holds musiccaps-public.csv and the clips, each named by its ytid"
+    "set --folder to the folder that contains musiccaps-public.csv and the clips, each named by its ytid"
 )
 
 _MAX_SECONDS = 180.0  # the paper leaves out longer clips of WavCaps

@@ -17,7 +17,8 @@ from data_pipelines.sources.paper.readers import TSV, parse_rows, read_csv_rows,
 
 DOWNLOAD_HINT = (
     "CoVoST 2 is at github.com/facebookresearch/covost (CC0), its audio is the English part of Common Voice 4 at "
-    "commonvoice.mozilla.org (CC0); name the folder that holds covost_v2.en_zh-CN.tsv, validated.tsv and clips/"
+    "commonvoice.mozilla.org (CC0); set --folder to the folder that contains covost_v2.en_zh-CN.tsv, "
+    "validated.tsv and clips/"
 )
 
 # CoVoST also trains on clips outside the training split of Common Voice, and marks them "train_covost".

@@ -17,8 +17,8 @@ from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
 from data_pipelines.sources.paper.readers import parse_rows, read_json_array, require_path, sentence_case
 
 DOWNLOAD_HINT = (
-    "GigaSpeech is given out on request at github.com/SpeechColab/GigaSpeech (for non-commercial research); name the "
-    "folder that holds GigaSpeech.json and audio/"
+    "GigaSpeech is given out on request at github.com/SpeechColab/GigaSpeech (for non-commercial research); set "
+    "--folder to the folder that contains GigaSpeech.json and audio/"
 )
 
 # Stage 1 of the paper trains on subset M (1000 hours). Stage 2 uses an unpublished selection of 200,000 segments.

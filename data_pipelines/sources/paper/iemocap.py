@@ -17,8 +17,8 @@ from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
 from data_pipelines.sources.paper.readers import parse_rows, require_path
 
 DOWNLOAD_HINT = (
-    "IEMOCAP is given out on request at sail.usc.edu/iemocap (for research); name the folder IEMOCAP_full_release, "
-    "which holds Session1 to Session5"
+    "IEMOCAP is given out on request at sail.usc.edu/iemocap (for research); set --folder to IEMOCAP_full_release, "
+    "the folder that contains Session1 to Session5"
 )
 
 _SESSIONS = {"train": (1, 2, 3, 4), "test": (5,)}  # each session has different actors, so the test voices are new

@@ -19,7 +19,7 @@ from data_pipelines.sources.paper.readers import parse_rows, read_csv_rows, requ
 
 DOWNLOAD_HINT = (
     "Libri2Mix is made of LibriSpeech (CC BY 4.0) with generate_librimix.sh of github.com/JorisCos/LibriMix (MIT); "
-    "name the folder that the script wrote to, which holds LibriSpeech/ and Libri2Mix/"
+    "set --folder to the output folder of the script, which contains LibriSpeech/ and Libri2Mix/"
 )
 
 # Subsets of Libri2Mix and the subsets of LibriSpeech they are mixed from.

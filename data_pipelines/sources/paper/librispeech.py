@@ -18,7 +18,10 @@ from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
 from data_pipelines.sources.paper.readers import parse_rows, require_path, sentence_case
 from salmonn_jax.errors import UserError
 
-DOWNLOAD_HINT = "LibriSpeech is at openslr.org/12 (CC BY 4.0); name the folder that holds SPEAKERS.TXT and its subsets"
+DOWNLOAD_HINT = (
+    "LibriSpeech is at openslr.org/12 (CC BY 4.0); set --folder to the folder that contains SPEAKERS.TXT and the "
+    "subsets, such as train-clean-100/"
+)
 _ALIGNMENTS_HINT = (
     "merge the TextGrid archive of github.com/CorentinJ/librispeech-alignments (Montreal Forced Aligner) into "
     "LibriSpeech, which is at openslr.org/12 (CC BY 4.0)"

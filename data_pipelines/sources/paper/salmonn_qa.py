@@ -20,7 +20,7 @@ from data_pipelines.sources.paper.readers import parse_rows, read_json_array, re
 _FILE = "salmonn_stage2_data.json"
 DOWNLOAD_HINT = (
     "the annotations are linked from the README of github.com/bytedance/SALMONN, branch salmonn (no licence of "
-    "their own is stated); name the folder that holds salmonn_stage2_data.json and, beside it, "
+    "their own is stated); set --folder to the folder that contains salmonn_stage2_data.json and, beside it, "
 )
 
 

@@ -21,7 +21,7 @@ from salmonn_jax.errors import UserError
 
 DOWNLOAD_HINT = (
     "VoxCeleb1 is given out on request at robots.ox.ac.uk/~vgg/data/voxceleb (CC BY 4.0 for its annotations, the "
-    "speech is from YouTube); name the folder that holds dev/wav/, test/wav/ and veri_test.txt"
+    "speech is from YouTube); set --folder to the folder that contains dev/wav/, test/wav/ and veri_test.txt"
 )
 
 Item = TypeVar("Item")
