@@ -111,7 +111,7 @@ def _fill_row(
     token_mask = (1 << (seq_len + 1)) - 1
     reached = [0] * (max_clips + 1)
     reached[first_size.clips] = 1 << first_size.tokens
-    others, before = [i for i in remaining if i != first], []
+    others, before = [i for i in remaining if i != first and pending[i].clips <= max_clips], []
     for i in others:
         before.append(reached)
         tokens, clips = pending[i]

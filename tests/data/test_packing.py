@@ -55,6 +55,7 @@ def test_an_example_of_several_clips_waits_until_they_fit():
     pending = [ExampleSize(50, 3), ExampleSize(50, 1), ExampleSize(50, 1)]
     assert pack(pending, StepCapacity(1, 100, 2)) == [[1, 2]]
     assert pack(pending, StepCapacity(1, 100, 4))[0][0] == 0
+    assert pack([ExampleSize(50, 1), ExampleSize(90, 6)], StepCapacity(3, 100, 6)) == [[0], [], []]
 
 
 def test_padded_rows_take_those_that_have_waited_longest():
