@@ -100,6 +100,7 @@ def train(
     from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data
     from data_pipelines.rejection_log import RejectionLog
     from salmonn_jax import distributed, sharding
+    from salmonn_jax.models.parameters import describe_trainable
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
     from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
@@ -129,6 +130,8 @@ def train(
         if jax.process_count() > 1:
             distributed.preflight(output)
         run = run_directory.open_run(config, output, model, tokenizer_dir=tokenizer_dir, mesh=mesh)
+        if jax.process_index() == 0:
+            print(describe_trainable(run.structure.shapes, config.trainable), file=sys.stderr)
         data.on_reject(RejectionLog(output / f"rejected-{jax.process_index()}.jsonl").add)
         init_state = jax.jit(
             lambda trainable: init_train_state(config, trainable), out_shardings=sharding.replicated(mesh)

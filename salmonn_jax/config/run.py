@@ -148,9 +148,10 @@ class OptimizerConfig:
 class RunConfig:
     """One training stage.
 
-    `trainable` lists regular expressions for parameter paths such as `llama/layers/q_proj/lora_a`. A parameter is
-    trainable if one of them matches its whole path. Trainable parameters have gradients and optimiser state, are
-    stored in float32 and are saved in checkpoints. All other parameters are frozen.
+    `trainable` lists modules by name and regular expressions for parameter paths such as `llama/layers/q_proj/lora_a`
+    (see `salmonn_jax.models.parameters.trainable_modules`). Modules that the model does not have are ignored.
+    Trainable parameters have gradients and optimiser state, are stored in float32 and are saved in checkpoints. All
+    other parameters are frozen.
     """
 
     name: str = Field(description="name of the configuration, which also labels the progress bar")
@@ -158,8 +159,9 @@ class RunConfig:
     data: DataConfig = Field(DataConfig(), description="training data")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="optimiser and learning rate")
     trainable: tuple[str, ...] = Field(
-        ("query_tokens", "qformer/.*", "ln_speech/.*", "ln_audio/.*", "projection/.*", ".*/lora_[ab]"),
-        description="regular expressions for the paths of trained parameters",
+        ("query_tokens", "qformer", "norms", "projection", "adapters"),
+        description="trained parameters: query_tokens, qformer, norms, projection, adapters, whisper, beats, llm, or "
+        "regular expressions for whole parameter paths",
     )
     num_train_steps: PositiveInt = Field(90_000, description="training steps")
     seed: NonNegativeInt = Field(42, description="seed of initial weights, data order and dropout")

@@ -84,7 +84,7 @@ STAGE0 = RunConfig(
     model=MODEL,
     data=dataclasses.replace(DATA, mixture={"reading": 1.0}, rows=24, clips=0),
     optimizer=dataclasses.replace(OPTIMIZER, peak_lr=1.5e-3, end_lr=3e-4),
-    trainable=("llama/(?!.*lora).*",),
+    trainable=("llm",),
     num_train_steps=1500,
     save_every=500,
 )

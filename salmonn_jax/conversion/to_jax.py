@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 
 from salmonn_jax import model_directory, weights
-from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, QFormerConfig, RunConfig, from_dict
+from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, QFormerConfig, from_dict
 from salmonn_jax.conversion import mapping, tables, tensors, torch_checkpoints, vicuna
 from salmonn_jax.conversion.mapping import LazyParam
 from salmonn_jax.errors import UserError
@@ -23,7 +23,7 @@ from salmonn_jax.files import atomic_output
 from salmonn_jax.models import parameters
 
 # Patterns of the parameters that the original trains. A SALMONN checkpoint holds exactly these.
-ORIGINAL_TRAINABLE = RunConfig(name="").trainable
+ORIGINAL_TRAINABLE = ("query_tokens", "qformer", "norms", "projection", "adapters")  # what the original trains
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,8 @@ def write_model(
 
 def original_trainable_paths(paths: Iterable[str]) -> set[str]:
     """Returns the parameter paths that the original trains."""
-    return {path for path in paths if any(re.fullmatch(pattern, path) for pattern in ORIGINAL_TRAINABLE)}
+    patterns = [parameters.MODULES[name] for name in ORIGINAL_TRAINABLE]
+    return {path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns)}
 
 
 def _parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -7,18 +7,31 @@ messages all name parameters by these paths.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 from flax import nnx
 from jax import Array
 
 from salmonn_jax.config import ModelConfig
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.models.salmonn import Salmonn
 
 Params = dict[str, Array]
+
+# Names for `RunConfig.trainable`, and regular expressions for the paths of their parameters.
+MODULES = {
+    "query_tokens": "query_tokens",
+    "qformer": "qformer/.*",
+    "norms": "ln_(speech|audio)/.*",  # layer norms of the encoders' outputs
+    "projection": "projection/.*",
+    "adapters": ".*/lora_[ab]",
+    "whisper": "whisper/.*",
+    "beats": "beats/.*",
+    "llm": "llama/(?!.*lora_[ab]).*",  # without its adapters
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,20 +70,47 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
-def trainable_paths(paths: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    """Returns the parameter paths that match a trainable pattern.
+def trainable_modules(paths: Iterable[str], trainable: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the parameter paths that each entry of `RunConfig.trainable` selects.
 
     Args:
       paths: all parameter paths of a model.
-      patterns: regular expressions, each of which must match a whole path.
+      trainable: names in `MODULES`, and regular expressions, each of which must match whole paths. An entry of
+        lowercase letters and underscores alone is a name.
+
+    Returns:
+      The paths by entry. A module that the model does not have selects no path.
 
     Raises:
-      UserError: a pattern matches no path.
+      UserError: a name is unknown, a regular expression is not valid or matches no path, or no parameter is trained.
     """
-    paths, trainable = list(paths), set()
-    for pattern in patterns:
-        matches = {path for path in paths if re.fullmatch(pattern, path)}
-        if not matches:
-            raise UserError(f"trainable pattern {pattern!r} matches no parameter of the model; see RunConfig.trainable")
-        trainable |= matches
-    return trainable
+    paths, selected = list(paths), {}
+    for entry in trainable:
+        is_name = re.fullmatch("[a-z_]+", entry)
+        if is_name and entry not in MODULES:
+            raise unknown_name("module in trainable", entry, MODULES)
+        try:
+            pattern = re.compile(MODULES[entry] if is_name else entry)
+        except re.error as error:
+            raise UserError(f"trainable entry {entry!r} is not a regular expression: {error}") from None
+        selected[entry] = [path for path in paths if pattern.fullmatch(path)]
+        if not selected[entry] and not is_name:
+            raise UserError(f"trainable entry {entry!r} matches no parameter of the model, such as {paths[0]}")
+    if not any(selected.values()):
+        raise UserError(f"trainable={list(selected)} selects no parameter of this model; it needs at least one")
+    return selected
+
+
+def trainable_paths(paths: Iterable[str], trainable: Iterable[str]) -> set[str]:
+    """Returns the paths of all trained parameters. Arguments and errors are those of `trainable_modules`."""
+    return {path for selected in trainable_modules(paths, trainable).values() for path in selected}
+
+
+def describe_trainable(shapes: Mapping[str, jax.ShapeDtypeStruct], trainable: Iterable[str]) -> str:
+    """Returns one line with the number of trained parameters per entry of `RunConfig.trainable`, and absent modules."""
+    selected = trainable_modules(shapes, trainable)
+    counts = {entry: sum(math.prod(shapes[path].shape) for path in paths) for entry, paths in selected.items()}
+    line = "trained: " + ", ".join(f"{entry} {count:,}" for entry, count in counts.items() if count)
+    total = sum(math.prod(shape.shape) for shape in shapes.values())
+    absent = ", ".join(entry for entry, count in counts.items() if not count)
+    return f"{line}; the model has {total:,} parameters" + (f" and no {absent}" if absent else "")
