@@ -195,15 +195,12 @@ def run_to_jax_salmonn(arguments: argparse.Namespace) -> None:
 def _execute_plan(plan: Any, output: pathlib.Path, *, verbose: bool) -> None:
     """Prints the options and the ignored tensors of a `ConversionPlan`, and writes the model directory."""
     from salmonn_jax.conversion import mapping, to_jax
-    from salmonn_jax.model_directory import TOKENIZER_FILES
 
     for name, (value, origin) in plan.resolved_options.items():
         print(f"{name}: {value} (from {origin})", file=sys.stderr)
     ignored = [f"ignored {name}: {reason}" for name, reason in plan.ignored.items()]
     for line in ignored if verbose else mapping.summarize_ignored(plan.ignored):
         print(line, file=sys.stderr)
-    if plan.tokenizer_dir and not any((plan.tokenizer_dir / name).is_file() for name in TOKENIZER_FILES):
-        print(f"{plan.tokenizer_dir} has no tokenizer: copy tokenizer files into {output} before use", file=sys.stderr)
     with _bar(plan.nbytes, output) as bar:
         to_jax.write_model(plan, output, bar.update)
     print(f"wrote {output}")

@@ -1,4 +1,4 @@
-"""Atomic output of files and directories. Conversion, evaluation reports and other writers use it."""
+"""Atomic output of files and directories, for all writers, and the refusal of git-lfs pointers, for all readers."""
 
 from __future__ import annotations
 
@@ -65,3 +65,11 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def refuse_lfs_pointer(path: pathlib.Path) -> None:
+    """Raises UserError if a file is a git-lfs pointer, which a clone without git-lfs has in place of a large file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(43) == b"version https://git-lfs.github.com/spec/v1\n":
+                raise UserError(f"{path} is a git-lfs pointer, not the file; run `git lfs pull` where it was cloned")

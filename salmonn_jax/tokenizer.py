@@ -10,6 +10,7 @@ from typing import Protocol
 import sentencepiece
 
 from salmonn_jax.errors import UserError, import_optional
+from salmonn_jax.files import refuse_lfs_pointer
 
 
 class Tokenizer(Protocol):
@@ -105,6 +106,8 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
     """
     directory = pathlib.Path(directory)
     sentencepiece_model, tokenizer_json = directory / "tokenizer.model", directory / "tokenizer.json"
+    refuse_lfs_pointer(sentencepiece_model)
+    refuse_lfs_pointer(tokenizer_json)
     if sentencepiece_model.is_file():
         tokenizer = _load_sentencepiece(sentencepiece_model)
         return (

@@ -63,16 +63,22 @@ class Table:
       rules: the engine uses those rules whose parameter the model has.
       ignored_patterns: pairs of (regular expression for whole tensor names, reason why such a tensor is not needed).
       path_prefix: common prefix of the parameter paths, if the checkpoint holds one component of a model.
+      copies: triples of (regular expression for whole tensor names, name of the tensor whose values such a tensor must
+        have, what to do if the values differ). Such a tensor is ignored, see `check_copies`.
     """
 
     kind: str
     rules: tuple[Rule, ...]
     ignored_patterns: tuple[tuple[str, str], ...] = ()
     path_prefix: str = ""
+    copies: tuple[tuple[str, str, str], ...] = ()
 
     def ignore_reason(self, name: str) -> str | None:
         """Returns why the torch tensor `name` is ignored, or None if it is converted."""
-        return next((reason for pattern, reason in self.ignored_patterns if re.fullmatch(pattern, name)), None)
+        copies = [(pattern, f"a copy of {original}, as a conversion checks") for pattern, original, _ in self.copies]
+        return next(
+            (reason for pattern, reason in (*self.ignored_patterns, *copies) if re.fullmatch(pattern, name)), None
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +189,20 @@ def match_checkpoints(*checkpoints: tuple[Table, Mapping[str, Shape], LazyStateD
     if errors:
         raise UserError("; ".join(errors))
     return params
+
+
+def check_copies(table: Table, tensors: LazyStateDict) -> None:
+    """Compares the tensors that `table` declares to be copies with their originals, two tensors at a time.
+
+    Raises:
+      UserError: the values differ, so ignoring the tensor would change the model.
+    """
+    for pattern, original, fix in table.copies:
+        for name in tensors:
+            if not re.fullmatch(pattern, name) or original not in tensors:
+                continue
+            if not np.array_equal(tensors[name].read(), tensors[original].read()):
+                raise UserError(f"{name} has other values than {original}, of which it should be a copy; {fix}")
 
 
 def ignored_tensors(table: Table, tensors: LazyStateDict) -> dict[str, str]:

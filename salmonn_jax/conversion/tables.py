@@ -124,14 +124,15 @@ def beats(patch_size: int) -> Table:
     return Table(
         "BEATs checkpoint",
         tuple(rules),
+        ((r"predictor\..*", "the classification head: only the encoder is used"),),
+        "beats/",
         (
-            (r"predictor\..*", "the classification head: only the encoder is used"),
             (
                 r"encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight",
-                "a copy: all layers share the first layer's bias",
+                "encoder.layers.0.self_attn.relative_attention_bias.weight",
+                "in a BEATs that can be converted, all layers share the bias of the first",
             ),
         ),
-        "beats/",
     )
 
 
@@ -144,7 +145,8 @@ def llama(*, tie_word_embeddings: bool) -> Table:
     """Returns the table of a Hugging Face model of the LLaMA family.
 
     Args:
-      tie_word_embeddings: whether the output projection is the embedding table. If so, a stored `lm_head` is ignored.
+      tie_word_embeddings: whether the output projection is the embedding table. If so, a stored `lm_head` must be a
+        copy of it.
     """
     layer = "model.layers.{layer}."
     rules = [
@@ -159,9 +161,13 @@ def llama(*, tie_word_embeddings: bool) -> Table:
     for name in _MLP:
         rules += _linear(f"{layer}mlp.{name}", f"llama/layers/{name}", bias=False)
     ignored_patterns = [(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", _ROTARY_REASON)]
-    if tie_word_embeddings:
-        ignored_patterns.append((r"lm_head\.weight", "a copy: the output projection is the embedding table"))
-    return Table("LLaMA checkpoint", tuple(rules), tuple(ignored_patterns), "llama/")
+    head = (
+        r"lm_head\.weight",
+        "model.embed_tokens.weight",
+        "set tie_word_embeddings to false in config.json to use it, or remove it from the file",
+    )
+    copies = (head,) if tie_word_embeddings else ()
+    return Table("LLaMA checkpoint", tuple(rules), tuple(ignored_patterns), "llama/", copies)
 
 
 def _qformer() -> tuple[Rule, ...]:

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from salmonn_jax.errors import UserError, import_optional
+from salmonn_jax.files import refuse_lfs_pointer
 
 SAFETENSORS_DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -151,6 +152,7 @@ def load_torch(path: pathlib.Path) -> Any:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    refuse_lfs_pointer(path)
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -173,6 +175,7 @@ def load_torch(path: pathlib.Path) -> Any:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object from a file. Raises UserError if the file is missing or damaged."""
+    refuse_lfs_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -204,6 +207,7 @@ def _to_numpy(tensor: Any) -> np.ndarray:
 
 def _open_safetensors(path: pathlib.Path) -> dict[str, LazyTensor]:
     """Opens a safetensors file."""
+    refuse_lfs_pointer(path)
     safetensors = import_optional("safetensors", "convert")
     if not path.is_file():
         raise UserError(f"there is no file {path}")

@@ -21,6 +21,7 @@ from salmonn_jax.conversion.mapping import LazyParam
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_output
 from salmonn_jax.models import parameters
+from salmonn_jax.tokenizer import load_tokenizer
 
 # Patterns of the parameters that the original trains. A SALMONN checkpoint holds exactly these.
 ORIGINAL_TRAINABLE = ("query_tokens", "qformer", "norms", "projection", "adapters")  # what the original trains
@@ -120,6 +121,7 @@ def plan_salmonn(
             "the whole window; omit this option or --checkpoint"
         )
     whisper_checkpoint, llm_checkpoint = torch_checkpoints.open_whisper(whisper), torch_checkpoints.open_llama(llm)
+    load_tokenizer(llm)  # raises UserError if it is absent or damaged
     beats_checkpoint = None if beats is None else torch_checkpoints.open_beats(beats)
     state_dict, checkpoint_config, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
     if checkpoint is not None:
@@ -148,6 +150,7 @@ def plan_salmonn(
         match_args.append((tables.SALMONN, {path: shapes[path] for path in trainable_paths}, state_dict))
     params = mapping.match_checkpoints(*match_args)
     for table, _, tensors_of_table in match_args:
+        mapping.check_copies(table, tensors_of_table)
         ignored |= mapping.ignored_tensors(table, tensors_of_table)
     return ConversionPlan(
         config=config,
@@ -175,6 +178,9 @@ def plan_component(kind: str, path: pathlib.Path) -> ConversionPlan:
         "beats": torch_checkpoints.open_beats,
         "llama": torch_checkpoints.open_llama,
     }[kind](path)
+    mapping.check_copies(checkpoint.table, checkpoint.tensors)
+    if kind == "llama":
+        load_tokenizer(path)  # raises UserError if it is absent or damaged
     disabled = dict.fromkeys({"whisper", "beats", "qformer", "llama"} - {kind})
     # A language model without the rest gets the bare prompt and no adapters.
     config = ModelConfig(

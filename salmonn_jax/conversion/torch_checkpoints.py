@@ -129,10 +129,12 @@ def open_llama(path: pathlib.Path) -> TorchCheckpoint:
     _expect_model_type(path, values, LLAMA_FAMILY)
     if values.get("attention_bias") or values.get("mlp_bias"):
         raise UserError(f"{path} has biases in its projections; only models without biases can be converted")
+    if values.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{path} rotates only a part of each head (partial_rotary_factor); this cannot be converted")
     if values.get("hidden_act", "silu") != "silu":
         raise UserError(f"{path} has hidden_act={values['hidden_act']!r}; only 'silu' can be converted")
     num_heads = _value(path, values, "num_attention_heads")
-    rope_parameters = values.get("rope_parameters") or {}
+    rope_parameters, rope_scaling = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
     config = _make_config(
         path,
         LlamaConfig,
@@ -144,8 +146,8 @@ def open_llama(path: pathlib.Path) -> TorchCheckpoint:
         intermediate_size=_value(path, values, "intermediate_size"),
         rms_norm_eps=_value(path, values, "rms_norm_eps"),
         head_dim=values.get("head_dim"),
-        rope_theta=float(rope_parameters.get("rope_theta") or values.get("rope_theta") or 10_000.0),
-        rope_scaling=_rope_scaling(path, values.get("rope_scaling") or rope_parameters),
+        rope_theta=_rope_theta(path, rope_parameters, rope_scaling, values),
+        rope_scaling=_rope_scaling(path, rope_scaling or rope_parameters),
         # The decoder here attends to the whole sequence. Mistral does so only up to its sliding window.
         max_position_embeddings=min(
             _value(path, values, "max_position_embeddings"), values.get("sliding_window") or 2**31
@@ -160,8 +162,18 @@ def _make_config(path: pathlib.Path, config_class: type, **values: Any) -> Any:
     return from_dict(config_class, values, path_prefix=f"{path}: ")
 
 
+def _rope_theta(path: pathlib.Path, *sections: Mapping[str, Any]) -> float:
+    """Returns the base of the rotary frequencies, which may be in any section. Raises UserError if they differ."""
+    found = {float(section["rope_theta"]) for section in sections if section.get("rope_theta") is not None}
+    if len(found) > 1:
+        raise UserError(f"{path} gives rope_theta twice, as {' and '.join(map(str, sorted(found)))}; keep one")
+    return found.pop() if found else 10_000.0
+
+
 def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float] | None:
     """Returns the scaling of rotary frequencies, or None for no scaling. `values` is that section of the config."""
+    if values.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{path} rotates only a part of each head (partial_rotary_factor); this cannot be converted")
     rope_type = values.get("rope_type", values.get("type", "default"))
     if rope_type == "default":
         return None

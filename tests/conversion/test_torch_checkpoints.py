@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from launch import convert
 from salmonn_jax.config import LlamaConfig, RopeScaling
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
-from salmonn_jax.conversion import mapping, tensors, torch_checkpoints, vicuna
+from salmonn_jax.conversion import mapping, tables, tensors, torch_checkpoints, vicuna
 from salmonn_jax.errors import UserError
 from salmonn_jax.models.llama import rotary_inv_freq
 from tests.golden import MINI
@@ -68,7 +69,10 @@ def test_open_llama(monkeypatch):
         ({"rope_theta": 500000.0}, {"rope_theta": 500000.0}),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"rope_theta": 1e6}),
         ({"rope_scaling": LLAMA3_ROPE}, {"rope_scaling": SCALING}),
+        ({"rope_scaling": LLAMA3_ROPE | {"rope_theta": 1e3}}, {"rope_scaling": SCALING, "rope_theta": 1e3}),
+        ({"rope_parameters": LLAMA3_ROPE | {"rope_theta": 1e3}}, {"rope_scaling": SCALING, "rope_theta": 1e3}),
         ({"rope_scaling": None}, {}),
+        ({"partial_rotary_factor": 1.0}, {}),
         ({"model_type": "mistral", "sliding_window": 100}, {"max_position_embeddings": 100}),
         ({"model_type": "mistral", "sliding_window": None}, {}),
     ],
@@ -83,6 +87,17 @@ def test_open_llama_variants(monkeypatch, changes, expected):
         ({"model_type": "qwen2"}, "model_type='qwen2'; expected llama or mistral"),
         ({"attention_bias": True}, "has biases"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"partial_rotary_factor": 0.5}, "rotates only a part of each head"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "rotates only a part of each head",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": LLAMA3_ROPE | {"rope_theta": 1e3}},
+            "rope_theta twice, as 1000.0 and 10000.0",
+        ),
+        ({"hidden_size": 66}, "llm: hidden_size=66: must be a multiple of num_attention_heads=4"),
+        ({"rms_norm_eps": "small"}, 'llm: rms_norm_eps="small": must be a valid number'),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope scaling 'linear'"),
     ],
 )
@@ -170,6 +185,49 @@ def test_conversion_prints_one_line_per_reason(tmp_path, capsys):
     convert.main([*words, str(tmp_path / "listed"), "--verbose"])
     listed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ignored ")]
     assert grouped.startswith(f"ignored {len(listed)} keys (") and len(listed) > 2
+
+
+def lazy(values: np.ndarray) -> tensors.LazyTensor:
+    return tensors.LazyTensor(values.shape, values.dtype, lambda: values)
+
+
+def test_a_tensor_that_is_ignored_as_a_copy_must_be_one():
+    embedding = np.arange(12, dtype=np.float32).reshape(4, 3)
+    files = {"model.embed_tokens.weight": lazy(embedding), "lm_head.weight": lazy(embedding.copy())}
+    tied = tables.llama(tie_word_embeddings=True)
+    mapping.check_copies(tied, files)
+    assert mapping.ignored_tensors(tied, files) == {
+        "lm_head.weight": "a copy of model.embed_tokens.weight, as a conversion checks"
+    }
+    changed = files | {"lm_head.weight": lazy(embedding + 1)}
+    with pytest.raises(UserError, match=r"lm_head\.weight has other values .* set tie_word_embeddings to false"):
+        mapping.check_copies(tied, changed)
+    mapping.check_copies(tables.llama(tie_word_embeddings=False), changed)
+    bias = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
+    with pytest.raises(UserError, match=r"layers\.2\..* has other values than encoder\.layers\.0"):
+        mapping.check_copies(
+            tables.beats(16),
+            {bias.format(0): lazy(embedding), bias.format(1): lazy(embedding), bias.format(2): lazy(-embedding)},
+        )
+
+
+@pytest.mark.parametrize("name", ["config.json", "pytorch_model.bin", "tokenizer.model"])
+def test_a_git_lfs_pointer_is_named_and_nothing_is_written(tmp_path, name):
+    MINI.require()
+    llm = shutil.copytree(MINI.directory / "vicuna", tmp_path / "llm")
+    (llm / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=rf"{name} is a git-lfs pointer, not the file; run `git lfs pull`"):
+        convert.main(["to-jax", "llama", "--llm", str(llm), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_language_model_without_tokenizer_is_refused(tmp_path):
+    MINI.require()
+    llm = shutil.copytree(MINI.directory / "vicuna", tmp_path / "llm")
+    (llm / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer\.model and no tokenizer\.json in .*llm"):
+        convert.main(["to-jax", "llama", "--llm", str(llm), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_unsupported_beats_is_refused(tmp_path):
