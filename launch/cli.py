@@ -12,7 +12,7 @@ import absl.logging
 from salmonn_jax.accelerators import use_cpu_without_accelerator
 from salmonn_jax.errors import RunError, UserError
 
-START_TIME = time.monotonic()  # start of the process, for the metric "time to the first step"
+START_TIME = time.monotonic()  # start of the process, to report the time to the first step
 
 
 def start_jax() -> None:

@@ -154,7 +154,7 @@ def train(
         try:
             with distributed.exit_on_peer_failure():
                 train_loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, metric_writer, watchdog)
-        except DivergenceError:  # on all processes at the same step, so the last checkpoint can be finished
+        except DivergenceError:  # All processes raise it at the same step, so each can wait for the checkpoint.
             checkpoints.close()
             raise
         finally:

@@ -16,7 +16,8 @@ def source_shares(data: DataConfig, mean_sizes: Mapping[str, float]) -> dict[str
       mean_sizes: mean size of an example of each source, in that unit. Not used if weights count examples.
 
     Raises:
-      UserError: a weight is not above 0, or the replayed sources leave nothing to the others.
+      UserError: a source is in both `mixture` and `replay`, `mixture` is empty, `replay` leaves nothing to it, or a
+        source has no hours or tokens, the unit of its weight.
     """
     both = sorted(data.mixture.keys() & data.replay.keys())
     if both:
@@ -25,22 +26,22 @@ def source_shares(data: DataConfig, mean_sizes: Mapping[str, float]) -> dict[str
         raise UserError("data.mixture names no source; give it {name: weight}")
     mixture = normalise({name: w ** (1 / data.temperature) for name, w in normalise(data.mixture).items()})
     if data.replay_as == "additive":
-        whole = mixture | data.replay
+        weights = mixture | data.replay
     else:
         rest = 1.0 - sum(data.replay.values())
         if rest <= 0:
             raise UserError(
                 f"data.replay takes {1 - rest:g} of all examples; lower its shares so that data.mixture keeps some"
             )
-        whole = {name: rest * w for name, w in mixture.items()} | data.replay
+        weights = {name: rest * w for name, w in mixture.items()} | data.replay
     if data.weight_unit != "examples":
-        unknown = [name for name in sorted(whole) if not mean_sizes[name] > 0]
+        unknown = [name for name in sorted(weights) if not mean_sizes[name] > 0]
         if unknown:
             raise UserError(
                 f"source {unknown[0]!r} has no {data.weight_unit}, the unit of its weight; change data.weight_unit"
             )
-        whole = {name: w / mean_sizes[name] for name, w in whole.items()}
-    return normalise(whole)
+        weights = {name: w / mean_sizes[name] for name, w in weights.items()}
+    return normalise(weights)
 
 
 def normalise(weights: Mapping[str, float]) -> dict[str, float]:

@@ -40,9 +40,10 @@ def step_capacities(data: DataConfig) -> dict[str, StepCapacity]:
 def pack(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int]]:
     """Packs several examples into a row. Returns the indices in `pending` of the examples of each row.
 
-    Each row starts with the example that has waited longest among those whose clips fit, so that no example waits
-    forever. A subset-sum search adds the examples that fill the row best and use about as many clip slots as the row's
-    share. If a stream has several rows, examples of many clips may wait until they fill the buffer.
+    Each row starts with the example that has waited longest among those whose clips fit. A subset-sum search adds the
+    waiting examples that fill the tokens of the row best and use as close as possible to an equal share of the free
+    clip slots. A row is full when no further example fits its tokens and its limit of clips. An example with more clips
+    than that limit fits only in the last row of a step, so it may wait until such examples fill the buffer.
 
     Args:
       pending: sizes of the waiting examples, the one that has waited longest first.
@@ -77,8 +78,8 @@ def pad(pending: Sequence[ExampleSize], capacity: StepCapacity) -> list[list[int
     rows, free_clips = [], capacity.clips
     fitting = [i for i, size in enumerate(pending) if size.tokens <= capacity.seq_len]
     fitting.sort(key=lambda i: pending[i].tokens <= capacity.shorter_seq_len)
-    # `capacity.rows - capacity.clips` rows are reserved for examples without audio. Further ones are placed only in
-    # rows that no clip needs.
+    # `capacity.rows - capacity.clips` rows are reserved for examples without audio. Further ones get the
+    # rows that remain after all examples with audio.
     rows_without_clips = capacity.rows - capacity.clips
     deferred = []
     for i in fitting:

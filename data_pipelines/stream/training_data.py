@@ -104,7 +104,7 @@ class TrainingData:
         self._monitor = RejectionMonitor(data)
         self.on_reject(on_reject)
         self._pool = ReaderPool(reader, data.num_workers)
-        # Assumes the longest clip for every sample, so that a host never reads ahead more than its budget.
+        # Assumes one full encoder window per sample. At least one sample per stream is read ahead.
         budget = int(data.read_ahead_mb * 2**20) // (len(indices) * max(2 * reader.encoder.config.window_samples, 1))
         read_ahead = max(1, min(data.stream_examples_per_step + self._pool.chunk, budget))
         samples = {

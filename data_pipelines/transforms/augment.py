@@ -1,4 +1,4 @@
-"""Augmentation of clips with speed, gain and noise, as grain transforms. Off by default; the stream applies it."""
+"""Augmentation of clips with speed, gain and noise, as grain transforms. Off by default; `SampleReader` applies it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def augmentations(
       recordings: examples of `data.noise_source`; None without a noise source.
 
     Raises:
-      UserError: the noise source is empty, or `data.noise` is 0.
+      UserError: there is a noise source, and it is empty or `data.noise` is 0.
     """
     if recordings is not None and not data.noise:
         raise UserError("data.noise_source has no effect with data.noise=0; set data.noise to the share of noisy clips")

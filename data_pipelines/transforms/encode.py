@@ -69,7 +69,7 @@ def encode_example(
 
     Args:
       example: example with or without audio. Audio is cut into encoder windows of `config.window_samples`.
-      template_index: selects a prompt template of the task if the example has no prompt; any integer from 0.
+      template_index: selects a prompt template of the task if the example has no prompt; any non-negative integer.
       source_index: index of the source, for `Batch.source_index`.
       tokenizer: tokenizer of the model.
       prompt_templates: prompt templates by task.

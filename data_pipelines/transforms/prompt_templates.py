@@ -27,8 +27,9 @@ class PromptTemplates:
 
     Attributes:
       location: path or URL of the file, for error messages.
-      by_task: task -> its templates. `{}` in a template stands for the question. A template without a position for the
-        clip gets the clip at its beginning.
+      by_task: task -> its templates. `{}` in a template stands for the question. If no template of the
+        file has a position for the clip, the clip is placed at the beginning; otherwise templates without one are
+        dropped.
     """
 
     location: str

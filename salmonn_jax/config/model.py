@@ -22,7 +22,8 @@ class AudioConfig:
     """Length of the encoder input, and which audio tokens the language model reads."""
 
     window_seconds: PositiveFloat = Field(
-        30.0, description="encoder input: shorter clips are zero-padded to this length, longer ones are cut"
+        30.0,
+        description="encoder input: shorter clips are zero-padded to this length; for longer ones see data.too_long",
     )
     minimum_seconds: PositiveFloat = Field(
         1.0, description="BEATs gets at least this much audio: shorter clips are zero-padded"
@@ -30,7 +31,7 @@ class AudioConfig:
     tokens: Literal["window", "clip"] = Field(
         "window",
         description='audio tokens in the prompt: "window" those of the whole window, with its padding, as in the '
-        'original; "clip" only those that begin before the clip ends',
+        'original; "clip" only those that begin before the padded clip ends',
     )
 
     @property
@@ -235,19 +236,20 @@ class ModelConfig:
 
     @property
     def num_windows(self) -> int:
-        """Returns the number of Q-Former windows in a clip; frames after the last whole window are dropped."""
+        """Returns the number of Q-Former windows in an encoder window, without the frames after the last whole one."""
         qformer = self.qformer
         return (self.audio.whisper_frames - qformer.window_frames) // qformer.stride_frames + 1
 
     @property
     def num_audio_tokens(self) -> int:
-        """Returns the number of audio tokens computed for a clip of any length: 88 in the released models."""
+        """Returns the number of audio tokens of an encoder window: 88 in the released models."""
         return self.num_windows * self.qformer.num_speech_query_token if self.qformer else 0
 
     def num_valid_audio_tokens(self, num_samples: int) -> int:
-        """Returns how many of a clip's audio tokens the language model reads, given the clip's length in samples.
+        """Returns how many audio tokens of an encoder window with `num_samples` samples of audio the LLM reads.
 
-        These are all of them, or those that begin before the clip ends if `audio.tokens` is "clip".
+        With `audio.tokens` "window" these are all; with "clip" those that begin before the audio ends, where audio
+        shorter than `audio.minimum_seconds` counts as that long.
         """
         if self.audio.tokens == "window" or not self.qformer:
             return self.num_audio_tokens

@@ -91,7 +91,7 @@ class DataConfig:
         description="the run fails if significantly more than this share of the examples of a process cannot be used",
     )
     read_ahead_mb: PositiveFloat = Field(
-        512.0, description="memory per host in MiB for examples that are read in advance"
+        512.0, description="largest memory per host in MiB for examples that are read in advance"
     )
     num_workers: NonNegativeInt = Field(0, description="worker processes per host that read and decode; 0 uses threads")
 
@@ -109,9 +109,7 @@ class DataConfig:
         check_multiple("rows", self.rows, "streams", self.streams)
         check_multiple("clips", self.clips, "streams", self.streams)
         if self.packing == "pad" and self.clips > self.rows:
-            raise ValueError(
-                f"clips={self.clips}: must be at most rows={self.rows}, since a padded row holds at most one clip"
-            )
+            raise ValueError(f"clips={self.clips}: must be at most rows={self.rows}, one example per padded row")
         if self.lookahead < self.stream_examples_per_step:
             raise ValueError(
                 f"lookahead={self.lookahead}: must be at least {self.stream_examples_per_step}, the number of examples "
@@ -129,7 +127,9 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay, as the original's `LinearWarmupCosineLRScheduler`."""
 
-    peak_lr: PositiveFloat = Field(3e-5, description="learning rate at the end of the warm-up")
+    peak_lr: PositiveFloat = Field(
+        3e-5, description="learning rate that the warm-up approaches and from which the cosine starts at step 0"
+    )
     init_lr: NonNegativeFloat = Field(1e-6, description="learning rate at step 0")
     end_lr: NonNegativeFloat = Field(1e-5, description="learning rate at the last step")
     warmup_steps: NonNegativeInt = Field(3000, description="steps of the warm-up")
@@ -179,8 +179,7 @@ class RunConfig:
     )
 
 
-# Fields that may change when a run is resumed. They decide where and how a step is computed and where its data comes
-# from, but not the model or the optimiser.
+# Fields that may change when a run is resumed: placement, checkpointing, mixture and data loading.
 MUTABLE_RUN_FIELDS = ("mesh", "remat_policy", "save_every", "max_to_keep")
 MUTABLE_DATA_FIELDS = (
     "data_dir",
@@ -191,4 +190,5 @@ MUTABLE_DATA_FIELDS = (
     "replay_as",
     "max_bad_share",
     "num_workers",
+    "read_ahead_mb",
 )

@@ -1,6 +1,6 @@
 """Reading, overriding and describing configurations, which are pydantic dataclasses.
 
-Types, ranges and sizes that must go together are declared where a field is declared; pydantic checks them.
+Types and ranges are declared with a field, relations between fields in a `model_validator` of their class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pydantic
 
 from salmonn_jax.errors import UserError, unknown_name
 
-# No value is converted to another type, and every field must be known and finite.
+# Text is not read as a number, but an integer may stand for a float; every field must be known and finite.
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -23,7 +23,8 @@ NonNegativeInt = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 
 
 def check_multiple(name: str, size: int, divisor_name: str, divisor: int) -> None:
-    """Raises ValueError, which pydantic reports with the path of the configuration, if `divisor` does not divide."""
+    """Raises ValueError, which pydantic reports with the path of the configuration, if `divisor` does not
+    divide `size`."""
     if size % divisor:
         raise ValueError(f"{name}={size}: must be a multiple of {divisor_name}={divisor}")
 
@@ -65,7 +66,7 @@ def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
     Args:
       config: a configuration.
       overrides: `field=value` each; the field is a dotted path. The value is JSON; text that is not JSON, and any text
-        for a field that holds text, is a string.
+        without quotes for a field that holds text, is a string.
 
     Raises:
       UserError: an override has another form, its field is unknown, or its value is not valid.

@@ -24,13 +24,11 @@ from salmonn_jax.models.whisper import WhisperEncoder
 
 
 class EncoderOutput(NamedTuple):
-    """Outputs of the frozen encoders; None for an encoder that the model does not have."""
+    """Outputs of the encoders; None for an encoder that the model does not have."""
 
     whisper: Array | None  # float[A,T,D_whisper]
     beats: Array | None  # float[A,T_beats,D_beats]
-    beats_mask: (
-        Array | None
-    )  # bool[A,T_beats]: tokens that exist; BEATs encodes only the clip, Whisper the whole window
+    beats_mask: Array | None  # bool[A,T_beats]: True for the tokens of the padded clip, without the rest of the window
 
 
 class Salmonn(nnx.Module):
@@ -63,8 +61,8 @@ class Salmonn(nnx.Module):
         Args:
           pcm: int16[A,N], zero-padded to the window.
           pcm_length: int32[A] samples of each clip.
-          padded_length: int32[A] samples of each clip after the padding that the original applies to a batch before
-            BEATs. By default each clip is encoded as in a batch of its own.
+          padded_length: int32[A] samples to which the original pads each clip for BEATs, which is the longest clip of
+            its batch. By default the clip's own length.
         """
         minimum = self.config.audio.minimum_samples
         pcm_length = jnp.maximum(pcm_length, minimum)

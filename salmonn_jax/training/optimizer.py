@@ -10,7 +10,8 @@ from salmonn_jax.models.parameters import Params
 
 # Last components of the paths of parameters without weight decay. The original decays tensors with two or more
 # dimensions whose name contains neither "bias" nor "ln". Layers are stacked here, so the number of dimensions cannot
-# decide; these names select the same parameters.
+# decide; these names select the same parameters, except BEATs' `gate_scale` and `magnitude`: the original, which never
+# trains BEATs, would decay them.
 NO_WEIGHT_DECAY = ("bias", "scale", "gate_scale", "magnitude", "relative_bias")
 
 
