@@ -144,7 +144,7 @@ class ExampleTokens(NamedTuple):
 class NoOpReader:
     """Replacement of the reader pool that reads nothing. Only the order of the sources matters here."""
 
-    chunk = 1
+    chunk_size = 1
 
     def read(self, refs: Sequence[SampleRef]) -> list[PendingSample]:
         """Returns a finished, empty result for each sample."""

@@ -44,7 +44,8 @@ class PackIterDataset(grain.IterDataset[PackedRows]):
         super().__init__(samples)
         self.samples, self.data, self.monitor = samples, data, monitor
         self.capacities = step_capacities(data)
-        self.seq_lens = mixing_schedule(normalise(data.buckets or {str(data.seq_len): 1.0}))  # by step
+        # Keys of `capacities`, by step.
+        self.bucket_schedule = mixing_schedule(normalise(data.buckets or {str(data.seq_len): 1.0}))
 
     def __iter__(self) -> PackIterator:
         return PackIterator(self)
@@ -65,7 +66,7 @@ class PackIterator(grain.DatasetIterator[PackedRows]):
     def __next__(self) -> PackedRows:
         self._fill_buffer()
         dataset = self._dataset
-        capacity = dataset.capacities[dataset.seq_lens[self._step]]
+        capacity = dataset.capacities[dataset.bucket_schedule[self._step]]
         sizes = [ExampleSize(len(segment.tokens), len(segment.clips)) for _, segment in self._waiting]
         rows = PACKINGS[dataset.data.packing](sizes, capacity)
         packed = PackedRows(capacity, [[self._waiting[index][1] for index in row] for row in rows])

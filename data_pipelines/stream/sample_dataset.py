@@ -26,12 +26,12 @@ class PendingSample(NamedTuple):
     """A sample that is being read, together with the others of its chunk."""
 
     ref: SampleRef
-    chunk: concurrent.futures.Future[list[Segment | Rejection]]
+    future: concurrent.futures.Future[list[Segment | Rejection]]
     index: int  # index of the sample in the chunk
 
     def result(self) -> Segment | Rejection:
         """Waits for the sample and returns it."""
-        return self.chunk.result()[self.index]
+        return self.future.result()[self.index]
 
 
 class ReaderPool:
@@ -47,17 +47,17 @@ class ReaderPool:
             # This process has threads, and a forked process may hang on a lock that one of them holds.
             context = multiprocessing.get_context("spawn")
             self._executor = concurrent.futures.ProcessPoolExecutor(num_workers, context, _start_worker, (reader,))
-            self._read_all, self.chunk = _read_in_worker, CHUNK
+            self._read_all, self.chunk_size = _read_in_worker, CHUNK
         else:
             # More threads than cores contend for the interpreter lock: 8 on two cores read a third less.
             self._executor = concurrent.futures.ThreadPoolExecutor(min(MAX_THREADS, available_cores()))
-            self._read_all, self.chunk = reader.read_all, 1
+            self._read_all, self.chunk_size = reader.read_all, 1
 
     def read(self, refs: Sequence[SampleRef]) -> list[PendingSample]:
         """Starts reading samples. Returns them as pending samples, in the order of `refs`."""
         pending = []
-        for start in range(0, len(refs), self.chunk):
-            chunk = list(refs[start : start + self.chunk])
+        for start in range(0, len(refs), self.chunk_size):
+            chunk = list(refs[start : start + self.chunk_size])
             future = self._executor.submit(self._read_all, chunk)
             pending += [PendingSample(ref, future, index) for index, ref in enumerate(chunk)]
         return pending
@@ -117,7 +117,7 @@ class SampleIterator(grain.DatasetIterator[tuple[SampleRef, Segment | Rejection]
     def __next__(self) -> tuple[SampleRef, Segment | Rejection]:
         dataset = self._dataset
         missing = dataset.read_ahead + 1 - len(self._pending)
-        if missing >= dataset.pool.chunk or not self._pending:
+        if missing >= dataset.pool.chunk_size or not self._pending:
             self._pending.extend(dataset.pool.read([self._draw() for _ in range(max(missing, 1))]))
         pending = self._pending.popleft()
         sample = pending.result()
@@ -142,7 +142,7 @@ class SampleIterator(grain.DatasetIterator[tuple[SampleRef, Segment | Rejection]
         Every source continues at its position.
         """
         for pending in self._pending:
-            pending.chunk.cancel()
+            pending.future.cancel()
         self._pending.clear()
         self._counts = collections.Counter(state["counts"])
         self._step = state["step"] if state["shares"] == self._dataset.shares else 0

@@ -106,7 +106,7 @@ class TrainingData:
         self._pool = ReaderPool(reader, data.num_workers)
         # Assumes one full encoder window per sample. At least one sample per stream is read ahead.
         budget = int(data.read_ahead_mb * 2**20) // (len(indices) * max(2 * reader.encoder.config.window_samples, 1))
-        read_ahead = max(1, min(data.stream_examples_per_step + self._pool.chunk, budget))
+        read_ahead = max(1, min(data.stream_examples_per_step + self._pool.chunk_size, budget))
         samples = {
             index: SampleIterDataset(shares, index, data.streams, self._pool, read_ahead=read_ahead)
             for index in indices

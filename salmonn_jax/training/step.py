@@ -74,12 +74,12 @@ def batch_loss(
     metrics = {"loss": losses.sum() / num_targets, "accuracy": correct.sum() / num_targets}
     if not config.ctc_weight:
         return metrics["loss"], metrics
-    num_valid = num_valid_audio_tokens(config.model, batch.pcm_length)
+    num_valid = batch_num_valid_audio_tokens(config.model, batch.pcm_length)
     metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, num_valid, batch.transcript, config.ctc_blank)
     return metrics["loss"] + config.ctc_weight * metrics["ctc"], metrics
 
 
-def num_valid_audio_tokens(model_config: ModelConfig, pcm_length: Array) -> Array:
+def batch_num_valid_audio_tokens(model_config: ModelConfig, pcm_length: Array) -> Array:
     """Returns int32[A], how many audio tokens of each clip the language model reads.
 
     Args:
@@ -117,11 +117,11 @@ def ctc_loss(embedding: Array, audio_tokens: Array, num_valid_tokens: Array, tra
     losses = optax.ctc_loss(
         logits, logit_paddings, jnp.maximum(transcript, 0), is_padding.astype(jnp.float32), blank_id=blank_id
     )
-    num_words = (~is_padding).sum(axis=1)
+    num_transcript_tokens = (~is_padding).sum(axis=1)
     # An alignment needs one audio token per transcript token, and one for the blank between two equal tokens.
     repeats = ((transcript[:, 1:] == transcript[:, :-1]) & ~is_padding[:, 1:]).sum(axis=1)
-    clip_mask = (num_words > 0) & (num_words + repeats <= num_valid_tokens)
-    return jnp.where(clip_mask, losses, 0).sum() / jnp.maximum(jnp.where(clip_mask, num_words, 0).sum(), 1)
+    clip_mask = (num_transcript_tokens > 0) & (num_transcript_tokens + repeats <= num_valid_tokens)
+    return jnp.where(clip_mask, losses, 0).sum() / jnp.maximum(jnp.where(clip_mask, num_transcript_tokens, 0).sum(), 1)
 
 
 def make_train_step(config: RunConfig, structure: ModelStructure, mesh: Mesh) -> Callable:

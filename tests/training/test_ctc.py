@@ -13,7 +13,7 @@ import numpy as np
 from salmonn_jax.batch import Segment, collate
 from salmonn_jax.configs import get_config
 from salmonn_jax.prompts import TEXT_SLOT
-from salmonn_jax.training.step import batch_loss, ctc_loss, num_valid_audio_tokens
+from salmonn_jax.training.step import batch_loss, batch_num_valid_audio_tokens, ctc_loss
 
 BLANK = 3
 
@@ -56,12 +56,12 @@ def test_loss_uses_only_valid_audio_tokens():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_num_valid_audio_tokens():
+def test_batch_num_valid_audio_tokens():
     model = get_config("salmonn_13b_stage1").model
     clips = np.array([0, 1, 16_000, 5440 * 4, 5440 * 4 + 1, 200_000, 479_999, 480_000])
-    assert num_valid_audio_tokens(model, clips).tolist() == [88] * 8
+    assert batch_num_valid_audio_tokens(model, clips).tolist() == [88] * 8
     model = dataclasses.replace(model, audio=dataclasses.replace(model.audio, tokens="clip"))
-    assert num_valid_audio_tokens(model, clips).tolist() == [3, 3, 3, 4, 5, 37, 88, 88]
+    assert batch_num_valid_audio_tokens(model, clips).tolist() == [3, 3, 3, 4, 5, 37, 88, 88]
 
 
 def test_batch_loss_uses_only_valid_audio_tokens():
