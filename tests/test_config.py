@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import typing
 
 import pytest
 
@@ -12,6 +14,8 @@ from salmonn_jax import config as configuration
 from salmonn_jax.config import RunConfig, apply_overrides
 from salmonn_jax.configs import CONFIGS, get_config
 from salmonn_jax.errors import UserError
+from salmonn_jax.models.common import REMAT_POLICIES
+from salmonn_jax.sharding import MESH_AXES
 
 DEBUG = get_config("debug")
 FIELDS = [path for path, _ in configuration.describe_fields(RunConfig)]
@@ -117,6 +121,9 @@ def test_overrides_are_validated_together():
         ("optimizer.peak_lr=-1", "optimizer.peak_lr=-1: must be greater than 0"),
         ("optimizer.peak_lr=NaN", "optimizer.peak_lr=NaN: must be a finite number"),
         ("mesh.tensr=2", "mesh.tensr=\"tensr\": must be 'data', 'fsdp' or 'tensor'"),
+        ('model.llama.rope_scaling={"factor": 8}', "model.llama.rope_scaling.low_freq_factor: is required"),
+        ('data.data_dir="\\ud800"', "a configuration value is not Unicode text"),
+        ('data.mixture={"\\ud800": 1}', "a configuration value is not Unicode text"),
         ("num_train_steps", "'num_train_steps' is not a configuration override; write field=value"),
         ("=3", "unknown configuration field ''; it must be one of: ctc_blank, "),
     ],
@@ -172,6 +179,12 @@ def test_print_config_lists_every_field_and_reads_nothing(monkeypatch, capsys, t
     printed = {line.split(" = ")[0] for line in lines}
     assert set(LEAVES) - printed <= absent | {"model.llama.rope_scaling.original_max_position_embeddings"}
     assert not list(tmp_path.iterdir())
+
+
+def test_choices_are_those_of_the_code_that_reads_them():
+    fields = {field.name: field.type for field in dataclasses.fields(RunConfig)}
+    assert set(typing.get_args(fields["remat_policy"])) == set(REMAT_POLICIES)
+    assert typing.get_args(typing.get_args(fields["mesh"])[0]) == MESH_AXES
 
 
 def test_first_difference_names_the_field():

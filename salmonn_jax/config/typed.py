@@ -17,14 +17,12 @@ from salmonn_jax.errors import UserError, unknown_name
 # Text is not read as a number, but an integer may stand for a float; every field must be known and finite.
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-
 PositiveInt = Annotated[int, pydantic.Field(gt=0, lt=2**31)]
 NonNegativeInt = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 
 
 def check_multiple(name: str, size: int, divisor_name: str, divisor: int) -> None:
-    """Raises ValueError, which pydantic reports with the path of the configuration, if `divisor` does not
-    divide `size`."""
+    """Raises ValueError if `divisor` does not divide `size`. Validators call it, so pydantic reports the path."""
     if size % divisor:
         raise ValueError(f"{name}={size}: must be a multiple of {divisor_name}={divisor}")
 
@@ -56,8 +54,13 @@ def from_dict(config_class: type, values: dict[str, Any], path_prefix: str = "")
             raise unknown_name("configuration field", path, known) from None
         if error["type"] == "value_error":  # of a validator, whose message names the fields of the class
             raise UserError(path_prefix + ".".join([*names, str(error["ctx"]["error"])])) from None
-        message = error["msg"].replace("Input should", "must").replace("Field required", "is required")
-        raise UserError(f"{path}={json.dumps(error['input'])}: {message}") from None
+        if error["type"] == "missing":
+            raise UserError(f"{path}: is required") from None
+        if error["type"] == "json_invalid":  # text that is not Unicode; the position is that of the whole configuration
+            raise UserError("a configuration value is not Unicode text; remove the surrogate character") from None
+        raise UserError(
+            f"{path}={json.dumps(error['input'])}: {error['msg'].replace('Input should', 'must')}"
+        ) from None
 
 
 def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:

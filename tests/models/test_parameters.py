@@ -1,4 +1,4 @@
-"""Which parameters a run trains: modules by name, regular expressions, and what is reported and refused."""
+"""Tests of `trainable`: modules by name, regular expressions, and what is reported and refused."""
 
 from __future__ import annotations
 
