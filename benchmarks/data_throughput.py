@@ -28,7 +28,7 @@ from benchmarks.packing import librispeech_seconds
 from data_pipelines import corpora
 from data_pipelines.from_config import audio_rules, make_training_data
 from data_pipelines.stream.sample_dataset import available_cores
-from salmonn_jax.audio_files import encode_flac, load_audio
+from salmonn_jax.audio.files import encode_flac, load_audio
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
 from salmonn_jax.tokenizer import load_tokenizer
 

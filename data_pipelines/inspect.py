@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from salmonn_jax.audio_files import encode_flac
+from salmonn_jax.audio.files import encode_flac
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.prompts import TEXT_SLOT

@@ -21,7 +21,7 @@ def main() -> None:
 
     cli.start_jax()
     import salmonn_jax
-    from salmonn_jax.audio_files import load_audio
+    from salmonn_jax.audio.files import load_audio
     from salmonn_jax.config import SAMPLE_RATE
 
     # The files are read before the model is loaded, so that a wrong file is reported at once.

@@ -12,7 +12,7 @@ import pathlib
 
 from launch.job import BUCKET_MOUNT_ROOT, MOUNT_OPTIONS, Command, Job, render_template
 from salmonn_jax.errors import UserError
-from salmonn_jax.topologies import CLOUD_NAMES
+from salmonn_jax.planning.topologies import CLOUD_NAMES
 
 JOBSET = pathlib.Path(__file__).parent / "gke" / "jobset.yaml"
 

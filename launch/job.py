@@ -9,7 +9,7 @@ import re
 import shlex
 from typing import Protocol
 
-from salmonn_jax.topologies import Topology
+from salmonn_jax.planning.topologies import Topology
 
 # Buckets are mounted because training reads and writes files. Metadata is not cached, so that all hosts see a new file
 # at once. Directories are implicit, because they may have no object of their own. The rename limit is high, because a

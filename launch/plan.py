@@ -51,7 +51,7 @@ def main() -> None:
 
 def run(config: Any, arguments: argparse.Namespace) -> int:
     """Makes, prints and writes the plan. Returns the exit code."""
-    from salmonn_jax import planning, topologies
+    from salmonn_jax.planning import planner, topologies
 
     if arguments.chips is None:
         topology = topologies.get_topology(arguments.topology, arguments.slices)
@@ -60,17 +60,17 @@ def run(config: Any, arguments: argparse.Namespace) -> int:
     placements = PLACEMENTS if arguments.placement == "auto" else (arguments.placement,)
     if arguments.search:
         search_placements = PLACEMENTS if arguments.placement is None else placements
-        plans = planning.search(config, topology, search_placements, log_progress)
+        plans = planner.search(config, topology, search_placements, log_progress)
     else:
-        plans = planning.try_placements(config, topology, placements, log_progress)
+        plans = planner.try_placements(config, topology, placements, log_progress)
     plan = plans[-1]
     if plan.train.temporary is not None and not arguments.train_only:
-        plan = planning.with_decoding(plan, topology)
-    print("\n".join(planning.report_lines(plan, topology)))
+        plan = planner.with_decoding(plan, topology)
+    print("\n".join(planner.report_lines(plan, topology)))
     if arguments.output:
         output = {
-            "tried": [planning.plan_to_dict(tried, topology) for tried in plans],
-            "plan": planning.plan_to_dict(plan, topology),
+            "tried": [planner.plan_to_dict(tried, topology) for tried in plans],
+            "plan": planner.plan_to_dict(plan, topology),
         }
         arguments.output.write_text(json.dumps(output, indent=1) + "\n")
         print(f"wrote {arguments.output}")

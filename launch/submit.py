@@ -90,7 +90,7 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
     # Nothing here needs a device, and a search for a TPU would take time.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from data_pipelines import corpora
-    from salmonn_jax import topologies
+    from salmonn_jax.planning import topologies
 
     missing = [f"--{option}" for option in REQUIRED_OPTIONS[arguments.backend] if getattr(arguments, option) is None]
     if not arguments.config or missing:

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 
 from launch.job import BUCKET_MOUNT_ROOT, MOUNT_OPTIONS, Command, Job, render_template, to_mounted_path
-from salmonn_jax.topologies import CLOUD_NAMES
+from salmonn_jax.planning.topologies import CLOUD_NAMES
 
 STARTUP_SCRIPT_TEMPLATE = pathlib.Path(__file__).parent / "tpu" / "start.sh"
 GCLOUD_TPUS = ("gcloud", "compute", "tpus")

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from salmonn_jax import model_directory
-from salmonn_jax.audio_files import AudioSource, load_audio
+from salmonn_jax.audio.files import AudioSource, load_audio
 from salmonn_jax.batch import Batch, Segment, collate
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
@@ -25,7 +25,7 @@ from salmonn_jax.sharding import Placement
 AUDIO_PROMPT_PREFIX = f"<Speech>{AUDIO_PLACEHOLDER}</Speech> "
 PAD_TO_MULTIPLE_OF = 32  # tokens; padding prompts to few lengths limits the number of compilations
 
-Audio = AudioSource | None  # see `salmonn_jax.audio_files.load_audio`; None is a prompt without audio
+Audio = AudioSource | None  # see `salmonn_jax.audio.files.load_audio`; None is a prompt without audio
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from data_pipelines import signals
 from data_pipelines.examples import Example
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS
 from data_pipelines.transforms.prompt_templates import PromptTemplates
-from salmonn_jax.audio_files import float_to_pcm
+from salmonn_jax.audio.files import float_to_pcm
 
 VERSION = "1.2.0"  # version of the generator; a corpus of another version is rebuilt
 SEED = 1

@@ -11,7 +11,7 @@ from data_pipelines import signals
 from data_pipelines.minicorpus import labels, tunes
 from data_pipelines.minicorpus.clips import ExampleKey, GeneratedExample, augment_clip, make_prompt, perturb_speed
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS, Recording, Recordings
-from salmonn_jax.audio_files import pcm_to_float
+from salmonn_jax.audio.files import pcm_to_float
 from salmonn_jax.errors import UserError
 
 

@@ -16,7 +16,7 @@ from data_pipelines import signals
 from data_pipelines.minicorpus import labels
 from data_pipelines.minicorpus.qt_resources import read_rcc
 from data_pipelines.minicorpus.tunes import Tune, read_tunes
-from salmonn_jax.audio_files import float_to_pcm, load_audio, pcm_to_float
+from salmonn_jax.audio.files import float_to_pcm, load_audio, pcm_to_float
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_write
 

@@ -13,7 +13,7 @@ from data_pipelines.minicorpus import labels
 from data_pipelines.minicorpus.clips import ExampleKey, GeneratedExample, augment_clip, make_prompt, perturb_speed
 from data_pipelines.minicorpus.nonspeech import recordings_of_split
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS, Phrase, Recordings, Voice
-from salmonn_jax.audio_files import pcm_to_float
+from salmonn_jax.audio.files import pcm_to_float
 
 # Probabilities of strings of 1, 2, ... digits, by split. Training has more short strings, which are easier to learn.
 _LENGTHS = {

@@ -18,7 +18,7 @@ from data_pipelines.minicorpus import labels
 from data_pipelines.minicorpus.recordings import Phrase, Recording, Recordings, Voice, clean_text, soundfont
 from data_pipelines.minicorpus.speech import is_test_phrase
 from data_pipelines.minicorpus.tunes import read_tunes
-from salmonn_jax.audio_files import float_to_pcm, load_audio, pcm_to_float
+from salmonn_jax.audio.files import float_to_pcm, load_audio, pcm_to_float
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import UserError
 

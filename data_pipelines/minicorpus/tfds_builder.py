@@ -13,7 +13,7 @@ from data_pipelines.examples import Example
 from data_pipelines.minicorpus import clips, nonspeech, speech, text_only
 from data_pipelines.minicorpus.clips import VERSION, GeneratedExample
 from data_pipelines.minicorpus.recordings import Recordings, load
-from salmonn_jax.audio_files import encode_flac
+from salmonn_jax.audio.files import encode_flac
 from salmonn_jax.config import SAMPLE_RATE
 
 

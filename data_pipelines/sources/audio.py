@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines.examples import BadExample
 from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan
-from salmonn_jax.audio_files import AudioError, Channels, load_audio
+from salmonn_jax.audio.files import AudioError, Channels, load_audio
 from salmonn_jax.config import SAMPLE_RATE
 
 RETRY_DELAYS = (1.0, 10.0)  # seconds before the second and the third attempt to read a URL

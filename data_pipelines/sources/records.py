@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from data_pipelines.examples import TEXT_FIELDS, BadExample, Example
-from salmonn_jax.audio_files import AudioError, encode_flac, load_audio
+from salmonn_jax.audio.files import AudioError, encode_flac, load_audio
 
 AudioEncoding = Literal["flac", "pcm"]
 _PCM = np.dtype("<i2")

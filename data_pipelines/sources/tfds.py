@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines.examples import BadExample, Example
 from data_pipelines.files import read_json
 from data_pipelines.sources.audio import AudioRules
-from salmonn_jax.audio_files import AudioError, load_audio
+from salmonn_jax.audio.files import AudioError, load_audio
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import UserError, unknown_name
 

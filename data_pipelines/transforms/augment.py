@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines import signals
 from data_pipelines.examples import BadExample, Example
-from salmonn_jax.audio_files import float_to_pcm, pcm_to_float
+from salmonn_jax.audio.files import float_to_pcm, pcm_to_float
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from salmonn_jax import api, audio, prompts
-from salmonn_jax.audio_files import AudioSource, load_audio
+from salmonn_jax.audio.files import AudioSource, load_audio
 from salmonn_jax.batch import Segment, collate
 from salmonn_jax.conversion import torch_reference
 from salmonn_jax.conversion.torch_reference import Activations
@@ -49,7 +49,7 @@ def compare(
       model_dir: directory of the converted model.
       paths: checkpoints to compare with. With `paths.checkpoint`, the prompt includes the clip and the language model
         has its adapters. Otherwise the prompt is text only, without adapters on both sides.
-      clip: audio, as `salmonn_jax.audio_files.load_audio` takes it.
+      clip: audio, as `salmonn_jax.audio.files.load_audio` takes it.
       prompt: prompt for the language model.
 
     Raises:

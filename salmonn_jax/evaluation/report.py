@@ -18,7 +18,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from salmonn_jax.audio_files import encode_flac
+from salmonn_jax.audio.files import encode_flac
 from salmonn_jax.evaluation import tasks
 from salmonn_jax.evaluation.metrics import is_exact_match
 from salmonn_jax.evaluation.predictions import Prediction

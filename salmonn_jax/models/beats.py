@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from salmonn_jax.audio import num_fbank_frames
+from salmonn_jax.audio.features import num_fbank_frames
 from salmonn_jax.config import BeatsConfig
 from salmonn_jax.models.common import (
     FAN_IN_INIT,

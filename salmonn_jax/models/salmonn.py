@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from salmonn_jax import audio
+from salmonn_jax.audio import features
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.models.beats import Beats, token_masks
@@ -68,11 +68,11 @@ class Salmonn(nnx.Module):
         pcm_length = jnp.maximum(pcm_length, minimum)
         padded_length = pcm_length if padded_length is None else jnp.maximum(padded_length, minimum)
         speech = self.whisper and self.whisper(
-            audio.log_mel_spectrogram(pcm, self.config.whisper.num_mel_bins).astype(self.dtype)
+            features.log_mel_spectrogram(pcm, self.config.whisper.num_mel_bins).astype(self.dtype)
         )
         if self.beats is None:
             return EncoderOutput(speech, None, None)
-        fbank = audio.fbank(pcm, self.config.beats.num_mel_bins)
+        fbank = features.fbank(pcm, self.config.beats.num_mel_bins)
         tokens = (
             fbank.shape[1]
             // self.config.beats.input_patch_size

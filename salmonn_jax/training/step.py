@@ -1,6 +1,6 @@
 """The training step: loss, gradient with respect to the trainable parameters, and optimiser update.
 
-The training loop and `salmonn_jax.aot` compile it.
+The training loop and `salmonn_jax.planning.aot` compile it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from data_pipelines.examples import BadExample
 from data_pipelines.minicorpus import packages, recordings, tunes
 from data_pipelines.minicorpus.qt_resources import read_rcc
 from data_pipelines.sources import records
-from salmonn_jax.audio_files import encode_flac
+from salmonn_jax.audio.files import encode_flac
 from salmonn_jax.errors import UserError
 from tests.data.test_minicorpus import abc, tone
 

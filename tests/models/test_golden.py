@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from salmonn_jax import audio
+from salmonn_jax.audio import features
 from salmonn_jax.decoding import greedy
 from salmonn_jax.models.beats import token_masks
 from salmonn_jax.prompts import TEXT_SLOT, encode_answer, encode_prompt
@@ -80,13 +80,13 @@ def greedy_ids(golden_set: GoldenSet, name: str) -> list[list[int]]:
 
 
 def test_log_mel(golden_set):
-    ours = np.asarray(jax.jit(audio.log_mel_spectrogram)(golden_set.clips[0]))
+    ours = np.asarray(jax.jit(features.log_mel_spectrogram)(golden_set.clips[0]))
     np.testing.assert_allclose(ours.swapaxes(1, 2), golden_set.expected["log_mel"], atol=1e-3)
 
 
 def test_fbank(golden_set):
     pcm, length = golden_set.clips
-    ours = np.asarray(jax.jit(audio.fbank)(pcm[:, : length.max()]))
+    ours = np.asarray(jax.jit(features.fbank)(pcm[:, : length.max()]))
     np.testing.assert_allclose(ours, golden_set.expected["beats_fbank"], atol=1e-3)
 
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from salmonn_jax import accounting, aot, hlo, sharding
+from salmonn_jax import sharding
 from salmonn_jax.config import RunConfig
 from salmonn_jax.configs import get_config
 from salmonn_jax.models import parameters
+from salmonn_jax.planning import accounting, aot, hlo
 
 CONFIG = get_config("debug")
 

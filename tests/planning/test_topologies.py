@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from salmonn_jax import planning, topologies
 from salmonn_jax.errors import UserError
+from salmonn_jax.planning import planner, topologies
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,6 @@ def test_every_generation_has_cloud_names_and_grids():
 
 def test_mesh_sizes_of_placements():
     slices = topologies.get_topology("v5p-128", slices=2)
-    assert planning.mesh_sizes("replicate", slices) == {}
-    assert planning.mesh_sizes("tensor", slices) == {"tensor": 4}
-    assert planning.mesh_sizes("fsdp", slices) == {"fsdp": 64}
+    assert planner.mesh_sizes("replicate", slices) == {}
+    assert planner.mesh_sizes("tensor", slices) == {"tensor": 4}
+    assert planner.mesh_sizes("fsdp", slices) == {"fsdp": 64}

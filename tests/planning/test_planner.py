@@ -1,4 +1,4 @@
-"""Tests of `planning.search` with a fake compiler whose memory is linear in the batch size."""
+"""Tests of `planner.search` with a fake compiler whose memory is linear in the batch size."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from salmonn_jax import aot, planning, projection, topologies
-from salmonn_jax.aot import CompiledProgram
 from salmonn_jax.configs import get_config
-from salmonn_jax.projection import Projection
+from salmonn_jax.planning import aot, planner, projection, topologies
+from salmonn_jax.planning.aot import CompiledProgram
+from salmonn_jax.planning.projection import Projection
 
 GB = 10**9
 # Activation memory and speed of each remat policy, relative to those of "full" and "none".
@@ -27,7 +27,7 @@ def compiled(monkeypatch):
     plans = []
 
     def fake_make_plan(config, topology, placement):
-        sizes = planning.mesh_sizes(placement, topology)
+        sizes = planner.mesh_sizes(placement, topology)
         shards = topology.chips // sizes.get("tensor", 1)
         data, num_weight_shards = config.data, math.prod(sizes.values())
         if placement == "tensor" and data.rows > shards:
@@ -43,11 +43,11 @@ def compiled(monkeypatch):
         clips_per_second = SPEED[config.remat_policy] * data.clips / (data.clips + shards) / num_weight_shards
         projected = Projection(1.0, 0.1, 0.1, 0.4, clips_per_second, 1.0)
         config = dataclasses.replace(config, mesh=sizes)
-        plan = planning.Plan(config, sizes, program, None, projected, projection.fits(program, topology))
+        plan = planner.Plan(config, sizes, program, None, projected, projection.fits(program, topology))
         plans.append(plan)
         return plan
 
-    monkeypatch.setattr(planning, "make_plan", fake_make_plan)
+    monkeypatch.setattr(planner, "make_plan", fake_make_plan)
     return plans
 
 
@@ -55,7 +55,7 @@ def compiled(monkeypatch):
 def test_search_finds_the_largest_batch_that_fits(compiled, name, rows, clips):
     topology = topologies.get_topology("v5e-16", 1)
     log = []
-    *_, best = planning.search(get_config(name), topology, ("replicate", "tensor", "fsdp"), log.append)
+    *_, best = planner.search(get_config(name), topology, ("replicate", "tensor", "fsdp"), log.append)
     free_bytes = (1 - projection.HBM_HEADROOM) * topology.chip.hbm_bytes - 8 * GB
     multiple = 2 ** math.floor(math.log2(free_bytes / (0.1 * GB * ACTIVATION_MEMORY["none"] * rows)))
     assert (best.config.mesh, best.config.remat_policy) == ({}, "none")
@@ -69,5 +69,5 @@ def test_search_without_a_plan_that_fits(compiled):
     config = get_config("salmonn_7b_stage2")
     data = dataclasses.replace(config.data, rows=200, clips=1, streams=1, lookahead=200)
     # No smaller batch has this proportion of rows and clips
-    plans = planning.search(dataclasses.replace(config, data=data), topology, ("replicate",), lambda line: None)
+    plans = planner.search(dataclasses.replace(config, data=data), topology, ("replicate",), lambda line: None)
     assert not any(plan.fits for plan in plans) and {plan.config.remat_policy for plan in plans} == {"full"}

@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from salmonn_jax import accounting, aot, projection, sharding
-from salmonn_jax.accounting import StepFlops
-from salmonn_jax.aot import CompiledProgram
+from salmonn_jax import sharding
 from salmonn_jax.config import RunConfig, to_dict
 from salmonn_jax.errors import UserError
-from salmonn_jax.projection import Projection
-from salmonn_jax.topologies import Topology
+from salmonn_jax.planning import accounting, aot, projection
+from salmonn_jax.planning.accounting import StepFlops
+from salmonn_jax.planning.aot import CompiledProgram
+from salmonn_jax.planning.projection import Projection
+from salmonn_jax.planning.topologies import Topology
 
 GB = 1e9
 MAX_BATCH_MULTIPLE = 64  # in a search, largest multiple of the smallest batch
@@ -210,7 +211,7 @@ def report_lines(plan: Plan, topology: Topology) -> list[str]:
         lines += [
             "",
             f"PROJECTED, not measured (matrix products at {projection.MATMUL_EFFICIENCY:.0%} of peak; assumptions in "
-            "salmonn_jax/projection.py):",
+            "salmonn_jax/planning/projection.py):",
             f"  step {p.step_seconds:.3f} s = max(products {p.products_seconds:.3f}, memory {p.memory_seconds:.3f}) + "
             f"collectives {p.collective_seconds:.3f}; MFU {p.mfu:.0%}; {p.clips_per_second:.0f} clips/s",
             f"  {config.num_train_steps} steps: {p.stage_hours:.1f} hours, "

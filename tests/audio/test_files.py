@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from salmonn_jax.audio_files import decode_flac, load_audio
+from salmonn_jax.audio.files import decode_flac, load_audio
 from salmonn_jax.errors import UserError
 
 PCM = np.random.default_rng(0).integers(-32768, 32768, 4000, dtype=np.int16)

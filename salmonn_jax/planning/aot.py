@@ -18,15 +18,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from salmonn_jax import hlo, sharding
+from salmonn_jax import sharding
 from salmonn_jax.batch import Batch, empty_batch
 from salmonn_jax.config import RunConfig
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
-from salmonn_jax.hlo import Collective
 from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import ModelStructure
-from salmonn_jax.topologies import Topology
+from salmonn_jax.planning import hlo
+from salmonn_jax.planning.hlo import Collective
+from salmonn_jax.planning.topologies import Topology
 from salmonn_jax.training.step import init_train_state, make_train_step
 
 PROMPT_TOKENS, MAX_NEW_TOKENS = 256, 200  # sizes of the decoding programs

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from salmonn_jax.accounting import StepFlops
-from salmonn_jax.aot import CompiledProgram
-from salmonn_jax.topologies import Topology
+from salmonn_jax.planning.accounting import StepFlops
+from salmonn_jax.planning.aot import CompiledProgram
+from salmonn_jax.planning.topologies import Topology
 
 MATMUL_EFFICIENCY = 0.55
 HBM_HEADROOM = 0.1  # fraction of a chip's memory that must stay free
