@@ -18,7 +18,7 @@ from salmonn_jax.config.model import (
     RopeScaling,
     WhisperConfig,
 )
-from salmonn_jax.config.run import (
+from salmonn_jax.config.recipe import (
     MUTABLE_DATA_FIELDS,
     MUTABLE_RUN_FIELDS,
     DataConfig,
