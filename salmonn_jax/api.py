@@ -19,7 +19,7 @@ from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
-from salmonn_jax.prompts import AUDIO_PLACEHOLDER, TEXT_SLOT, encode_answer, encode_prompt
+from salmonn_jax.prompts import AUDIO_PLACEHOLDER, TEXT_SLOT, encode_answer, encode_prompt, stop_tokens
 from salmonn_jax.sharding import Placement
 
 AUDIO_PROMPT_PREFIX = f"<Speech>{AUDIO_PLACEHOLDER}</Speech> "
@@ -33,9 +33,9 @@ class Generation:
     """A generated answer."""
 
     text: str
-    token_ids: list[int]  # includes `</s>` if finish_reason is "stop"
+    token_ids: list[int]  # includes the stop token if finish_reason is "stop"
     score: float  # sum of the log-probabilities of the tokens
-    finish_reason: str  # "stop" if the model emitted `</s>`, "length" if it reached max_new_tokens
+    finish_reason: str  # "stop" if the model emitted a stop token, "length" if it reached max_new_tokens
 
 
 class Model:
@@ -76,12 +76,15 @@ class Model:
         decoded = jax.device_get(self._generate(self.module, prompt_batch, max_new_tokens))
         return [
             Generation(
-                text=self.tokenizer.decode(ids := decoded.tokens[i, : decoded.length[i]].tolist()),
+                # A stop token need not be special for the tokenizer, so it is removed here.
+                text=self.tokenizer.decode(ids[:-1] if decoded.finished[i] else ids),
                 token_ids=ids,
                 score=float(decoded.score[i]),
                 finish_reason="stop" if decoded.finished[i] else "length",
             )
-            for i in range(len(segments))
+            for i, ids in enumerate(
+                tokens[:length].tolist() for tokens, length in zip(decoded.tokens, decoded.length, strict=True)
+            )
         ]
 
     def encode_audio(self, audio: AudioSource | list[AudioSource]) -> np.ndarray:
@@ -104,7 +107,8 @@ class Model:
           answer: one answer for a single clip, or a list with one answer per clip.
 
         Returns:
-          float32[answer tokens] for a single clip, and a list of these for a list of clips. `</s>` is the last token.
+          float32[answer tokens] for a single clip, and a list of these for a list of clips. The end token of the
+          model is the last one.
 
         Raises:
           UserError: see `generate`; or the numbers of answers and clips differ.
@@ -114,7 +118,7 @@ class Model:
         if len(answers) != len(prompts):
             raise UserError(f"{len(answers)} answers for {len(prompts)} clips; give one answer per clip")
         for segment, text in zip(prompts, answers, strict=True):
-            answer_ids = encode_answer(self.tokenizer, text)
+            answer_ids = encode_answer(self.tokenizer, text, stop_token_ids=self.config.stop_token_ids)
             segments.append(
                 segment._replace(
                     tokens=segment.tokens + answer_ids, audio_slots=segment.audio_slots + [TEXT_SLOT] * len(answer_ids)
@@ -150,6 +154,7 @@ class Model:
                 text,
                 valid_audio_token_counts=[[self.config.num_valid_audio_tokens(len(clip))] for clip in pcm],
                 num_audio_tokens=self.config.num_audio_tokens,
+                add_bos_token=self.config.add_bos_token,
             )
             segments.append(Segment(encoded_prompt.tokens, encoded_prompt.audio_slots, len(encoded_prompt.tokens), pcm))
         return segments
@@ -176,7 +181,8 @@ class Model:
 
     @functools.cached_property
     def _generate(self):
-        options = {"eos_token_id": self.tokenizer.eos_token_id, "lora_scale": self.config.lora.scale}
+        stop_token_ids = stop_tokens(self.config.stop_token_ids, self.tokenizer)
+        options = {"stop_token_ids": stop_token_ids, "lora_scale": self.config.lora.scale}
         return jax.jit(
             lambda model, prompts, max_new_tokens: greedy.generate(
                 model, prompts, max_new_tokens=max_new_tokens, **options

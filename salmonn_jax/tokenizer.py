@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,18 +18,27 @@ class Tokenizer(Protocol):
     """Tokenizer interface used by prompts, data and decoding."""
 
     prefix_tokens: tuple[int, ...]  # tokens at the start of every text in the model's pretraining: `<s>`, or none
-    bos_token_id: int
+    bos_token_id: int | None  # None for a tokenizer without start token, such as that of Qwen
     eos_token_id: int
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of `text`, without special tokens."""
+        """Returns the token ids of `text`. Special tokens written in it, such as `</s>`, are encoded as such.
+
+        No special token is added.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of `ids`, skipping special tokens."""
 
     def token_to_id(self, piece: str) -> int:
         """Returns the id of a token of the vocabulary. Raises UserError if the vocabulary lacks it."""
+
+    def id_to_token(self, token_id: int) -> str:
+        """Returns the token with this id; an empty text if the vocabulary has no such id."""
+
+    def is_special(self, token_id: int) -> bool:
+        """Returns whether the id is that of a special token, such as `</s>` or `<|im_end|>`."""
 
 
 class SentencePieceTokenizer:
@@ -40,12 +50,26 @@ class SentencePieceTokenizer:
     def __init__(self, model_proto: bytes):
         self._model = model_proto
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
-        self.bos_token_id, self.eos_token_id = self._processor.bos_id(), self._processor.eos_id()
+        bos_token_id, self.eos_token_id = self._processor.bos_id(), self._processor.eos_id()
+        if self.eos_token_id < 0:
+            raise UserError("it has no end token `</s>`, with which answers end")
+        self.bos_token_id = bos_token_id if bos_token_id >= 0 else None
         self.vocab_size = self._processor.vocab_size()
-        self.prefix_tokens = (self.bos_token_id,)
+        self.prefix_tokens = () if self.bos_token_id is None else (self.bos_token_id,)
+        special_tokens = [self.id_to_token(i) for i in (*self.prefix_tokens, self.eos_token_id)]
+        self._special_token = re.compile(f"({'|'.join(map(re.escape, special_tokens))})")
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        ids = []
+        for i, piece in enumerate(self._special_token.split(text)):  # every second piece is a special token
+            ids += [self._processor.piece_to_id(piece)] if i % 2 else self._processor.encode(piece)
+        return ids
+
+    @property
+    def basic_token_ids(self) -> frozenset[int]:
+        """Returns the ids of the tokens `<unk>`, `<s>`, `</s>` and padding, as far as the model has them."""
+        processor = self._processor
+        return frozenset({processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id()})
 
     def decode(self, ids: Sequence[int]) -> str:
         # An embedding table may have more rows than the vocabulary, so a model can emit ids that have no text.
@@ -58,6 +82,12 @@ class SentencePieceTokenizer:
             raise UserError(f"the tokenizer has no piece {piece!r}")
         return token_id
 
+    def id_to_token(self, token_id: int) -> str:
+        return self._processor.id_to_piece(token_id) if token_id < self.vocab_size else ""
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in (*self.prefix_tokens, self.eos_token_id)
+
     def __reduce__(self):
         return SentencePieceTokenizer, (self._model,)
 
@@ -67,19 +97,21 @@ class HuggingFaceTokenizer:
 
     Args:
       tokenizer_json: contents of `tokenizer.json`.
-      bos_token: token at the start of a text.
-      eos_token: token at the end of an answer.
+      bos_token: token at the start of a text; None if the model has none.
+      eos_token: token at the end of a text.
 
     Raises:
       UserError: the package `tokenizers` is not installed, or the vocabulary lacks one of the two tokens.
     """
 
-    def __init__(self, tokenizer_json: str, bos_token: str, eos_token: str):
+    def __init__(self, tokenizer_json: str, bos_token: str | None, eos_token: str):
         tokenizers = import_optional("tokenizers", "convert")
         self._arguments = tokenizer_json, bos_token, eos_token
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
-        self.bos_token_id, self.eos_token_id = self.token_to_id(bos_token), self.token_to_id(eos_token)
+        self.bos_token_id = None if bos_token is None else self.token_to_id(bos_token)
+        self.eos_token_id = self.token_to_id(eos_token)
         self.vocab_size = self._tokenizer.get_vocab_size()
+        self._added_token_ids = frozenset(self._tokenizer.get_added_tokens_decoder())
         self.prefix_tokens = tuple(i for i in self._tokenizer.encode("").ids if i == self.bos_token_id)
 
     def encode(self, text: str) -> list[int]:
@@ -94,6 +126,12 @@ class HuggingFaceTokenizer:
             raise UserError(f"the tokenizer has no piece {piece!r}")
         return token_id
 
+    def id_to_token(self, token_id: int) -> str:
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._added_token_ids
+
     def __reduce__(self):
         return HuggingFaceTokenizer, self._arguments
 
@@ -101,8 +139,9 @@ class HuggingFaceTokenizer:
 def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
     """Loads the tokenizer of a model directory or corpus. Raises UserError if there is none.
 
-    If both files exist, `tokenizer.model` is loaded, as in the original. The exception is a `tokenizer.json` with added
-    tokens that `tokenizer.model` lacks.
+    If both files exist, `tokenizer.model` is loaded, as in the original. The exception is a `tokenizer.json` with more
+    special tokens than `<unk>`, `<s>` and `</s>`, such as `<|im_end|>`: `tokenizer.model` lacks them, or does not
+    recognise them in a text.
     """
     directory = pathlib.Path(directory)
     sentencepiece_model, tokenizer_json = directory / "tokenizer.model", directory / "tokenizer.json"
@@ -112,7 +151,7 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
         tokenizer = _load_sentencepiece(sentencepiece_model)
         return (
             _load_huggingface(directory)
-            if tokenizer_json.is_file() and _max_added_token_id(tokenizer_json) >= tokenizer.vocab_size
+            if tokenizer_json.is_file() and not _added_token_ids(tokenizer_json) <= tokenizer.basic_token_ids
             else tokenizer
         )
     if tokenizer_json.is_file():
@@ -120,19 +159,19 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
     raise UserError(f"no tokenizer.model and no tokenizer.json in {directory}")
 
 
-def _max_added_token_id(path: pathlib.Path) -> int:
-    """Returns the highest id of the added tokens in a `tokenizer.json`; -1 if there are none."""
+def _added_token_ids(path: pathlib.Path) -> set[int]:
+    """Returns the ids of the added tokens in a `tokenizer.json`."""
     try:
         added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
-        return max((token["id"] for token in added), default=-1)
+        return {token["id"] for token in added}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a tokenizer: {error}") from None
 
 
-def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
+def _load_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
     try:
         return SentencePieceTokenizer(path.read_bytes())
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UserError) as error:
         raise UserError(f"{path} is not a sentencepiece model: {error}") from None
 
 
@@ -145,12 +184,10 @@ def _load_huggingface(directory: pathlib.Path) -> Tokenizer:
         bos, eos = (token["content"] if isinstance(token, dict) else token for token in (bos, eos))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}); name the bos_token and eos_token there") from None
-    if not bos or not eos:
-        raise UserError(
-            f"{path} names no {'eos_token' if bos else 'bos_token'}; add the one the model was trained with"
-        )
+    if not eos:
+        raise UserError(f"{path} names no eos_token; add the one the model was trained with")
     try:
-        return HuggingFaceTokenizer((directory / "tokenizer.json").read_text(encoding="utf-8"), bos, eos)
+        return HuggingFaceTokenizer((directory / "tokenizer.json").read_text(encoding="utf-8"), bos or None, eos)
     except UserError:
         raise
     except Exception as error:  # the package raises plain Exception

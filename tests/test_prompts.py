@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from salmonn_jax.errors import UserError
-from salmonn_jax.prompts import TEXT_SLOT, encode_answer, encode_prompt
+from salmonn_jax.prompts import PROMPT_TEMPLATES, TEXT_SLOT, encode_answer, encode_prompt, template_name
 from salmonn_jax.tokenizer import load_tokenizer
 from tests.golden import MINI
 
@@ -66,6 +66,29 @@ def test_a_cut_answer_has_no_end_token(tokenizer):
     whole = encode_answer(tokenizer, "a woman speaks", 300)
     assert whole[-1] == tokenizer.eos_token_id
     assert encode_answer(tokenizer, "a woman speaks", 4) == whole[:4]
+
+
+def test_an_answer_ends_with_the_first_stop_token_of_the_model(tokenizer):
+    assert encode_answer(tokenizer, "a dog", stop_token_ids=(7, 2)) == [*tokenizer.encode("a dog"), 7]
+    assert encode_answer(tokenizer, "a dog", stop_token_ids=()) == [*tokenizer.encode("a dog"), 2]
+
+
+def test_the_start_token_is_encoded_once(tokenizer):
+    """A template adds it, or has it in its text."""
+    options = {"valid_audio_token_counts": [], "num_audio_tokens": 88}
+    added = encode_prompt(tokenizer, "[INST] {} [/INST]", "a dog", **options)
+    written = encode_prompt(tokenizer, "<s>[INST] {} [/INST]", "a dog", add_bos_token=False, **options)
+    assert added.tokens == written.tokens and added.tokens.count(tokenizer.bos_token_id) == 1
+    none = encode_prompt(tokenizer, "[INST] {} [/INST]", "a dog", add_bos_token=False, **options)
+    assert none.tokens == added.tokens[1:]
+
+
+def test_a_template_has_the_name_of_its_markers():
+    for name, template in PROMPT_TEMPLATES.items():
+        assert template_name(template.text) == name
+        assert all(token in template.text for token in template.special_tokens)
+    assert template_name("<|im_start|>system\nBe brief.<|im_end|>\n" + PROMPT_TEMPLATES["chatml"].text) == "chatml"
+    assert template_name("USER: {} ASSISTANT:") == "custom"
 
 
 def test_empty_prompt_without_prefix_tokens(tokenizer):

@@ -21,7 +21,9 @@ class EncodeConfig:
     """Sizes and limits of encoded examples (see `salmonn_jax.config.DataConfig` and `ModelConfig`).
 
     Attributes:
-      prompt_template: chat template of the LLM, with `{}` in place of the prompt.
+      prompt_template: prompt template of the LLM, with `{}` in place of the prompt.
+      add_bos_token: whether the tokenizer's start token precedes the template.
+      stop_token_ids: answers end with the first of these tokens; empty means the tokenizer's end token.
       num_audio_tokens: number of audio tokens of an encoder window.
       num_valid_audio_tokens: maps the length of the audio in an encoder window, in PCM samples, to the number of its
         audio tokens in the prompt.
@@ -33,6 +35,8 @@ class EncodeConfig:
     """
 
     prompt_template: str
+    add_bos_token: bool
+    stop_token_ids: tuple[int, ...]
     num_audio_tokens: int
     num_valid_audio_tokens: Callable[[int], int]
     window_samples: int
@@ -46,6 +50,8 @@ def encode_config(model: ModelConfig, data: DataConfig) -> EncodeConfig:
     """Returns the encoding configuration of a model and its data configuration."""
     return EncodeConfig(
         prompt_template=model.prompt_template,
+        add_bos_token=model.add_bos_token,
+        stop_token_ids=model.stop_token_ids,
         num_audio_tokens=model.num_audio_tokens,
         num_valid_audio_tokens=model.num_valid_audio_tokens,
         window_samples=model.audio.window_samples,
@@ -92,10 +98,11 @@ def encode_example(
             prompt,
             valid_audio_token_counts=valid_audio_token_counts,
             num_audio_tokens=config.num_audio_tokens,
+            add_bos_token=config.add_bos_token,
         )
     except UserError as error:
         raise BadExample("invalid", str(error)) from None
-    answer = encode_answer(tokenizer, example.answer, config.max_answer_tokens)
+    answer = encode_answer(tokenizer, example.answer, config.max_answer_tokens, stop_token_ids=config.stop_token_ids)
     tokens = encoded_prompt.tokens + answer
     if len(tokens) > config.seq_len:
         raise BadExample(

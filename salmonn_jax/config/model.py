@@ -34,6 +34,14 @@ class AudioConfig:
         'original; "clip" only those that begin before the padded clip ends',
     )
 
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.window_samples % (2 * HOP_LENGTH):
+            raise ValueError(
+                f"window_seconds={self.window_seconds:g}: must be a multiple of 0.02, the length of an encoder frame"
+            )
+        return self
+
     @property
     def window_samples(self) -> int:
         """Returns the length of the window in samples."""
@@ -215,6 +223,15 @@ class ModelConfig:
     prompt_template: str = Field(
         "USER: {}\nASSISTANT:", description="`{}` is replaced by the prompt; the answer follows the template"
     )
+    add_bos_token: bool = Field(
+        True,
+        description="whether the tokenizer's start token, if any, precedes the template; false if it is in its text",
+    )
+    stop_token_ids: tuple[NonNegativeInt, ...] = Field(
+        (),
+        description="answers end with the first of these tokens, and decoding stops at any of them; empty means the "
+        "tokenizer's end token",
+    )
     pad_classes: NonNegativeInt = Field(
         0,
         description="extra classes with a logit of zero in the softmax of the loss; the original adds one, for its "
@@ -230,8 +247,19 @@ class ModelConfig:
                 f"audio.window_seconds={self.audio.window_seconds:g} is shorter than a window of the Q-Former, "
                 f"qformer.second_per_window={self.qformer.second_per_window:g}"
             )
-        if "{}" not in self.prompt_template:
-            raise ValueError(f"prompt_template={self.prompt_template!r}: must contain {{}}, the place of the prompt")
+        if self.beats and self.audio.window_seconds < self.audio.minimum_seconds:
+            raise ValueError(
+                f"audio.window_seconds={self.audio.window_seconds:g}: must be at least "
+                f"audio.minimum_seconds={self.audio.minimum_seconds:g}, the shortest input of BEATs"
+            )
+        if self.prompt_template.count("{}") != 1:
+            raise ValueError(
+                f"prompt_template={self.prompt_template!r}: must contain {{}}, the place of the prompt, exactly once"
+            )
+        if self.llama and max(self.stop_token_ids, default=0) >= self.llama.vocab_size:
+            raise ValueError(
+                f"stop_token_ids={list(self.stop_token_ids)}: must be below llama.vocab_size={self.llama.vocab_size}"
+            )
         return self
 
     @property

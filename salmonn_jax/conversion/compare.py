@@ -97,6 +97,7 @@ def _encode_prompt(model: api.Model, prompt: str, clip_lengths: Sequence[int]) -
         prompt,
         valid_audio_token_counts=[[model.config.num_valid_audio_tokens(samples)] for samples in clip_lengths],
         num_audio_tokens=model.config.num_audio_tokens,
+        add_bos_token=model.config.add_bos_token,
     )
 
 

@@ -28,9 +28,9 @@ class PromptBatch(NamedTuple):
 class DecodeResult(NamedTuple):
     """Decoded tokens and their scores."""
 
-    tokens: Array  # int32[R,max_new_tokens], padded with the end token
-    length: Array  # int32[R] tokens of each row, the end token included
-    finished: Array  # bool[R] whether the row has an end token
+    tokens: Array  # int32[R,max_new_tokens], padded with the first stop token
+    length: Array  # int32[R] tokens of each row, the stop token included
+    finished: Array  # bool[R] whether the row has a stop token
     score: Array  # float32[R] sum of the log-probabilities of the tokens
 
 
@@ -46,7 +46,12 @@ class DecodeState(NamedTuple):
 
 
 def prefill(
-    model: Salmonn, prompts: PromptBatch, *, max_new_tokens: int, eos_token_id: int, lora_scale: Array | float | None
+    model: Salmonn,
+    prompts: PromptBatch,
+    *,
+    max_new_tokens: int,
+    stop_token_ids: tuple[int, ...],
+    lora_scale: Array | float | None,
 ) -> DecodeState:
     """Encodes the clips and runs the language model on the prompts. It can be traced by JAX.
 
@@ -54,7 +59,7 @@ def prefill(
       model: the model.
       prompts: prompts and clips.
       max_new_tokens: cache slots reserved for decoded tokens.
-      eos_token_id: end token, with which the output is initialised.
+      stop_token_ids: the output is initialised with the first of these tokens.
       lora_scale: factor of the adapters; None leaves the adapters out.
     """
     num_rows, prompt_slots = prompts.tokens.shape
@@ -69,7 +74,7 @@ def prefill(
     last = jnp.take_along_axis(hidden, (prompts.prompt_length - 1)[:, None, None], axis=1)[:, 0]
     return DecodeState(
         jnp.zeros((), jnp.int32),
-        jnp.full((num_rows, max_new_tokens), eos_token_id, jnp.int32),
+        jnp.full((num_rows, max_new_tokens), stop_token_ids[0], jnp.int32),
         jnp.zeros(num_rows, jnp.float32),
         jnp.zeros(num_rows, bool),
         model.llama.logits(last),
@@ -78,7 +83,12 @@ def prefill(
 
 
 def decode_step(
-    model: Salmonn, prompts: PromptBatch, state: DecodeState, *, eos_token_id: int, lora_scale: Array | float | None
+    model: Salmonn,
+    prompts: PromptBatch,
+    state: DecodeState,
+    *,
+    stop_token_ids: tuple[int, ...],
+    lora_scale: Array | float | None,
 ) -> DecodeState:
     """Selects the next token of every row and runs the language model on it. It can be traced by JAX.
 
@@ -86,13 +96,13 @@ def decode_step(
       model: the model.
       prompts: the prompts that `prefill` got.
       state: state after the previous step.
-      eos_token_id: end token; finished rows repeat it.
+      stop_token_ids: tokens that finish a row; finished rows are padded with the first of them.
       lora_scale: factor of the adapters; None leaves the adapters out.
     """
     prompt_slots = prompts.tokens.shape[1]
     slots = jnp.arange(prompt_slots + state.tokens.shape[1])
     log_probability = log_probabilities(state.next_logits, model.config.pad_classes)
-    next_token = jnp.where(state.finished, eos_token_id, state.next_logits.argmax(-1)).astype(jnp.int32)
+    next_token = jnp.where(state.finished, stop_token_ids[0], state.next_logits.argmax(-1)).astype(jnp.int32)
     token_log_probability = jnp.take_along_axis(log_probability, next_token[:, None], axis=1)[:, 0]
     # All rows write the same cache slot, prompt_slots + step. Their rotary positions differ: each row continues from
     # the length of its own prompt.
@@ -109,16 +119,21 @@ def decode_step(
         state.step + 1,
         state.tokens.at[:, state.step].set(next_token),
         state.score + jnp.where(state.finished, 0.0, token_log_probability),
-        state.finished | (next_token == eos_token_id),
+        state.finished | jnp.isin(next_token, jnp.array(stop_token_ids)),
         model.llama.logits(hidden[:, 0]),
         cache,
     )
 
 
 def generate(
-    model: Salmonn, prompts: PromptBatch, *, max_new_tokens: int, eos_token_id: int, lora_scale: Array | float | None
+    model: Salmonn,
+    prompts: PromptBatch,
+    *,
+    max_new_tokens: int,
+    stop_token_ids: tuple[int, ...],
+    lora_scale: Array | float | None,
 ) -> DecodeResult:
-    """Decodes all rows until each has emitted the end token or `max_new_tokens` tokens. It can be traced by JAX.
+    """Decodes all rows until each has emitted a stop token or `max_new_tokens` tokens. It can be traced by JAX.
 
     Rows do not affect each other: the positions of a row continue from its own prompt, and cache slots with padding are
     masked.
@@ -127,17 +142,17 @@ def generate(
       model: the model.
       prompts: prompts and clips.
       max_new_tokens: maximum number of decoded tokens per row.
-      eos_token_id: end token.
+      stop_token_ids: tokens that end an answer.
       lora_scale: factor of the adapters; None leaves the adapters out.
     """
     state = jax.lax.while_loop(
         lambda state: (state.step < max_new_tokens) & ~state.finished.all(),
-        lambda state: decode_step(model, prompts, state, eos_token_id=eos_token_id, lora_scale=lora_scale),
-        prefill(model, prompts, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, lora_scale=lora_scale),
+        lambda state: decode_step(model, prompts, state, stop_token_ids=stop_token_ids, lora_scale=lora_scale),
+        prefill(model, prompts, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, lora_scale=lora_scale),
     )
     is_decoded = jnp.arange(max_new_tokens) < state.step
-    is_end_token = (state.tokens == eos_token_id) & is_decoded
-    length = jnp.where(is_end_token.any(axis=1), is_end_token.argmax(axis=1) + 1, state.step)
+    is_stop_token = jnp.isin(state.tokens, jnp.array(stop_token_ids)) & is_decoded
+    length = jnp.where(is_stop_token.any(axis=1), is_stop_token.argmax(axis=1) + 1, state.step)
     return DecodeResult(state.tokens, length, state.finished, state.score)
 
 

@@ -40,14 +40,14 @@ def prompts(chosen: list[int]) -> greedy.PromptBatch:
     return greedy.PromptBatch(pcm, length, tokens, slot, np.array(sizes, np.int32))
 
 
-@functools.partial(jax.jit, static_argnames="eos_token_id")
-def generate(model, prompts, eos_token_id):
+@functools.partial(jax.jit, static_argnames="stop_token_ids")
+def generate(model, prompts, stop_token_ids):
     options = {"max_new_tokens": NEW, "lora_scale": MINI.config.lora.scale}
-    return greedy.generate(model, prompts, eos_token_id=eos_token_id, **options)
+    return greedy.generate(model, prompts, stop_token_ids=stop_token_ids, **options)
 
 
-def decode(chosen: list[int], eos_token_id: int = NO_END):
-    return generate(MINI.model, prompts(chosen), eos_token_id=eos_token_id)
+def decode(chosen: list[int], stop_token_ids: tuple[int, ...] = (NO_END,)):
+    return generate(MINI.model, prompts(chosen), stop_token_ids=stop_token_ids)
 
 
 @jax.jit
@@ -79,12 +79,25 @@ def test_each_row_stops_at_its_own_end(together):
     rows = np.asarray(together.tokens)
     end = next(t for t in rows[1] if t in rows[1][:6] and t not in rows[0] and t not in rows[2])
     at = int(np.argmax(rows[1] == end))
-    stopped = decode([0, 1, 2], eos_token_id=int(end))
+    stopped = decode([0, 1, 2], stop_token_ids=(int(end),))
     np.testing.assert_array_equal(stopped.tokens[0], rows[0])
     np.testing.assert_array_equal(stopped.tokens[2], rows[2])
     np.testing.assert_array_equal(stopped.tokens[1], [*rows[1][: at + 1], *[end] * (NEW - at - 1)])
     np.testing.assert_array_equal(stopped.length, [NEW, at + 1, NEW])
     np.testing.assert_array_equal(stopped.finished, [False, True, False])
+
+
+def test_any_stop_token_ends_a_row(together):
+    """Each row stops at a token of its own; both are padded with the first stop token."""
+    rows = np.asarray(together.tokens)
+    stops = [next(t for t in rows[i][2:] if t not in rows[1 - i] and t not in rows[2]) for i in (0, 1)]
+    stopped = decode([0, 1, 2], stop_token_ids=tuple(map(int, stops)))
+    at = [int(np.argmax(rows[i] == stops[i])) for i in (0, 1)]
+    np.testing.assert_array_equal(stopped.length, [at[0] + 1, at[1] + 1, NEW])
+    np.testing.assert_array_equal(stopped.finished, [True, True, False])
+    for i in (0, 1):
+        padding = [stops[0]] * (NEW - at[i] - 1)
+        np.testing.assert_array_equal(stopped.tokens[i], [*rows[i][: at[i] + 1], *padding])
 
 
 def test_score_is_the_teacher_forced_log_probability(together):

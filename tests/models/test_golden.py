@@ -54,7 +54,7 @@ def generate(golden_set):
 
     @jax.jit
     def decode(model, prompts, lora_scale):
-        return greedy.generate(model, prompts, max_new_tokens=longest, eos_token_id=2, lora_scale=lora_scale)
+        return greedy.generate(model, prompts, max_new_tokens=longest, stop_token_ids=(2,), lora_scale=lora_scale)
 
     return lambda lora_scale: decode(golden_set.model, prompts, lora_scale)
 
