@@ -172,9 +172,9 @@ def run_to_jax_component(arguments: argparse.Namespace) -> None:
 
 def run_to_jax_salmonn(arguments: argparse.Namespace) -> None:
     """Converts a whole SALMONN to a model directory."""
-    from salmonn_jax.conversion import to_jax
+    from salmonn_jax.conversion import settings, to_jax
 
-    options = to_jax.SalmonnOptions(
+    options = settings.SalmonnOptions(
         num_attention_heads=arguments.qformer_heads,
         second_per_window=arguments.second_per_window,
         second_stride=arguments.second_stride,

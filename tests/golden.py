@@ -22,7 +22,7 @@ from jax import Array
 
 from salmonn_jax.batch import Batch, empty_batch
 from salmonn_jax.config import BeatsConfig, LlamaConfig, ModelConfig, QFormerConfig, WhisperConfig
-from salmonn_jax.conversion import mapping, tables, to_jax
+from salmonn_jax.conversion import mapping, settings, tables, to_jax
 from salmonn_jax.conversion.mapping import LazyParam
 from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import EncoderOutput, Salmonn, answer_losses
@@ -90,7 +90,7 @@ class GoldenSet:
             self.directory / "beats.pt",
             self.directory / "vicuna",
             self.directory / "salmonn.pth",
-            to_jax.SalmonnOptions(num_attention_heads=4),
+            settings.SalmonnOptions(num_attention_heads=4),
         )
         return jax.device_put({path: full_array(p).astype(np.float32) for path, p in (plan.base | plan.delta).items()})
 
