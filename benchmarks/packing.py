@@ -22,9 +22,10 @@ from data_pipelines.stream.mixture import normalise
 from data_pipelines.stream.packing import PACKINGS, ExampleSize, StepCapacity, step_capacities
 from data_pipelines.stream.sample_dataset import PendingSample, SampleIterDataset, mixing_schedule
 from data_pipelines.transforms.samples import SampleRef
-from salmonn_jax import config as configuration
-from salmonn_jax.config import SAMPLE_RATE, DataConfig, RunConfig
-from salmonn_jax.configs import get_config
+from launch.train import resolve_preset
+from salmonn_jax.config import SAMPLE_RATE, DataConfig
+from salmonn_jax.configs import get_preset
+from salmonn_jax.configs.preset import Preset
 
 ORIGINAL_BATCH_SIZE = 8  # examples on one GPU, padded to the longest
 # Batch layouts to compare, as changes to `salmonn_13b_stage2`, which packs.
@@ -153,18 +154,18 @@ class NoOpReader:
         return [PendingSample(ref, done, index) for index, ref in enumerate(refs)]
 
 
-def drawn_sources(config: RunConfig, stream: int) -> Iterator[str]:
+def drawn_sources(preset: Preset, stream: int) -> Iterator[str]:
     """Yields the source of each sample in the order of a stream."""
-    shares = normalise(config.data.mixture)
-    samples = SampleIterDataset(shares, stream, config.data.streams, NoOpReader(), read_ahead=0)
+    shares = normalise(preset.recipe.data.mixture)
+    samples = SampleIterDataset(shares, stream, preset.recipe.data.streams, NoOpReader(), read_ahead=0)
     return (ref.source for ref, _ in samples)
 
 
-def simulate_examples(config: RunConfig, sources: Iterable[str], rng: np.random.Generator) -> Iterator[ExampleTokens]:
+def simulate_examples(preset: Preset, sources: Iterable[str], rng: np.random.Generator) -> Iterator[ExampleTokens]:
     """Yields one simulated example for each source in `sources`.
 
     Args:
-      config: run configuration.
+      preset: recipe and model.
       sources: names of the sources, in order.
       rng: generator of the lengths.
     """
@@ -178,8 +179,8 @@ def simulate_examples(config: RunConfig, sources: Iterable[str], rng: np.random.
             + int(rng.integers(-4, 5)) * (lengths.prompt_tokens > 0)
         )
         seconds = lengths.seconds(rng)
-        answer = min(config.data.max_answer_tokens, 1 + round(lengths.answer_tokens(rng, seconds)))
-        yield ExampleTokens(prompt, config.model.num_valid_audio_tokens(round(seconds * SAMPLE_RATE)), answer)
+        answer = min(preset.recipe.data.max_answer_tokens, 1 + round(lengths.answer_tokens(rng, seconds)))
+        yield ExampleTokens(prompt, preset.model.num_valid_audio_tokens(round(seconds * SAMPLE_RATE)), answer)
 
 
 class Step(NamedTuple):
@@ -202,20 +203,20 @@ def simulate_packing(data: DataConfig, examples: Iterator[ExampleTokens]) -> Ite
         window = [entry for i, entry in enumerate(window) if i not in chosen]
 
 
-def packed_by_grain(config: RunConfig, num_examples: int, num_bins: int) -> tuple[float, float]:
+def packed_by_grain(preset: Preset, num_examples: int, num_bins: int) -> tuple[float, float]:
     """Returns the fractions of tokens and clip slots that grain's best-fit packer fills with simulated examples.
 
     Args:
-      config: run configuration.
+      preset: recipe and model.
       num_examples: number of examples.
       num_bins: number of rows that the packer fills at the same time.
     """
-    examples = simulate_examples(config, drawn_sources(config, 0), np.random.default_rng(0))
+    examples = simulate_examples(preset, drawn_sources(preset, 0), np.random.default_rng(0))
     items = [
         {"tokens": np.zeros(sum(lengths), np.int8), "clips": np.zeros(1, np.int8)}
         for lengths in islice(examples, num_examples)
     ]
-    capacity = step_capacities(config.data)[str(config.data.seq_len)]
+    capacity = step_capacities(preset.recipe.data)[str(preset.recipe.data.seq_len)]
     rows = grain.experimental.BestFitPackIterDataset(
         grain.MapDataset.source(items).to_iter_dataset(),
         length_struct={"tokens": capacity.seq_len, "clips": capacity.clips},
@@ -235,19 +236,21 @@ def share_errors(steps: int) -> tuple[float, float, int]:
     Returns:
       The largest difference within one stream, the largest difference over all streams, and the number of samples.
     """
-    config = get_config("salmonn_13b_stage2")
-    shares, streams = normalise(config.data.mixture), config.data.streams
+    preset = get_preset("salmonn_13b_stage2")
+    shares, streams = normalise(preset.recipe.data.mixture), preset.recipe.data.streams
     names = sorted(shares)
     ratios = np.array([shares[name] for name in names])
     counts = np.zeros((streams, len(names)))
 
     def count_sources(stream: int) -> Iterator[str]:
-        for source in drawn_sources(config, stream):
+        for source in drawn_sources(preset, stream):
             counts[stream, names.index(source)] += 1
             yield source
 
     step_iterators = [
-        simulate_packing(config.data, simulate_examples(config, count_sources(stream), np.random.default_rng(stream)))
+        simulate_packing(
+            preset.recipe.data, simulate_examples(preset, count_sources(stream), np.random.default_rng(stream))
+        )
         for stream in range(streams)
     ]
     stream_error = global_error = 0.0
@@ -266,10 +269,10 @@ def measure_packing(steps: int, variant: str, seed: int = 0) -> PackingStats:
       seed: seed of the lengths and of the original's batches.
     """
     overrides = [f"{path}={text}" for path, text in VARIANTS[variant].items()]
-    config = configuration.apply_overrides(get_config("salmonn_13b_stage2"), overrides)
-    examples = simulate_examples(config, drawn_sources(config, 0), np.random.default_rng(seed))
+    preset = resolve_preset("salmonn_13b_stage2", overrides)
+    examples = simulate_examples(preset, drawn_sources(preset, 0), np.random.default_rng(seed))
     num_tokens, num_slots, max_wait, examples_packed = 0, 0, 0, []
-    for step in islice(simulate_packing(config.data, examples), steps):
+    for step in islice(simulate_packing(preset.recipe.data, examples), steps):
         num_tokens += step.capacity.rows * step.capacity.seq_len
         num_slots += step.capacity.clips
         max_wait = max([max_wait, *(wait for wait, _ in step.waits_and_examples)])
@@ -278,8 +281,8 @@ def measure_packing(steps: int, variant: str, seed: int = 0) -> PackingStats:
     num_examples = len(lengths) // ORIGINAL_BATCH_SIZE * ORIGINAL_BATCH_SIZE  # in full batches of the original
     batches = np.random.default_rng(seed).permutation(lengths[:num_examples]).reshape(-1, ORIGINAL_BATCH_SIZE, 3)
     # The original pads prompts and answers to the longest of a batch. Its number of audio tokens is constant.
-    padded = batches[:, :, [0, 2]].max(axis=1).sum(axis=1).mean() + config.model.num_audio_tokens
-    unpadded = lengths[:num_examples, [0, 2]].sum() / num_examples + config.model.num_audio_tokens
+    padded = batches[:, :, [0, 2]].max(axis=1).sum(axis=1).mean() + preset.model.num_audio_tokens
+    unpadded = lengths[:num_examples, [0, 2]].sum() / num_examples + preset.model.num_audio_tokens
     return PackingStats(
         token_utilization=lengths.sum() / num_tokens,
         clip_utilization=len(lengths) / num_slots,
@@ -308,13 +311,14 @@ def main() -> None:
         f"{f'original, by {ORIGINAL_BATCH_SIZE}:':20} {stats.original_token_utilization:.3f} of the tokens are used; "
         f"{stats.original_tokens_per_example:.0f} tokens per example"
     )
-    config = get_config("salmonn_13b_stage2")
+    preset = get_preset("salmonn_13b_stage2")
     for num_bins in (8, 64):
-        tokens, clips = packed_by_grain(config, 6 * steps, num_bins)
+        tokens, clips = packed_by_grain(preset, 6 * steps, num_bins)
         print(f"{f'grain, {num_bins} bins:':20} {tokens:.3f} of the tokens and {clips:.3f} of the clip slots are used")
-    stream_error, global_error, num_samples = share_errors(steps // config.data.streams)
+    stream_error, global_error, num_samples = share_errors(steps // preset.recipe.data.streams)
     print(
-        f"packed, {config.data.streams} streams: a source differs from its share by at most {stream_error:.1f} samples "
+        f"packed, {preset.recipe.data.streams} streams: a source differs from its share by at most {stream_error:.1f} "
+        "samples "
         f"in a stream and by {global_error:.1f} of {num_samples:,} in all streams"
     )
 

@@ -25,8 +25,8 @@ from data_pipelines.stream.training_data import BATCHES_AHEAD, TrainingData
 from data_pipelines.transforms.encode import encode_config
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from data_pipelines.transforms.samples import Encoder, SampleReader
-from salmonn_jax.config import SAMPLE_RATE, apply_overrides
-from salmonn_jax.configs import get_config
+from launch.train import resolve_preset
+from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.tokenizer import load_tokenizer
 
 
@@ -60,19 +60,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="batches to read (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to salmonn_13b_stage2")
     options = parser.parse_args()
-    config = apply_overrides(get_config("salmonn_13b_stage2"), options.overrides)
+    preset = resolve_preset("salmonn_13b_stage2", options.overrides)
     with tempfile.TemporaryDirectory() as folder:
         tones.train_tokenizer(Path(folder))
         tokenizer = load_tokenizer(Path(folder))
     encoder = Encoder(
         tokenizer=tokenizer,
         prompt_templates=PromptTemplates.load(),
-        config=encode_config(config.model, dataclasses.replace(config.data, seq_len=4096)),
-        rules=audio_rules(config.model, config.data),
+        config=encode_config(preset.model, dataclasses.replace(preset.recipe.data, seq_len=4096)),
+        rules=audio_rules(preset.model, preset.recipe.data),
     )
-    sources = {name: NoiseSource(name, options.seconds) for name in config.data.mixture}
+    sources = {name: NoiseSource(name, options.seconds) for name in preset.recipe.data.mixture}
     before = resident_mb()
-    data = TrainingData(SampleReader(sources, encoder, seed=0), config.data, source_shares(config.data, {}))
+    data = TrainingData(
+        SampleReader(sources, encoder, seed=0), preset.recipe.data, source_shares(preset.recipe.data, {})
+    )
     with contextlib.closing(data):
         for _ in range(options.steps):
             batch = next(data)
@@ -83,7 +85,7 @@ def main() -> None:
         restored = time.perf_counter() - start
     sizes = [len(json.dumps(one)) for one in state.values()]
     batch_mb = sum(array.nbytes for array in batch) / 2**20
-    print(f"{config.data.streams} streams, clips of {options.seconds:g} s: {resident_mb() - before:.0f} MB")
+    print(f"{preset.recipe.data.streams} streams, clips of {options.seconds:g} s: {resident_mb() - before:.0f} MB")
     print(f"of which a batch has {batch_mb:.0f} MB, and up to {BATCHES_AHEAD + 1} batches are alive")
     print(f"state of a stream: {max(sizes)} bytes at most; restored to the next batch in {restored:.1f} s")
 

@@ -8,14 +8,25 @@ the collectives, and a projection of the step time, which is not a measurement. 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
+import math
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from launch import cli
-from launch.train import resolve_config
+from launch.train import require_model, resolve_preset
+
+if TYPE_CHECKING:
+    import jax
+
+    from salmonn_jax.configs.preset import Preset
+    from salmonn_jax.planning.aot import CompiledProgram
+    from salmonn_jax.planning.planner import Plan, Trial
+    from salmonn_jax.planning.topologies import Topology
 
 PLACEMENTS = ("replicate", "tensor", "fsdp")
 
@@ -26,6 +37,9 @@ def main() -> None:
         prog="python -m launch.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as salmonn_13b_stage2")
+    parser.add_argument(
+        "--model", type=pathlib.Path, help="model or run directory (default: the configuration's model)"
+    )
     parser.add_argument("--topology", required=True, help="slice, such as v5p-128, v5e-16 or v6e-64")
     parser.add_argument("--chips", type=int, help="total number of chips, if --topology is a generation such as v5p")
     parser.add_argument("--slices", type=int, default=1, help="number of slices (default: %(default)s)")
@@ -43,13 +57,13 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="JSON file for all plans")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
     arguments = parser.parse_intermixed_args()
-    config = resolve_config(arguments.config, arguments.overrides)
+    preset = require_model(resolve_preset(arguments.config, arguments.overrides, arguments.model))
     # Shapes need no device, and a search for a TPU would take time.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    cli.exit_immediately(run(config, arguments))
+    cli.exit_immediately(run(preset, arguments))
 
 
-def run(config: Any, arguments: argparse.Namespace) -> int:
+def run(preset: Preset, arguments: argparse.Namespace) -> int:
     """Makes, prints and writes the plan. Returns the exit code."""
     from salmonn_jax.planning import planner, topologies
 
@@ -57,15 +71,28 @@ def run(config: Any, arguments: argparse.Namespace) -> int:
         topology = topologies.get_topology(arguments.topology, arguments.slices)
     else:
         topology = topologies.get_topology_by_chips(arguments.topology, arguments.chips, arguments.slices)
+    recipe = preset.recipe
     placements = PLACEMENTS if arguments.placement == "auto" else (arguments.placement,)
+    if arguments.search and arguments.placement is None:
+        placements = PLACEMENTS
+    trials = [
+        planner.Trial(
+            recipe.mesh if placement is None else planner.mesh_sizes(placement, topology),
+            recipe.data.rows,
+            recipe.data.clips,
+            recipe.data.streams,
+            recipe.remat_policy,
+        )
+        for placement in placements
+    ]
+    make_plan = functools.partial(compile_plan, preset, topology)
     if arguments.search:
-        search_placements = PLACEMENTS if arguments.placement is None else placements
-        plans = planner.search(config, topology, search_placements, log_progress)
+        plans = planner.search(make_plan, trials, topology, log_progress)
     else:
-        plans = planner.try_placements(config, topology, placements, log_progress)
+        plans = planner.try_meshes(make_plan, trials, log_progress)
     plan = plans[-1]
     if plan.train.temporary is not None and not arguments.train_only:
-        plan = planner.with_decoding(plan, topology)
+        plan = planner.with_decoding(plan, compile_decoding(preset, topology, plan.trial), topology)
     print("\n".join(planner.report_lines(plan, topology)))
     if arguments.output:
         output = {
@@ -75,6 +102,81 @@ def run(config: Any, arguments: argparse.Namespace) -> int:
         arguments.output.write_text(json.dumps(output, indent=1) + "\n")
         print(f"wrote {arguments.output}")
     return 0 if plan.fits else 1
+
+
+def compile_plan(preset: Preset, topology: Topology, trial: Trial) -> Plan:
+    """Compiles the train step of a preset, with the choices of a trial, and projects its speed.
+
+    Raises:
+      UserError: the compiler is missing or failed, or the batch cannot be split over the mesh.
+    """
+    from salmonn_jax import config, sharding
+    from salmonn_jax.planning import accounting, aot, planner, projection
+
+    rows, clips, streams = trial.rows, trial.clips, trial.streams
+    data = preset.recipe.data
+    data = dataclasses.replace(
+        data, rows=rows, clips=clips, streams=streams, lookahead=max(data.lookahead, max(rows, clips) // streams)
+    )
+    recipe = dataclasses.replace(preset.recipe, data=data, mesh=trial.mesh, remat_policy=trial.remat_policy)
+    mesh = sharding.make_mesh(trial.mesh, aot.devices(topology))
+    hbm_limit = (1 - projection.HBM_HEADROOM) * topology.chip.hbm_bytes
+    train = compile_train_step(dataclasses.replace(preset, recipe=recipe), mesh, hbm_limit)
+    flops = accounting.step_flops(
+        preset.model,
+        data,
+        remat_policy=trial.remat_policy,
+        tensor_shards=trial.mesh.get("tensor", 1),
+        num_devices=topology.chips,
+    )
+    projected = None
+    if train.temporary is not None:
+        projected = projection.project(train, flops, topology, clips=clips, num_train_steps=recipe.num_train_steps)
+    return planner.Plan(
+        name=preset.name,
+        config={"name": preset.name, "model": config.to_dict(preset.model), "recipe": config.to_dict(recipe)},
+        trial=trial,
+        row_tokens=f"{'at most ' if data.buckets else ''}{data.seq_len}",
+        num_train_steps=recipe.num_train_steps,
+        mesh=dict(mesh.shape),
+        train=train,
+        flops=flops,
+        projection=projected,
+        fits=projection.fits(train, topology),
+    )
+
+
+def compile_train_step(preset: Preset, mesh: jax.sharding.Mesh, hbm_limit: float = math.inf) -> CompiledProgram:
+    """Compiles the train step of a preset for a mesh. `hbm_limit` is explained in `aot.compile_train_step`."""
+    import jax
+
+    from salmonn_jax import sharding
+    from salmonn_jax.models import parameters
+    from salmonn_jax.planning import aot
+    from salmonn_jax.training.step import init_train_state, make_train_step
+
+    recipe = preset.recipe
+    structure = parameters.model_structure(preset.model, recipe.activation_dtype)
+    weights = aot.abstract_weights(structure, recipe.trainable, recipe.frozen_dtype, mesh)
+    replicated = sharding.replicated(mesh)
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        jax.eval_shape(functools.partial(init_train_state, recipe), weights.trained),
+    )
+    batch = aot.abstract_batch(preset.model, recipe.data, mesh)
+    return aot.compile_train_step(make_train_step(recipe, structure, mesh), state, weights.frozen, batch, hbm_limit)
+
+
+def compile_decoding(preset: Preset, topology: Topology, trial: Trial) -> tuple[CompiledProgram, ...]:
+    """Compiles the decoding programs of a preset, for as many prompts as the trial has rows."""
+    from salmonn_jax import sharding
+    from salmonn_jax.models import parameters
+    from salmonn_jax.planning import aot
+
+    mesh, recipe = sharding.make_mesh(trial.mesh, aot.devices(topology)), preset.recipe
+    structure = parameters.model_structure(preset.model, recipe.activation_dtype)
+    weights = aot.abstract_weights(structure, recipe.trainable, recipe.frozen_dtype, mesh)
+    return aot.compile_decoding(structure, weights, trial.rows, mesh)
 
 
 def log_progress(line: str) -> None:

@@ -69,7 +69,7 @@ def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
             f"{plan['config']['name']}, {plan['topology']['name']}",
             plan["topology"]["chips"],
             _mesh(plan["mesh"]),
-            "{rows} x {seq_len}, {clips}".format(**plan["config"]["data"]),
+            "{rows} x {seq_len}, {clips}".format(**plan["config"]["recipe"]["data"]),
             f"{train['frozen'] / GB:.2f}",
             f"{(train['trained'] + train['optimizer']) / GB:.2f}",
             f"{train['temporary'] / GB:.2f}",
@@ -98,7 +98,7 @@ def scaling_table(entries: Sequence[dict[str, Any]]) -> list[str]:
         cells = [
             f"{plan['config']['name']}, {plan['topology']['name']}",
             chips,
-            plan["config"]["data"]["rows"],
+            plan["config"]["recipe"]["data"]["rows"],
             f"{train['lower_seconds']:.0f} s",
             f"{train['compile_seconds']:.0f} s",
             f"{inputs / GB:.2f} GB",

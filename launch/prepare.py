@@ -150,16 +150,17 @@ def _inspect(options: argparse.Namespace) -> None:
     """Runs `prepare inspect`: prints a summary of training batches and optionally writes it as a page."""
     from data_pipelines import corpora, inspect
     from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data, source_names
-    from launch.train import resolve_config
+    from launch.train import require_model, resolve_preset
     from salmonn_jax.tokenizer import load_tokenizer
 
-    config = resolve_config(options.config, options.overrides)
-    corpus = corpora.open_corpus(config.data.corpus, config.data.data_dir, audio_rules(config.model, config.data))
+    preset = require_model(resolve_preset(options.config, options.overrides, options.model))
+    model, data_config = preset.model, preset.recipe.data
+    corpus = corpora.open_corpus(data_config.corpus, data_config.data_dir, audio_rules(model, data_config))
     tokenizer = load_tokenizer(find_tokenizer_dir(corpus, options.model))
-    data = make_training_data(corpus, tokenizer, config.model, config.data, seed=config.seed)
+    data = make_training_data(corpus, tokenizer, model, data_config, seed=preset.recipe.seed)
     with contextlib.closing(data):
         summary = inspect.inspect_batches(
-            data, options.batches, source_names(config.data), tokenizer, config.model.num_audio_tokens, options.samples
+            data, options.batches, source_names(data_config), tokenizer, model.num_audio_tokens, options.samples
         )
     print(inspect.format_table(summary, data.shares))
     for source, counts in data.counts().items():
@@ -167,7 +168,7 @@ def _inspect(options: argparse.Namespace) -> None:
         if rejected:
             print(f"{source}: {counts['received']} examples read, rejected: {rejected}")
     if options.output:
-        inspect.write_html(options.output, summary, data.shares, f"Training batches of {config.name}")
+        inspect.write_html(options.output, summary, data.shares, f"Training batches of {preset.name}")
         print(f"page: {options.output}")
 
 

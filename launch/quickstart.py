@@ -32,14 +32,14 @@ def main() -> None:
     from data_pipelines import minicorpus
     from launch.evaluate import evaluate
     from launch.train import train
-    from salmonn_jax.configs import get_config
+    from salmonn_jax.configs import get_preset
 
     start_time = time.monotonic()
-    data = get_config(STAGES[0]).data
+    data = get_preset(STAGES[0]).recipe.data
     minicorpus.prepare(pathlib.Path(data.data_dir), workers=2)
     model = None
     for name in STAGES:
-        train(get_config(name), output / name, model)
+        train(get_preset(name), output / name, model)
         model = output / name
     evaluate(model, output / "evaluation", data.corpus, pathlib.Path(data.data_dir))
     print(f"quickstart: {(time.monotonic() - start_time) / 60:.1f} minutes")

@@ -33,7 +33,7 @@ from launch import cli
 from launch.gke import GkeBackend
 from launch.job import Backend, Command, Job, referenced_buckets, to_mounted_path
 from launch.tpu_vm import TpuVmBackend
-from launch.train import resolve_config
+from launch.train import require_model, resolve_preset
 from salmonn_jax.errors import UserError
 
 BACKEND_OPTIONS = {"tpu-vm": ("package", "zone", "project"), "gke": ("image",)}  # options of only one backend
@@ -100,14 +100,18 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
         raise UserError(f"--slices {arguments.slices}: must be >= 1")
     if arguments.restarts < 0:
         raise UserError(f"--restarts {arguments.restarts}: must be >= 0")
-    config = resolve_config(arguments.config, arguments.overrides)
+    # The model is in a bucket, so the hosts check the fields of the model.
+    is_remote = arguments.model is not None
+    overrides = [text for text in arguments.overrides if not (is_remote and text.startswith("model."))]
+    preset = resolve_preset(arguments.config, overrides)
+    recipe = preset.recipe if is_remote else require_model(preset).recipe
     topology = topologies.get_topology(arguments.topology, arguments.slices)
-    check_mesh(config, topology)
-    if config.data.corpus not in corpora.CORPORA:
-        corpora.open_corpus(config.data.corpus, config.data.data_dir)  # raises the UserError for an unknown name
+    check_mesh(recipe, topology)
+    if recipe.data.corpus not in corpora.CORPORA:
+        corpora.open_corpus(recipe.data.corpus, recipe.data.data_dir)  # raises the UserError for an unknown name
     cloud_paths = {"--output": arguments.output, "--model": arguments.model}
-    if config.data.corpus != "tones":  # every host makes this corpus itself
-        cloud_paths["data.data_dir"] = config.data.data_dir
+    if recipe.data.corpus != "tones":  # every host makes this corpus itself
+        cloud_paths["data.data_dir"] = recipe.data.data_dir
     for option, path in cloud_paths.items():
         if path is not None and not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/].*)", path):
             raise UserError(f"{option} {path}: must be gs://BUCKET/DIRECTORY, since hosts cannot read local disks")
@@ -128,13 +132,13 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
     )
 
 
-def check_mesh(config: Any, topology: Any) -> None:
-    """Raises UserError if the configuration's mesh or batch is invalid, or does not fit these slices."""
+def check_mesh(recipe: Any, topology: Any) -> None:
+    """Raises UserError if the recipe's mesh or batch is invalid, or does not fit these slices."""
     from salmonn_jax import sharding
 
     chips_per_slice = topology.chips // topology.slices
     devices = [_StubDevice(index, index // chips_per_slice) for index in range(topology.chips)]
-    sharding.check_batch(config.data, sharding.make_mesh(config.mesh, devices))
+    sharding.check_batch(recipe.data, sharding.make_mesh(recipe.mesh, devices))
 
 
 @dataclasses.dataclass(frozen=True)

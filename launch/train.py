@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from launch import cli
 
 if TYPE_CHECKING:
-    from salmonn_jax.config import RunConfig
+    from salmonn_jax.configs.preset import Preset
 
 
 def main() -> None:
@@ -23,10 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. mini_stage1")
+    parser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. stage1")
     parser.add_argument("--output", type=pathlib.Path, metavar="RUN", help="run directory")
     parser.add_argument(
-        "--model", type=pathlib.Path, help="model or run directory to start from (default: random weights)"
+        "--model",
+        type=pathlib.Path,
+        help="model or run directory to start from (default: the configuration's model, with random weights)",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="configuration overrides, e.g. num_train_steps=100"
@@ -41,58 +43,85 @@ def main() -> None:
         "--print-config", action="store_true", help="print every field with its value and meaning, and exit"
     )
     arguments = parser.parse_intermixed_args()
-    config = resolve_config(arguments.config, arguments.overrides)
+    preset = resolve_preset(arguments.config, arguments.overrides, arguments.model)
     if arguments.print_config:
-        print_config(config)
+        print_config(preset)
         return
     if arguments.output is None:
         parser.error("the following arguments are required: --output")
+    preset = require_model(preset)
     cli.start_jax()
-    train(config, arguments.output, arguments.model, watchdog_minutes=arguments.watchdog_minutes)
+    train(preset, arguments.output, arguments.model, watchdog_minutes=arguments.watchdog_minutes)
 
 
-def resolve_config(name: str, overrides: list[str]) -> RunConfig:
-    """Returns the named configuration with the overrides applied.
+def resolve_preset(name: str, overrides: list[str], model_dir: pathlib.Path | None = None) -> Preset:
+    """Returns the named preset with overrides applied, and with the architecture of `model_dir`, if it is given.
+
+    Args:
+      name: name of a preset.
+      overrides: `field=value` for fields of the recipe, and `model.field=value` for fields of the model. With
+        `model_dir`, only those of the model's fields that matter in training alone can be changed.
+      model_dir: model or run directory.
 
     Raises:
-      UserError: the configuration or a field is unknown, or a value is not valid.
+      UserError: the preset or a field is unknown, or a value is not valid.
     """
-    from salmonn_jax.config import apply_overrides
-    from salmonn_jax.configs import get_config
+    from salmonn_jax.config import MUTABLE_MODEL_FIELDS, apply_overrides
+    from salmonn_jax.configs import get_preset
+    from salmonn_jax.configs.preset import Preset
+    from salmonn_jax.errors import UserError
 
-    return apply_overrides(get_config(name), overrides)
+    preset = get_preset(name)
+    model = preset.model
+    if model_dir is not None:
+        from salmonn_jax.model_directory import read_model_config
+
+        model = read_model_config(model_dir)
+    of_model = [text.removeprefix("model.") for text in overrides if text.startswith("model.")]
+    if model is None and of_model:
+        raise UserError(f"model.{of_model[0]}: {name} names no model; give one with --model MODEL")
+    fixed = [text for text in of_model if text.partition("=")[0] not in MUTABLE_MODEL_FIELDS]
+    if model_dir is not None and fixed:
+        mutable = " and ".join(f"model.{field}" for field in MUTABLE_MODEL_FIELDS)
+        raise UserError(f"model.{fixed[0]}: is fixed by the model in {model_dir}; only {mutable} can be changed")
+    recipe = apply_overrides(preset.recipe, [text for text in overrides if not text.startswith("model.")])
+    return Preset(name, recipe, apply_overrides(model, of_model, path_prefix="model.") if of_model else model)
 
 
-def print_config(config: RunConfig) -> None:
+def require_model(preset: Preset) -> Preset:
+    """Returns the preset. Raises UserError if it names no model."""
+    from salmonn_jax.errors import UserError
+
+    if preset.model is None:
+        raise UserError(f"{preset.name} is a recipe for any model; give one with --model MODEL")
+    return preset
+
+
+def print_config(preset: Preset) -> None:
     """Prints the path, value and meaning of every field. Fields of absent parts are left out."""
-    import dataclasses
     import json
 
     from salmonn_jax.config import describe_fields
 
-    fields = {"": config}
-    for path, description in describe_fields(type(config)):
-        parent, _, name = path.rpartition(".")
-        if fields.get(parent) is None:
-            continue
-        value = fields[path] = getattr(fields[parent], name)
-        if not dataclasses.is_dataclass(value):
-            print(f"{path} = {json.dumps(value)}  # {description}")
+    for config, prefix in ((preset.recipe, ""), (preset.model, "model.")):
+        if config is not None:
+            for path, value, description in describe_fields(config, prefix):
+                print(f"{path} = {json.dumps(value)}  # {description}")
 
 
 def train(
-    config: RunConfig, output: pathlib.Path, model: pathlib.Path | None, *, watchdog_minutes: float = 30.0
+    preset: Preset, output: pathlib.Path, model_dir: pathlib.Path | None, *, watchdog_minutes: float = 30.0
 ) -> None:
-    """Trains until `config.num_train_steps`; resumes if `output` already holds this run.
+    """Trains until the last step of the recipe; resumes if `output` already holds this run.
 
     Args:
-      config: the training configuration.
+      preset: name, recipe and model of the run.
       output: run directory.
-      model: model or run directory with the initial weights; None for random weights.
+      model_dir: model or run directory with the initial weights; None for random weights.
       watchdog_minutes: the program prints the stacks of all threads and exits if no step ends within this time.
 
     Raises:
-      UserError: the configuration, the data or the model do not fit together, or `output` holds another run.
+      UserError: the recipe, the data or the model do not fit together, or `output` holds another run.
     """
     import jax
 
@@ -109,17 +138,18 @@ def train(
     from salmonn_jax.training.metric_writer import open_metric_writer
     from salmonn_jax.training.step import init_train_state
 
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.data, mesh)
-    corpus = corpora.open_corpus(config.data.corpus, config.data.data_dir, audio_rules(config.model, config.data))
-    tokenizer_dir = find_tokenizer_dir(corpus, model)
+    recipe, model = preset.recipe, preset.model
+    mesh = sharding.make_mesh(recipe.mesh)
+    sharding.check_batch(recipe.data, mesh)
+    corpus = corpora.open_corpus(recipe.data.corpus, recipe.data.data_dir, audio_rules(model, recipe.data))
+    tokenizer_dir = find_tokenizer_dir(corpus, model_dir)
     data = make_training_data(
         corpus,
         load_tokenizer(tokenizer_dir),
-        config.model,
-        config.data,
-        seed=config.seed,
-        streams=sharding.local_streams(mesh, config.data.streams),
+        model,
+        recipe.data,
+        seed=recipe.seed,
+        streams=sharding.local_streams(mesh, recipe.data.streams),
     )
     with contextlib.closing(data):
         # Takes one batch and rewinds, so that errors in the data or the batch sizes are found before the run directory
@@ -129,31 +159,31 @@ def train(
         data.set_state(initial_data_state)
         if jax.process_count() > 1:
             distributed.preflight(output)
-        run = run_directory.open_run(config, output, model, tokenizer_dir=tokenizer_dir, mesh=mesh)
+        run = run_directory.open_run(recipe, model, output, model_dir, tokenizer_dir=tokenizer_dir, mesh=mesh)
         if jax.process_index() == 0:
-            print(describe_trainable(run.structure.shapes, config.trainable), file=sys.stderr)
+            print(describe_trainable(run.structure.shapes, recipe.trainable), file=sys.stderr)
         data.on_reject(RejectionLog(output / f"rejected-{jax.process_index()}.jsonl").add)
         init_state = jax.jit(
-            lambda trainable: init_train_state(config, trainable), out_shardings=sharding.replicated(mesh)
+            lambda trainable: init_train_state(recipe, trainable), out_shardings=sharding.replicated(mesh)
         )
         state = init_state(run.trainable)
-        checkpoints = Checkpoints(output, max_to_keep=config.max_to_keep)
+        checkpoints = Checkpoints(output, max_to_keep=recipe.max_to_keep)
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(abstract_like(state), data)
             print(
-                f"{output}: resuming from step {checkpoints.latest_step()} of {config.num_train_steps}", file=sys.stderr
+                f"{output}: resuming from step {checkpoints.latest_step()} of {recipe.num_train_steps}", file=sys.stderr
             )
         metric_writer = open_metric_writer(
             output,
-            name=config.name,
+            name=preset.name,
             start_step=int(state.step),
-            num_train_steps=config.num_train_steps,
+            num_train_steps=recipe.num_train_steps,
             program_start=cli.START_TIME,
         )
         watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
         try:
             with distributed.exit_on_peer_failure():
-                train_loop(config, run.structure, run.frozen, state, data, mesh, checkpoints, metric_writer, watchdog)
+                train_loop(recipe, run.structure, run.frozen, state, data, mesh, checkpoints, metric_writer, watchdog)
         except DivergenceError:  # All processes raise it at the same step, so each can wait for the checkpoint.
             checkpoints.close()
             raise

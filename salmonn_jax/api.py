@@ -17,7 +17,6 @@ from salmonn_jax.audio.files import AudioSource, load_audio
 from salmonn_jax.batch import Batch, Segment, collate
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
-from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER, TEXT_SLOT, encode_answer, encode_prompt, stop_tokens
 from salmonn_jax.sharding import Placement
@@ -213,18 +212,12 @@ def load(directory: str | pathlib.Path, *, mesh: Mesh | None = None, dtype: str 
       directory: model or run directory.
       mesh: device mesh from `salmonn_jax.sharding.make_mesh`. Each device reads its shards of the weights, and no host
         reads all of them. By default all weights are on the first device.
-      dtype: dtype of activations and frozen weights, such as "bfloat16". By default it is that of the model's
-        configuration on accelerators, and "float32" on CPUs, where bfloat16 is not faster.
+      dtype: dtype of activations and weights, "float32" or "bfloat16". By default bfloat16 on accelerators, and
+        float32 on CPUs, where bfloat16 is not faster.
 
     Raises:
       UserError: the directory is neither a model nor a run directory.
     """
-    if dtype is None and jax.default_backend() == "cpu":
-        dtype = "float32"
-    description = model_directory.read_config_json(pathlib.Path(directory))
-    frozen_dtype = dtype or description["model"]["frozen_dtype"]
-    loaded = model_directory.load_model(pathlib.Path(directory), Placement(mesh, frozen_dtype))
     if dtype is None:
-        return Model(loaded)
-    config = dataclasses.replace(loaded.config, activation_dtype=dtype, frozen_dtype=dtype)
-    return Model(dataclasses.replace(loaded, config=config, structure=parameters.model_structure(config)))
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return Model(model_directory.load_model(pathlib.Path(directory), Placement(mesh, dtype), dtype))

@@ -1,7 +1,7 @@
 """Reading and writing of model directories and run directories, used by training, conversion and evaluation.
 
     MODEL/                              RUN/ (of `launch.train`)
-      config.json                         config.json     also holds the resolved run configuration
+      config.json                         config.json     also holds the recipe
       tokenizer.model                     tokenizer.model
       base/     weights, Orbax            base/           if the run started from random weights or merged a delta
       base.fingerprint                    base.fingerprint   with base/
@@ -64,13 +64,27 @@ class LoadedModel:
     fingerprint: str  # fingerprint of base and delta together, for prediction records
 
 
-def load_model(directory: pathlib.Path, placement: Placement = LOCAL) -> LoadedModel:
-    """Loads a model or run directory. Raises UserError if it is neither, or if files are missing or do not match."""
+def read_model_config(directory: pathlib.Path) -> ModelConfig:
+    """Returns the configuration of the model in a model or run directory. Raises UserError if it is neither."""
+    return configuration.from_dict(ModelConfig, read_config_json(directory)["model"])
+
+
+def load_model(directory: pathlib.Path, placement: Placement = LOCAL, activation_dtype: str = "float32") -> LoadedModel:
+    """Loads a model or run directory.
+
+    Args:
+      directory: model or run directory.
+      placement: dtype and sharding of each parameter.
+      activation_dtype: dtype in which the model computes.
+
+    Raises:
+      UserError: the directory is neither, or files are missing or do not match.
+    """
     directory = pathlib.Path(directory)
     description = read_config_json(directory)
     config = configuration.from_dict(ModelConfig, description["model"])
     base = find_base(directory, description)
-    structure = parameters.model_structure(config)
+    structure = parameters.model_structure(config, activation_dtype)
     tokenizer = None if config.llama is None else load_tokenizer(directory)
     params = weights.load(base.path, placement)
     delta_path = latest_delta(directory)

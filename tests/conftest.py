@@ -45,7 +45,7 @@ def debug_run(tmp_path_factory, request) -> pathlib.Path:
     import filelock
 
     from launch.train import train
-    from tests.runs import debug_config
+    from tests.runs import debug_preset
 
     shared = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):  # with xdist each worker has a folder in the one of the session
@@ -53,6 +53,6 @@ def debug_run(tmp_path_factory, request) -> pathlib.Path:
     folder = shared / "debug_run"
     with filelock.FileLock(shared / "debug_run.lock"):
         if not (folder / "finished").exists():
-            train(debug_config(folder / "tones"), folder / "run", None)
+            train(debug_preset(folder / "tones"), folder / "run", None)
             (folder / "finished").touch()
     return folder / "run"

@@ -38,7 +38,7 @@ class GoldenSet:
     Attributes:
       directory: holds `whisper/`, `beats.pt`, `vicuna/`, `salmonn.pth`, `expected.npz` and `expected.json`.
       clips_dir: holds the three clips.
-      config: configuration of the model, in float32.
+      config: configuration of the model.
       pad_id: the class that the original adds to the vocabulary, [PAD].
     """
 
@@ -281,8 +281,6 @@ MINI = GoldenSet(
             intermediate_size=96,
             max_position_embeddings=512,
         ),
-        activation_dtype="float32",
-        frozen_dtype="float32",
     ),
     pad_id=400,
 )
@@ -305,8 +303,6 @@ TINY = GoldenSet(
             intermediate_size=172,
             max_position_embeddings=512,
         ),
-        activation_dtype="float32",
-        frozen_dtype="float32",
     ),
     pad_id=640,
 )

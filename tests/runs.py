@@ -1,4 +1,4 @@
-"""Helpers for tests of training runs: the debug configuration, logged losses, copies of runs."""
+"""Helpers for tests of training runs: the debug preset, logged losses, copies of runs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pathlib
 import shutil
 from typing import Any
 
-from salmonn_jax.config import RunConfig
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
+from salmonn_jax.configs.preset import Preset
 
 
-def debug_config(data_dir: pathlib.Path, **changes: Any) -> RunConfig:
-    """Returns the `debug` configuration with its corpus in `data_dir` and with `changes` of other fields."""
-    config = get_config("debug")
-    data = dataclasses.replace(config.data, data_dir=str(data_dir))
-    return dataclasses.replace(config, data=data, **changes)
+def debug_preset(data_dir: pathlib.Path, **changes: Any) -> Preset:
+    """Returns the preset `debug` with its corpus in `data_dir` and with `changes` of other fields of its recipe."""
+    preset = get_preset("debug")
+    data = dataclasses.replace(preset.recipe.data, data_dir=str(data_dir))
+    return dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, data=data, **changes))
 
 
 def losses(run: pathlib.Path) -> dict[int, tuple[float, float]]:

@@ -16,7 +16,7 @@ from data_pipelines import corpora
 from data_pipelines.transforms.encode import encode_config, encode_example
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from salmonn_jax.batch import collate
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
 from salmonn_jax.errors import UserError
 from salmonn_jax.model_directory import load_model
 from salmonn_jax.sharding import make_mesh
@@ -60,7 +60,7 @@ def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(debug_run,
     config = dataclasses.replace(model.config, audio=audio)
     short, example = copy.copy(model), dataclasses.replace(examples[0], audio=examples[0].audio[:4000])
     short.config = config
-    sizes = encode_config(config, dataclasses.replace(get_config("debug").data, max_transcript_tokens=0))
+    sizes = encode_config(config, dataclasses.replace(get_preset("debug").recipe.data, max_transcript_tokens=0))
     trained_on = encode_example(
         example,
         0,
@@ -76,8 +76,8 @@ def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(debug_run,
         window_samples=config.audio.window_samples,
         num_audio_tokens=config.num_audio_tokens,
     )
-    run, loaded = get_config("debug"), load_model(debug_run)
-    loss, _ = jax.jit(lambda params: batch_loss(run, loaded.structure, params, {}, batch, 1, None))(loaded.params)
+    recipe, loaded = get_preset("debug").recipe, load_model(debug_run)
+    loss, _ = jax.jit(lambda params: batch_loss(recipe, loaded.structure, params, {}, batch, 1, None))(loaded.params)
     clip = (example.audio, 16_000)
     (whole,), (part,) = (one.score([clip], example.prompt, example.answer) for one in (model, short))
     assert -part.mean() == pytest.approx(float(loss), rel=1e-5)

@@ -20,7 +20,7 @@ from launch.evaluate import evaluate
 from launch.train import train
 from salmonn_jax import distributed, model_directory
 from salmonn_jax.errors import UserError
-from tests.runs import copy_run, debug_config, losses
+from tests.runs import copy_run, debug_preset, losses
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEADLINE = 600  # seconds; two processes on two busy cores compile slowly
@@ -114,7 +114,7 @@ def test_one_process_goes_on_where_two_stopped(folder, whole, capsys):
     """Checks that after step 2 the stream states of both processes are read by one."""
     run = copy_run(whole, folder / "moved", last_step=2)
     assert sorted(path.name for path in (run / "checkpoints" / "2" / "data").glob("*.json")) == ["0.json", "1.json"]
-    train(debug_config(folder / ".cache" / "tones"), run, None)
+    train(debug_preset(folder / ".cache" / "tones"), run, None)
     assert "resuming from step 2" in capsys.readouterr().err
     assert_close_losses(run, whole)
 

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from salmonn_jax import sharding
 from salmonn_jax.config import LoraConfig
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
 from salmonn_jax.configs.salmonn import MODEL_13B
 from salmonn_jax.models import parameters
 
@@ -24,7 +24,7 @@ ALL_ADAPTERS = LoraConfig(target_modules=("q_proj", "k_proj", "v_proj", "o_proj"
         dataclasses.replace(
             MODEL_13B, beats=None, llama=dataclasses.replace(MODEL_13B.llama, tie_word_embeddings=True)
         ),
-        get_config("debug").model,
+        get_preset("debug").model,
     ],
     ids=["13B", "adapters everywhere", "tied, no BEATs", "debug"],
 )

@@ -1,4 +1,4 @@
-"""Configurations of models and training runs, as frozen dataclasses whose fields have JSON types.
+"""Configurations of models, and recipes of their training, as frozen dataclasses whose fields have JSON types.
 
 They can be compared, printed, stored with a checkpoint and read back. Named configurations are in
 `salmonn_jax.configs`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from salmonn_jax.config.model import (
     HOP_LENGTH,
+    MUTABLE_MODEL_FIELDS,
     SAMPLE_RATE,
     AudioConfig,
     BeatsConfig,
@@ -18,16 +19,12 @@ from salmonn_jax.config.model import (
     RopeScaling,
     WhisperConfig,
 )
-from salmonn_jax.config.recipe import (
-    MUTABLE_DATA_FIELDS,
-    MUTABLE_RUN_FIELDS,
-    DataConfig,
-    OptimizerConfig,
-    RunConfig,
-)
+from salmonn_jax.config.optimizer import AdamW, Lion, WarmupConstant, WarmupCosine
+from salmonn_jax.config.recipe import MUTABLE_DATA_FIELDS, MUTABLE_RECIPE_FIELDS, DataConfig, Recipe
 from salmonn_jax.config.typed import (
     apply_overrides,
     describe_fields,
+    field_paths,
     first_difference,
     from_dict,
     to_dict,
@@ -36,21 +33,26 @@ from salmonn_jax.config.typed import (
 __all__ = [
     "HOP_LENGTH",
     "MUTABLE_DATA_FIELDS",
-    "MUTABLE_RUN_FIELDS",
+    "MUTABLE_MODEL_FIELDS",
+    "MUTABLE_RECIPE_FIELDS",
     "SAMPLE_RATE",
+    "AdamW",
     "AudioConfig",
     "BeatsConfig",
     "DataConfig",
+    "Lion",
     "LlamaConfig",
     "LoraConfig",
     "ModelConfig",
-    "OptimizerConfig",
     "QFormerConfig",
+    "Recipe",
     "RopeScaling",
-    "RunConfig",
+    "WarmupConstant",
+    "WarmupCosine",
     "WhisperConfig",
     "apply_overrides",
     "describe_fields",
+    "field_paths",
     "first_difference",
     "from_dict",
     "to_dict",

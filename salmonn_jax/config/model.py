@@ -12,7 +12,6 @@ from salmonn_jax.config.typed import STRICT, NonNegativeInt, PositiveInt, check_
 SAMPLE_RATE = 16_000  # Hz
 HOP_LENGTH = 160  # samples between two feature frames (10 ms) of Whisper's log-mel and of BEATs' filter bank
 
-Dtype = Literal["float32", "bfloat16"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -216,10 +215,6 @@ class ModelConfig:
     qformer: QFormerConfig | None = Field(QFormerConfig(), description="Q-Former")
     llama: LlamaConfig | None = Field(LlamaConfig(), description="language model")
     lora: LoraConfig = Field(LoraConfig(), description="adapters of the language model")
-    activation_dtype: Dtype = Field("bfloat16", description="dtype of activations")
-    frozen_dtype: Dtype = Field(
-        "bfloat16", description="dtype of frozen parameters; trainable parameters are stored in float32"
-    )
     prompt_template: str = Field(
         "USER: {}\nASSISTANT:", description="`{}` is replaced by the prompt; the answer follows the template"
     )
@@ -283,3 +278,7 @@ class ModelConfig:
             return self.num_audio_tokens
         frames = -(-max(num_samples, self.audio.minimum_samples) // (2 * HOP_LENGTH))
         return min(self.num_windows, -(-frames // self.qformer.stride_frames)) * self.qformer.num_speech_query_token
+
+
+# Fields that a recipe may change for a model that has weights: they are used in training only.
+MUTABLE_MODEL_FIELDS = ("qformer.dropout", "lora.dropout")

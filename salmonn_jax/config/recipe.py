@@ -1,4 +1,4 @@
-"""Configuration of a training run: data, optimiser, trained parameters, steps."""
+"""Recipe of a training run: data, optimiser, trained parameters, steps, dtypes. It applies to any model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 
-from salmonn_jax.config.model import ModelConfig, Probability
+from salmonn_jax.config.model import Probability
+from salmonn_jax.config.optimizer import AdamW, Optimizer, Schedule, WarmupCosine
 from salmonn_jax.config.typed import STRICT, NonNegativeInt, PositiveInt, check_multiple
 
+Dtype = Literal["float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -124,29 +126,8 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay, as the original's `LinearWarmupCosineLRScheduler`."""
-
-    peak_lr: PositiveFloat = Field(
-        3e-5, description="learning rate that the warm-up approaches and from which the cosine starts at step 0"
-    )
-    init_lr: NonNegativeFloat = Field(1e-6, description="learning rate at step 0")
-    end_lr: NonNegativeFloat = Field(1e-5, description="learning rate at the last step")
-    warmup_steps: NonNegativeInt = Field(3000, description="steps of the warm-up")
-    b1: Probability = Field(0.9, description="decay rate of Adam's first moment")
-    b2: Probability = Field(0.999, description="decay rate of Adam's second moment")
-    eps: PositiveFloat = Field(1e-8, description="epsilon of Adam")
-    weight_decay: NonNegativeFloat = Field(
-        0.05, description="not applied to biases and norms, see `salmonn_jax.training.optimizer`"
-    )
-    clip_norm: PositiveFloat | None = Field(
-        None, description="maximum global norm of the gradient; None does not clip, as in the original"
-    )
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class RunConfig:
-    """One training stage.
+class Recipe:
+    """How a model is trained. A recipe names no architecture, so it applies to any model.
 
     `trainable` lists modules by name and regular expressions for parameter paths such as `llama/layers/q_proj/lora_a`
     (see `salmonn_jax.models.parameters.trainable_modules`). Modules that the model does not have are ignored.
@@ -154,10 +135,9 @@ class RunConfig:
     other parameters are frozen.
     """
 
-    name: str = Field(description="name of the configuration, which also labels the progress bar")
-    model: ModelConfig = Field(ModelConfig(), description="the model")
     data: DataConfig = Field(DataConfig(), description="training data")
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="optimiser and learning rate")
+    optimizer: Optimizer = Field(AdamW(), discriminator="name", description="optimiser")
+    lr_schedule: Schedule = Field(WarmupCosine(), discriminator="name", description="learning rate")
     trainable: tuple[str, ...] = Field(
         ("query_tokens", "qformer", "norms", "projection", "adapters"),
         description="trained parameters: query_tokens, qformer, norms, projection, adapters, whisper, beats, llm, or "
@@ -171,6 +151,10 @@ class RunConfig:
         0.0, description="weight of the CTC loss on audio tokens, for training from random weights; 0 turns it off"
     )
     ctc_blank: NonNegativeInt = Field(0, description="token id of CTC's blank")
+    activation_dtype: Dtype = Field("bfloat16", description="dtype of activations")
+    frozen_dtype: Dtype = Field(
+        "bfloat16", description="dtype of frozen parameters; trainable parameters are stored in float32"
+    )
     mesh: dict[Literal["data", "fsdp", "tensor"], PositiveInt] = Field(
         default_factory=dict, description="{axis: size}; by default all devices are on `data`"
     )
@@ -180,7 +164,7 @@ class RunConfig:
 
 
 # Fields that may change when a run is resumed: placement, checkpointing, mixture and data loading.
-MUTABLE_RUN_FIELDS = ("mesh", "remat_policy", "save_every", "max_to_keep")
+MUTABLE_RECIPE_FIELDS = ("mesh", "remat_policy", "save_every", "max_to_keep")
 MUTABLE_DATA_FIELDS = (
     "data_dir",
     "mixture",

@@ -47,15 +47,17 @@ def from_dict(config_class: type, values: dict[str, Any], path_prefix: str = "")
         return pydantic.TypeAdapter(config_class).validate_json(json.dumps(values))
     except pydantic.ValidationError as errors:
         error = errors.errors(include_url=False)[0]
-        names = [str(name) for name in error["loc"] if name != "[key]"]
+        names = _field_names(error["loc"], values)
         path = path_prefix + ".".join(names)
         if error["type"] == "unexpected_keyword_argument":
-            known = [path_prefix + name for name, _ in describe_fields(config_class)]
-            raise unknown_name("configuration field", path, known) from None
+            raise unknown_name("configuration field", path, field_paths(config_class, path_prefix)) from None
+        if error["type"] == "union_tag_invalid":  # of a section with several classes, such as `optimizer`
+            tag, known = error["input"]["name"], error["ctx"]["expected_tags"]
+            raise UserError(f"{path}.name={json.dumps(tag)}: must be one of {known}") from None
         if error["type"] == "value_error":  # of a validator, whose message names the fields of the class
             raise UserError(path_prefix + ".".join([*names, str(error["ctx"]["error"])])) from None
-        if error["type"] == "missing":
-            raise UserError(f"{path}: is required") from None
+        if error["type"] in ("missing", "union_tag_not_found"):
+            raise UserError(f"{path}{'' if error['type'] == 'missing' else '.name'}: is required") from None
         if error["type"] == "json_invalid":  # text that is not Unicode; the position is that of the whole configuration
             raise UserError("a configuration value is not Unicode text; remove the surrogate character") from None
         raise UserError(
@@ -63,33 +65,50 @@ def from_dict(config_class: type, values: dict[str, Any], path_prefix: str = "")
         ) from None
 
 
-def apply_overrides(config: Any, overrides: Sequence[str]) -> Any:
-    """Returns a copy of `config` with overrides such as "optimizer.peak_lr=1e-3", which are validated together.
+def _field_names(location: Sequence[str | int], values: Any) -> list[str]:
+    """Returns the field names in pydantic's location of an error, without its marks for keys and for chosen classes."""
+    names = []
+    for part in location:
+        if part == "[key]" or (isinstance(values, dict) and part == values.get("name")):
+            continue
+        names.append(str(part))
+        values = values.get(part) if isinstance(values, dict) else None
+    return names
+
+
+def apply_overrides(config: Any, overrides: Sequence[str], path_prefix: str = "") -> Any:
+    """Returns a copy of `config` with overrides such as "lr_schedule.peak_lr=1e-3", which are validated together.
 
     Args:
       config: a configuration.
       overrides: `field=value` each; the field is a dotted path. The value is JSON; text that is not JSON, and any text
-        without quotes for a field that holds text, is a string.
+        without quotes for a field that holds text, is a string. Another `name` of a section such as `optimizer` resets
+        its other fields to the defaults of the named class; it is applied before the other overrides.
+      path_prefix: prefix of the field names in error messages, such as "model.".
 
     Raises:
       UserError: an override has another form, its field is unknown, or its value is not valid.
     """
     values = to_dict(config)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".name")):
         path, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"{override!r} is not a configuration override; write field=value")
+            raise UserError(f"{path_prefix + override!r} is not a configuration override; write field=value")
         *parents, name = path.split(".")
         target = values
         for i, parent in enumerate(parents):
             if parent not in target:
-                raise unknown_name("configuration field", path, [field for field, _ in describe_fields(type(config))])
+                raise unknown_name("configuration field", path_prefix + path, field_paths(type(config), path_prefix))
             target = target[parent]
             if not isinstance(target, dict):
-                raise UserError(f"{override}: {'.'.join(parents[: i + 1])} is {json.dumps(target)} and has no fields")
+                at = path_prefix + ".".join(parents[: i + 1])
+                raise UserError(f"{path_prefix}{override}: {at} is {json.dumps(target)} and has no fields")
         is_text = isinstance(target.get(name), str) and not text.startswith('"')
-        target[name] = text if is_text else _parse(text)
-    return from_dict(type(config), values)
+        value = text if is_text else _parse(text)
+        if name == "name" and value != target.get(name):
+            target.clear()
+        target[name] = value
+    return from_dict(type(config), values, path_prefix)
 
 
 def _parse(text: str) -> Any:
@@ -99,13 +118,25 @@ def _parse(text: str) -> Any:
         return text
 
 
-def describe_fields(config_class: type, path_prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the dotted path and the description of every field of a configuration class, depth first."""
+def field_paths(config_class: type, path_prefix: str = "") -> list[str]:
+    """Returns the dotted paths of all fields of a configuration class, depth first."""
+    paths = []
     for name, field in config_class.__pydantic_fields__.items():
-        yield path_prefix + name, field.description
+        paths.append(path_prefix + name)
         for option in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if dataclasses.is_dataclass(option):
-                yield from describe_fields(option, f"{path_prefix}{name}.")
+                paths += field_paths(option, f"{path_prefix}{name}.")
+    return list(dict.fromkeys(paths))
+
+
+def describe_fields(config: Any, path_prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yields the dotted path, value and description of every field that is not itself a configuration."""
+    for name, field in type(config).__pydantic_fields__.items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from describe_fields(value, f"{path_prefix}{name}.")
+        else:
+            yield path_prefix + name, value, field.description
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:

@@ -1,4 +1,4 @@
-"""Configuration `debug`: a tiny model on synthetic tones that compiles and trains in seconds. Tests use it."""
+"""Preset `debug`: a tiny model on synthetic tones that compiles and trains in seconds. Tests use it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from salmonn_jax.config import (
     LlamaConfig,
     LoraConfig,
     ModelConfig,
-    OptimizerConfig,
     QFormerConfig,
-    RunConfig,
+    Recipe,
+    WarmupCosine,
     WhisperConfig,
 )
+from salmonn_jax.configs.preset import Preset
 
 MODEL = ModelConfig(
     audio=AudioConfig(window_seconds=1.0),
@@ -38,13 +39,9 @@ MODEL = ModelConfig(
         max_position_embeddings=64,
     ),
     lora=LoraConfig(rank=4, alpha=8.0),
-    activation_dtype="float32",
-    frozen_dtype="float32",
 )
 
-RUN = RunConfig(
-    name="debug",
-    model=MODEL,
+RECIPE = Recipe(
     data=DataConfig(
         corpus="tones",
         data_dir=".cache/tones",
@@ -55,9 +52,11 @@ RUN = RunConfig(
         seq_len=64,
         max_answer_tokens=16,
     ),
-    optimizer=OptimizerConfig(peak_lr=3e-3, init_lr=1e-4, end_lr=1e-4, warmup_steps=2),
+    lr_schedule=WarmupCosine(peak_lr=3e-3, init_lr=1e-4, end_lr=1e-4, warmup_steps=2),
     num_train_steps=6,
     save_every=2,
+    activation_dtype="float32",
+    frozen_dtype="float32",
 )
 
-RUNS = (RUN,)
+PRESETS = (Preset("debug", RECIPE, MODEL),)

@@ -1,4 +1,4 @@
-"""Configurations `mini_stage0` to `mini_stage3`: a SALMONN of about a million parameters for two CPU cores.
+"""Presets `mini_stage0` to `mini_stage3`: a SALMONN of about a million parameters for two CPU cores.
 
 Training takes minutes and starts from random weights. Stage 0 therefore trains the language model on text, in place of
 the pretrained one of the paper. Stage 1 trains all parameters, with an additional CTC loss on the audio tokens. Stages
@@ -11,17 +11,19 @@ from __future__ import annotations
 import dataclasses
 
 from salmonn_jax.config import (
+    AdamW,
     AudioConfig,
     BeatsConfig,
     DataConfig,
     LlamaConfig,
     LoraConfig,
     ModelConfig,
-    OptimizerConfig,
     QFormerConfig,
-    RunConfig,
+    Recipe,
+    WarmupCosine,
     WhisperConfig,
 )
+from salmonn_jax.configs.preset import Preset
 
 MODEL = ModelConfig(
     audio=AudioConfig(window_seconds=4.0),
@@ -59,8 +61,6 @@ MODEL = ModelConfig(
         tie_word_embeddings=True,
     ),
     lora=LoraConfig(rank=16, alpha=32.0, dropout=0.0),
-    activation_dtype="float32",
-    frozen_dtype="float32",
 )
 
 DATA = DataConfig(
@@ -76,24 +76,24 @@ DATA = DataConfig(
     lookahead=10,
 )
 
-OPTIMIZER = OptimizerConfig(peak_lr=1e-3, init_lr=1e-4, end_lr=1e-4, warmup_steps=30, b2=0.98, clip_norm=1.0)
+LR_SCHEDULE = WarmupCosine(peak_lr=1e-3, init_lr=1e-4, end_lr=1e-4, warmup_steps=30)
 
 # Replaces the pretrained language model of the paper. The data is text-only, with words in place of audio tokens.
-STAGE0 = RunConfig(
-    name="mini_stage0",
-    model=MODEL,
+STAGE0 = Recipe(
     data=dataclasses.replace(DATA, mixture={"reading": 1.0}, rows=24, clips=0),
-    optimizer=dataclasses.replace(OPTIMIZER, peak_lr=1.5e-3, end_lr=3e-4),
+    optimizer=AdamW(b2=0.98, clip_norm=1.0),
+    lr_schedule=dataclasses.replace(LR_SCHEDULE, peak_lr=1.5e-3, end_lr=3e-4),
     trainable=("llm",),
     num_train_steps=1500,
     save_every=500,
+    activation_dtype="float32",
+    frozen_dtype="float32",
 )
 
-STAGE1 = RunConfig(
-    name="mini_stage1",
-    model=MODEL,
+STAGE1 = dataclasses.replace(
+    STAGE0,
     data=DATA,
-    optimizer=OPTIMIZER,
+    lr_schedule=LR_SCHEDULE,
     trainable=(".*",),
     num_train_steps=1400,
     save_every=350,
@@ -103,9 +103,8 @@ STAGE1 = RunConfig(
 
 STAGE2 = dataclasses.replace(
     STAGE1,
-    name="mini_stage2",
-    optimizer=dataclasses.replace(OPTIMIZER, peak_lr=5e-4, end_lr=1e-5),
-    trainable=RunConfig(name="").trainable,
+    lr_schedule=dataclasses.replace(LR_SCHEDULE, peak_lr=5e-4, end_lr=1e-5),
+    trainable=Recipe().trainable,
     num_train_steps=500,
     save_every=250,
     ctc_weight=0.0,
@@ -113,11 +112,12 @@ STAGE2 = dataclasses.replace(
 
 STAGE3 = dataclasses.replace(
     STAGE2,
-    name="mini_stage3",
     data=dataclasses.replace(DATA, mixture={"speech_over_sound": 1.0}, rows=8, clips=8),
-    optimizer=dataclasses.replace(OPTIMIZER, peak_lr=2e-5, init_lr=2e-5, end_lr=2e-5, warmup_steps=0),
+    lr_schedule=dataclasses.replace(LR_SCHEDULE, peak_lr=2e-5, init_lr=2e-5, end_lr=2e-5, warmup_steps=0),
     num_train_steps=12,
     save_every=12,
 )
 
-RUNS = (STAGE0, STAGE1, STAGE2, STAGE3)
+PRESETS = tuple(
+    Preset(f"mini_stage{number}", recipe, MODEL) for number, recipe in enumerate((STAGE0, STAGE1, STAGE2, STAGE3))
+)

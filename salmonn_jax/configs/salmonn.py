@@ -1,16 +1,17 @@
-"""Configurations of SALMONN-13B v1 (Vicuna-13B v1.1) and SALMONN-7B v0 (Vicuna-7B v1.5), for the paper's three stages.
+"""Presets of SALMONN-13B v1 (Vicuna-13B v1.1) and SALMONN-7B v0 (Vicuna-7B v1.5), for the paper's three stages.
 
-The hyperparameters are those of the original's `configs/config.yaml`: 90,000 steps of AdamW, with a learning rate that
-rises to 3e-5 in 3,000 steps and decays to 1e-5. The authors report 32 GPUs, and their code uses 8 examples per GPU. A
-step here has up to 384 examples, packed into 64 rows. Stage 3 is the paper's activation tuning: 12 steps with one story
-each.
+The recipes are those of `salmonn_jax.configs.stages`: 90,000 steps of AdamW, with a learning rate that rises to 3e-5
+in 3,000 steps and decays to 1e-5. The authors report 32 GPUs, and their code uses 8 examples per GPU. A step here has
+up to 384 examples, packed into 64 rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from salmonn_jax.config import DataConfig, LlamaConfig, ModelConfig, OptimizerConfig, RunConfig
+from salmonn_jax.config import LlamaConfig, ModelConfig
+from salmonn_jax.configs.preset import Preset
+from salmonn_jax.configs.stages import STAGE1, STAGE3
 
 MODEL_13B = ModelConfig(llama=LlamaConfig(), pad_classes=1)
 MODEL_7B = ModelConfig(
@@ -49,34 +50,18 @@ STAGE2_MIXTURE = {
 }
 
 
-def _stages(size: str, model: ModelConfig) -> tuple[RunConfig, ...]:
+def _presets(size: str, model: ModelConfig) -> tuple[Preset, ...]:
     # 64 rows give one row to each of 64 chips. A row fits about six examples; shorter rows waste more tokens on padding
     # (`python -m benchmarks.packing`).
-    data = DataConfig(
-        corpus="files", data_dir="data", mixture=STAGE1_MIXTURE, rows=64, clips=384, seq_len=1056, streams=64
+    data = dataclasses.replace(STAGE1.data, mixture=STAGE1_MIXTURE, rows=64, clips=384, seq_len=1056, streams=64)
+    stage1 = dataclasses.replace(STAGE1, data=data, remat_policy="full")
+    stage2 = dataclasses.replace(stage1, data=dataclasses.replace(data, mixture=STAGE2_MIXTURE))
+    stage3_data = dataclasses.replace(STAGE3.data, mixture={"stories": 1.0})
+    stage3 = dataclasses.replace(STAGE3, data=stage3_data, remat_policy="full")
+    return tuple(
+        Preset(f"salmonn_{size}_stage{number}", recipe, model)
+        for number, recipe in enumerate((stage1, stage2, stage3), start=1)
     )
-    stage1 = RunConfig(name=f"salmonn_{size}_stage1", model=model, data=data, remat_policy="full")
-    stage2 = dataclasses.replace(
-        stage1, name=f"salmonn_{size}_stage2", data=dataclasses.replace(data, mixture=STAGE2_MIXTURE)
-    )
-    stage3 = dataclasses.replace(
-        stage1,
-        name=f"salmonn_{size}_stage3",
-        data=dataclasses.replace(
-            data,
-            mixture={"stories": 1.0},
-            packing="pad",
-            rows=1,
-            clips=1,
-            seq_len=1024,
-            max_answer_tokens=900,
-            streams=1,
-        ),
-        optimizer=OptimizerConfig(warmup_steps=0, end_lr=3e-5),
-        num_train_steps=12,
-        save_every=12,
-    )
-    return stage1, stage2, stage3
 
 
-RUNS = (*_stages("7b", MODEL_7B), *_stages("13b", MODEL_13B))
+PRESETS = (*_presets("7b", MODEL_7B), *_presets("13b", MODEL_13B))

@@ -21,7 +21,7 @@ from salmonn_jax.models.salmonn import Salmonn
 
 Params = dict[str, Array]
 
-# Names for `RunConfig.trainable`, and regular expressions for the paths of their parameters.
+# Names for `Recipe.trainable`, and regular expressions for the paths of their parameters.
 MODULES = {
     "query_tokens": "query_tokens",
     "qformer": "qformer/.*",
@@ -38,6 +38,7 @@ MODULES = {
 class ModelStructure:
     """Structure of a model without its parameter values. `merge` combines it with parameters into a module."""
 
+    config: ModelConfig
     graphdef: nnx.GraphDef
     abstract_state: nnx.State  # of jax.ShapeDtypeStruct
 
@@ -56,9 +57,10 @@ class ModelStructure:
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
 
-def model_structure(config: ModelConfig) -> ModelStructure:
+def model_structure(config: ModelConfig, activation_dtype: str = "float32") -> ModelStructure:
     """Returns the structure of the configured model without allocating its parameters."""
-    return ModelStructure(*nnx.split(nnx.eval_shape(lambda: Salmonn(config, rngs=nnx.Rngs(0)))))
+    model = nnx.eval_shape(lambda: Salmonn(config, dtype=activation_dtype, rngs=nnx.Rngs(0)))
+    return ModelStructure(config, *nnx.split(model))
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
@@ -71,7 +73,7 @@ def init_params(config: ModelConfig, seed: int) -> Params:
 
 
 def trainable_modules(paths: Iterable[str], trainable: Iterable[str]) -> dict[str, list[str]]:
-    """Returns the parameter paths that each entry of `RunConfig.trainable` selects.
+    """Returns the parameter paths that each entry of `Recipe.trainable` selects.
 
     Args:
       paths: all parameter paths of a model.
@@ -107,7 +109,7 @@ def trainable_paths(paths: Iterable[str], trainable: Iterable[str]) -> set[str]:
 
 
 def describe_trainable(shapes: Mapping[str, jax.ShapeDtypeStruct], trainable: Iterable[str]) -> str:
-    """Returns one line with the number of trained parameters per entry of `RunConfig.trainable`, and absent modules."""
+    """Returns one line with the number of trained parameters per entry of `Recipe.trainable`, and absent modules."""
     selected = trainable_modules(shapes, trainable)
     counts = {entry: sum(math.prod(shapes[path].shape) for path in paths) for entry, paths in selected.items()}
     line = "trained: " + ", ".join(f"{entry} {count:,}" for entry, count in counts.items() if count)

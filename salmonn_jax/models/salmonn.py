@@ -34,7 +34,8 @@ class EncoderOutput(NamedTuple):
 class Salmonn(nnx.Module):
     """SALMONN, or the components of it that the configuration has. All methods are pure functions of arrays."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
+        """Creates random float32 parameters. `dtype` is that of activations."""
         whisper, beats, qformer, llama = config.whisper, config.beats, config.qformer, config.llama
         self.whisper = whisper and WhisperEncoder(whisper, num_frames=config.audio.whisper_frames, rngs=rngs)
         self.beats = beats and Beats(beats, rngs=rngs)
@@ -48,12 +49,7 @@ class Salmonn(nnx.Module):
             self.qformer = QFormer(qformer, encoder_hidden_size=encoder_hidden_size, rngs=rngs)
             self.projection = Linear(qformer.hidden_size, llama.hidden_size, rngs=rngs)
         self.llama = llama and Llama(llama, config.lora, rngs=rngs)
-        self.config = config
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Returns the dtype of activations."""
-        return jnp.dtype(self.config.activation_dtype)
+        self.config, self.dtype = config, jnp.dtype(dtype)
 
     def run_encoders(self, pcm: Array, pcm_length: Array, padded_length: Array | None = None) -> EncoderOutput:
         """Runs the encoders.

@@ -11,11 +11,11 @@ import dataclasses
 
 from salmonn_jax.config import (
     BeatsConfig,
+    DataConfig,
     LlamaConfig,
     LoraConfig,
     ModelConfig,
     QFormerConfig,
-    RunConfig,
     WhisperConfig,
 )
 
@@ -58,12 +58,22 @@ class StepFlops:
         return self.model_flops + self.remat + self.duplicated
 
 
-def step_flops(config: RunConfig, num_devices: int = 1) -> StepFlops:
-    """Returns the FLOPs of a `training.step` that trains the parameters which the released models train."""
-    model, clips, tokens = config.model, config.data.clips, config.data.rows * config.data.seq_len
+def step_flops(
+    model: ModelConfig, data: DataConfig, *, remat_policy: str = "none", tensor_shards: int = 1, num_devices: int = 1
+) -> StepFlops:
+    """Returns the FLOPs of a `training.step` that trains the parameters which the released models train.
+
+    Args:
+      model: configuration of the model.
+      data: shape of the batch.
+      remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
+      tensor_shards: size of the mesh axis `tensor`.
+      num_devices: devices of the mesh.
+    """
+    clips, tokens = data.clips, data.rows * data.seq_len
     layers_flops = llama_layers_flops(model.llama) * tokens
     head_flops = 2 * model.llama.hidden_size * model.llama.vocab_size * tokens
-    attention_flops = llama_attention_flops(model.llama, config.data.seq_len) * config.data.rows
+    attention_flops = llama_attention_flops(model.llama, data.seq_len) * data.rows
     adapter_flops = lora_flops(model.llama, model.lora) * tokens
     audio_flops = {
         "features": feature_flops(model) * clips,
@@ -76,35 +86,38 @@ def step_flops(config: RunConfig, num_devices: int = 1) -> StepFlops:
         llama=2 * (layers_flops + head_flops),
         attention=3 * attention_flops,
         lora=3 * adapter_flops,
-        remat=remat_flops(config, layers_flops, attention_flops, adapter_flops),
-        duplicated=(config.mesh.get("tensor", 1) - 1) * sum(audio_flops.values()) if clips % num_devices else 0,
+        remat=remat_flops(model, remat_policy, tokens, layers_flops, attention_flops, adapter_flops),
+        duplicated=(tensor_shards - 1) * sum(audio_flops.values()) if clips % num_devices else 0,
     )
 
 
-def remat_flops(config: RunConfig, layers_flops: int, attention_flops: int, adapter_flops: int) -> int:
-    """Returns the FLOPs that the backward pass recomputes under `config.remat_policy`.
+def remat_flops(
+    model: ModelConfig, remat_policy: str, tokens: int, layers_flops: int, attention_flops: int, adapter_flops: int
+) -> int:
+    """Returns the FLOPs that the backward pass recomputes under a remat policy.
 
     The gradient of a frozen product with respect to its input needs its weights, but not its input. Therefore the last
     product of a layer is never recomputed. The policy "dots" keeps the outputs of all products with weights, so only
     attention is recomputed: the scores, and if `o_proj` has an adapter also the weighted sum of the values.
 
     Args:
-      config: run configuration.
+      model: configuration of the model.
+      remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
+      tokens: tokens of the batch.
       layers_flops: FLOPs of a forward pass through the weights of all layers.
       attention_flops: FLOPs of a forward pass through the attention of all layers.
       adapter_flops: FLOPs of a forward pass through all adapters.
     """
-    if config.remat_policy == "none":
+    llama, lora = model.llama, model.lora
+    if remat_policy == "none":
         return 0
-    if config.remat_policy == "dots":
-        return attention_flops if "o_proj" in config.model.lora.target_modules else attention_flops // 2
-    llama_config, lora_config = config.model.llama, config.model.lora
-    tokens = config.data.rows * config.data.seq_len
-    if "down_proj" in lora_config.target_modules:
-        last_matmul_inputs = llama_config.intermediate_size + lora_config.rank
+    if remat_policy == "dots":
+        return attention_flops if "o_proj" in lora.target_modules else attention_flops // 2
+    if "down_proj" in lora.target_modules:
+        last_matmul_inputs = llama.intermediate_size + lora.rank
     else:
-        last_matmul_inputs = llama_config.intermediate_size
-    last_matmul = llama_config.num_hidden_layers * 2 * last_matmul_inputs * llama_config.hidden_size * tokens
+        last_matmul_inputs = llama.intermediate_size
+    last_matmul = llama.num_hidden_layers * 2 * last_matmul_inputs * llama.hidden_size * tokens
     return layers_flops + attention_flops + adapter_flops - last_matmul
 
 

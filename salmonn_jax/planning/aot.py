@@ -1,8 +1,8 @@
-"""Ahead-of-time compilation of the train step and the decoding programs for TPU slices, used by `planning`.
+"""Ahead-of-time compilation of the train step and the decoding programs for TPU slices, used by `launch.plan`.
 
 The results are the memory that each program needs on a chip and its collectives. The TPU compiler comes with
 `pip install 'salmonn-jax[tpu]'` and runs on any machine. The compiled functions are those of training and decoding;
-their inputs are shapes with shardings.
+their inputs are shapes with shardings, from `abstract_weights` and `abstract_batch`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import math
 import os
 import re
 import time
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch, empty_batch
-from salmonn_jax.config import RunConfig
+from salmonn_jax.config import DataConfig, ModelConfig
 from salmonn_jax.decoding import greedy
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
@@ -28,7 +29,6 @@ from salmonn_jax.models.parameters import ModelStructure
 from salmonn_jax.planning import hlo
 from salmonn_jax.planning.hlo import Collective
 from salmonn_jax.planning.topologies import Topology
-from salmonn_jax.training.step import init_train_state, make_train_step
 
 PROMPT_TOKENS, MAX_NEW_TOKENS = 256, 200  # sizes of the decoding programs
 
@@ -92,45 +92,100 @@ def devices(topology: Topology) -> list[jax.Device]:
     return list(topology_desc.devices)
 
 
-def compile_train_step(config: RunConfig, mesh: Mesh, hbm_limit: float = math.inf) -> CompiledProgram:
-    """Compiles the train step of a configuration.
+class AbstractWeights(NamedTuple):
+    """Shapes, dtypes and shardings of the trainable and of the frozen parameters, by path."""
+
+    trained: dict[str, jax.ShapeDtypeStruct]
+    frozen: dict[str, jax.ShapeDtypeStruct]
+
+
+def abstract_weights(
+    structure: ModelStructure, trainable: Iterable[str], frozen_dtype: str, mesh: Mesh
+) -> AbstractWeights:
+    """Returns the abstract weights of a training run.
 
     Args:
-      config: run configuration.
+      structure: structure of the model.
+      trainable: modules and patterns, see `Recipe.trainable`.
+      frozen_dtype: dtype of frozen parameters.
       mesh: mesh of the devices to compile for.
+    """
+    trainable_set = frozenset(parameters.trainable_paths(structure.shapes, trainable))
+    placement = sharding.Placement(mesh, frozen_dtype, trainable_set)
+    params = {path: placement(path, leaf) for path, leaf in structure.shapes.items()}
+    return AbstractWeights(
+        {path: x for path, x in params.items() if path in trainable_set},
+        {path: x for path, x in params.items() if path not in trainable_set},
+    )
+
+
+def abstract_batch(model: ModelConfig, data: DataConfig, mesh: Mesh) -> Batch:
+    """Returns shapes, dtypes and shardings of a training batch.
+
+    Args:
+      model: configuration of the model.
+      data: shape of the batch.
+      mesh: mesh of the devices to compile for.
+
+    Raises:
+      UserError: the batch cannot be split over the mesh.
+    """
+    num_shards = sharding.num_data_shards(mesh)
+    sharding.check_batch(data, mesh)
+    # Only the part of one data shard is allocated. A batch for a whole slice may not fit in the memory of this machine.
+    part = empty_batch(
+        num_rows=data.rows // num_shards,
+        seq_len=data.seq_len,
+        num_clips=data.clips // num_shards,
+        window_samples=model.audio.window_samples,
+        transcript_len=data.max_transcript_tokens,
+    )
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct((num_shards * x.shape[0], *x.shape[1:]), x.dtype, sharding=s),
+        part,
+        sharding.batch_shardings(mesh, data.clips),
+    )
+
+
+def compile_train_step(
+    train_step: Callable, state: Any, frozen: Any, batch: Batch, hbm_limit: float = math.inf
+) -> CompiledProgram:
+    """Compiles a train step.
+
+    Args:
+      train_step: the jitted step, from `salmonn_jax.training.step.make_train_step`.
+      state: shapes, dtypes and shardings of the training state.
+      frozen: abstract frozen parameters.
+      batch: abstract batch.
       hbm_limit: bytes of one chip. A step whose inputs alone need more is not compiled; its `temporary` is None.
 
     Raises:
       CompilationError: the compiler failed.
     """
-    structure = parameters.model_structure(config.model)
-    trained, frozen = _abstract_weights(config, structure, mesh)
-    replicated = sharding.replicated(mesh)
-    state = jax.eval_shape(lambda params: init_train_state(config, params), trained)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
-    batch = _abstract_batch(config, mesh)
-    step = make_train_step(config, structure, mesh)
     inputs_by_kind = {"frozen": frozen, "trained": state.trainable, "optimizer": state.opt_state, "batch": batch}
-    return _compile("train step", step, (state, frozen, batch), inputs_by_kind, hbm_limit)
+    return _compile("train step", train_step, (state, frozen, batch), inputs_by_kind, hbm_limit)
 
 
-def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[CompiledProgram, CompiledProgram]:
-    """Compiles the prefill and the decode step, for `config.data.rows` prompts with one clip each.
+def compile_decoding(
+    structure: ModelStructure, weights: AbstractWeights, rows: int, mesh: Mesh
+) -> tuple[CompiledProgram, CompiledProgram]:
+    """Compiles the prefill and the decode step, for prompts with one clip each.
 
     Args:
-      config: run configuration.
+      structure: structure of the model.
+      weights: its abstract weights.
+      rows: number of prompts.
       mesh: mesh of the devices to compile for.
 
     Raises:
       CompilationError: the compiler failed.
     """
-    structure = parameters.model_structure(config.model)
-    trained, frozen = _abstract_weights(config, structure, mesh)
+    trained, frozen = weights
+    config = structure.config
     # Presets name no stop tokens. Which ones they are does not change the memory or the speed.
-    options = {"stop_token_ids": config.model.stop_token_ids or (2,), "lora_scale": config.model.lora.scale}
+    options = {"stop_token_ids": config.stop_token_ids or (2,), "lora_scale": config.lora.scale}
     row_sharding = sharding.row_sharding(mesh)
-    rows = config.data.rows
-    batch = _abstract_batch(dataclasses.replace(config, data=dataclasses.replace(config.data, clips=rows)), mesh)
+    batch = abstract_batch(config, DataConfig(rows=rows, clips=rows, streams=rows, lookahead=rows), mesh)
 
     def int32_rows(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=row_sharding)
@@ -158,33 +213,6 @@ def compile_decoding(config: RunConfig, mesh: Mesh) -> tuple[CompiledProgram, Co
             (trained, frozen, prompts, state),
             inputs_by_kind | {"batch": (prompts, state)},
         ),
-    )
-
-
-def _abstract_weights(config: RunConfig, structure: ModelStructure, mesh: Mesh) -> tuple[dict, dict]:
-    """Returns shapes, dtypes and shardings of the trainable and of the frozen parameters, by path."""
-    trainable = frozenset(parameters.trainable_paths(structure.shapes, config.trainable))
-    placement = sharding.Placement(mesh, config.model.frozen_dtype, trainable)
-    params = {path: placement(path, leaf) for path, leaf in structure.shapes.items()}
-    return {p: x for p, x in params.items() if p in trainable}, {p: x for p, x in params.items() if p not in trainable}
-
-
-def _abstract_batch(config: RunConfig, mesh: Mesh) -> Batch:
-    """Returns shapes, dtypes and shardings of a training batch."""
-    data, num_shards = config.data, sharding.num_data_shards(mesh)
-    sharding.check_batch(data, mesh)
-    # Only the part of one data shard is allocated. A batch for a whole slice may not fit in the memory of this machine.
-    part = empty_batch(
-        num_rows=data.rows // num_shards,
-        seq_len=data.seq_len,
-        num_clips=data.clips // num_shards,
-        window_samples=config.model.audio.window_samples,
-        transcript_len=data.max_transcript_tokens,
-    )
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct((num_shards * x.shape[0], *x.shape[1:]), x.dtype, sharding=s),
-        part,
-        sharding.batch_shardings(mesh, data.clips),
     )
 
 

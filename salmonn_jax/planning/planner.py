@@ -9,10 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from salmonn_jax import sharding
-from salmonn_jax.config import RunConfig, to_dict
 from salmonn_jax.errors import UserError
-from salmonn_jax.planning import accounting, aot, projection
+from salmonn_jax.planning import aot, projection
 from salmonn_jax.planning.accounting import StepFlops
 from salmonn_jax.planning.aot import CompiledProgram
 from salmonn_jax.planning.projection import Projection
@@ -23,12 +21,35 @@ MAX_BATCH_MULTIPLE = 64  # in a search, largest multiple of the smallest batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Configuration compiled for a slice.
+class Trial:
+    """What a plan is compiled for, and what a search varies.
 
     Attributes:
-      config: run configuration with the mesh, batch size and remat policy of this plan.
       mesh: size of each mesh axis.
+      rows: rows of a global batch.
+      clips: audio slots of a global batch.
+      streams: data streams.
+      remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
+    """
+
+    mesh: dict[str, int]
+    rows: int
+    clips: int
+    streams: int
+    remat_policy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A training run compiled for a slice.
+
+    Attributes:
+      name: name of the run.
+      config: model and recipe with the choices of `trial`, as JSON values, for the record.
+      trial: mesh, batch size and remat policy.
+      row_tokens: tokens of the longest row, such as "512" or "at most 512".
+      num_train_steps: steps of the run.
+      mesh: size of each mesh axis, those of size 1 included.
       train: the compiled train step.
       flops: FLOPs of a step on all chips.
       projection: projected speed; None if the train step does not fit.
@@ -36,7 +57,11 @@ class Plan:
       decoding: the compiled decoding programs, if `with_decoding` added them.
     """
 
-    config: RunConfig
+    name: str
+    config: dict[str, Any]
+    trial: Trial
+    row_tokens: str
+    num_train_steps: int
     mesh: dict[str, int]
     train: CompiledProgram
     flops: StepFlops
@@ -45,34 +70,11 @@ class Plan:
     decoding: tuple[CompiledProgram, ...] = ()
 
 
-def make_plan(config: RunConfig, topology: Topology, placement: str | None) -> Plan:
-    """Compiles the train step of a configuration and projects its speed.
-
-    Args:
-      config: run configuration.
-      topology: the slices.
-      placement: placement of the frozen weights, see `mesh_sizes`; None keeps the configuration's mesh.
-
-    Raises:
-      UserError: the compiler is missing or failed, or the batch cannot be split over the mesh.
-    """
-    if placement is not None:
-        config = dataclasses.replace(config, mesh=mesh_sizes(placement, topology))
-    mesh = sharding.make_mesh(config.mesh, aot.devices(topology))
-    train = aot.compile_train_step(config, mesh, (1 - projection.HBM_HEADROOM) * topology.chip.hbm_bytes)
-    flops = accounting.step_flops(config, topology.chips)
-    step_projection = None
-    if train.temporary is not None:
-        step_projection = projection.project(
-            train, flops, topology, clips=config.data.clips, num_train_steps=config.num_train_steps
-        )
-    return Plan(config, dict(mesh.shape), train, flops, step_projection, projection.fits(train, topology))
+MakePlan = Callable[[Trial], Plan]  # compiles a trial; raises UserError if its batch cannot be split over its mesh
 
 
-def with_decoding(plan: Plan, topology: Topology) -> Plan:
+def with_decoding(plan: Plan, programs: tuple[CompiledProgram, ...], topology: Topology) -> Plan:
     """Returns the plan with compiled decoding programs. It fits only if they fit too."""
-    mesh = sharding.make_mesh(plan.config.mesh, aot.devices(topology))
-    programs = aot.compile_decoding(plan.config, mesh)
     fits = plan.fits and all(projection.fits(program, topology) for program in programs)
     return dataclasses.replace(plan, decoding=programs, fits=fits)
 
@@ -89,69 +91,59 @@ def mesh_sizes(placement: str, topology: Topology) -> dict[str, int]:
     return {"replicate": {}, "tensor": {"tensor": min(4, chips)}, "fsdp": {"fsdp": chips}}[placement]
 
 
-def try_placements(
-    config: RunConfig, topology: Topology, placements: Sequence[str | None], log: Callable[[str], Any]
-) -> list[Plan]:
-    """Tries placements in order until one fits.
+def try_meshes(make_plan: MakePlan, trials: Sequence[Trial], log: Callable[[str], Any]) -> list[Plan]:
+    """Compiles trials in order until one fits.
 
     Args:
-      config: run configuration.
-      topology: the slices.
-      placements: arguments of `make_plan`.
+      make_plan: compiles a trial.
+      trials: the trials, which differ in their mesh.
       log: called with one line per plan.
 
     Returns:
-      All tried plans. The last one is the result.
+      All plans. The last one is the result.
     """
     plans = []
-    for placement in placements:
-        plans.append(_make_and_log_plan(config, topology, placement, log))
+    for trial in trials:
+        plans.append(_make_and_log_plan(make_plan, trial, log))
         if plans[-1].fits:
             break
     return plans
 
 
-def search(
-    config: RunConfig, topology: Topology, placements: Sequence[str | None], log: Callable[[str], Any]
-) -> list[Plan]:
-    """Searches the largest batch that fits, for each placement and remat policy.
+def search(make_plan: MakePlan, trials: Sequence[Trial], topology: Topology, log: Callable[[str], Any]) -> list[Plan]:
+    """Searches the largest batch that fits, for each mesh and remat policy.
 
-    Each candidate batch has the configuration's ratio of rows to clips. Its size is the smallest possible batch times a
+    Each candidate batch has the ratio of rows to clips of its trial. Its size is the smallest possible batch times a
     power of two. Memory is linear in this multiple, so plans with multiples 1 and 4 give an estimate of the largest
     one. The remat policies "full", "dots" and "none" need increasing memory, so the search with each starts at the
     largest multiple that fits with the policy before. Compiler failures are logged and skipped.
 
     Args:
-      config: run configuration.
+      make_plan: compiles a trial.
+      trials: the trials, which differ in their mesh.
       topology: the slices.
-      placements: arguments of `make_plan`.
       log: called with one line per plan.
 
     Returns:
-      All tried plans. The last one has the highest projected speed of those that fit.
+      All plans. The last one has the highest projected speed of those that fit.
 
     Raises:
       UserError: the compiler failed on every plan.
     """
     plans = []
-    gcd = math.gcd(config.data.rows, config.data.clips)
-    for placement in placements:
-        mesh_axes = config.mesh if placement is None else mesh_sizes(placement, topology)
-        shards = topology.chips // mesh_axes.get("tensor", 1)
+    for trial in trials:
+        shards = topology.chips // trial.mesh.get("tensor", 1)
+        gcd = math.gcd(trial.rows, trial.clips)
 
         @functools.cache
-        def try_batch(
-            remat: str, multiple: int, placement: str | None = placement, shards: int = shards
-        ) -> Plan | None:
+        def try_batch(remat: str, multiple: int, trial: Trial = trial, shards: int = shards, gcd: int = gcd):
             """Returns the plan for `multiple` times the smallest batch; None if it does not fit or does not compile."""
-            rows, clips = (multiple * shards * n // gcd for n in (config.data.rows, config.data.clips))
-            lookahead = max(config.data.lookahead, rows // shards, clips // shards)
-            data = dataclasses.replace(config.data, rows=rows, clips=clips, streams=shards, lookahead=lookahead)
-            plan_config = dataclasses.replace(config, remat_policy=remat, data=data)
+            rows, clips = (multiple * shards * n // gcd for n in (trial.rows, trial.clips))
+            trial = dataclasses.replace(trial, rows=rows, clips=clips, streams=shards, remat_policy=remat)
             try:
-                plans.append(_make_and_log_plan(plan_config, topology, placement, log))
+                plans.append(_make_and_log_plan(make_plan, trial, log))
             except aot.CompilationError as error:
-                log(f"{placement or config.mesh}, {rows} rows, {clips} clips, remat {remat}: {error}")
+                log(f"{_describe(trial)}: {error}")
                 return None
             return plans[-1] if plans[-1].fits else None
 
@@ -180,12 +172,12 @@ def _max_batch_multiple(plan_1x: Plan, plan_4x: Plan | None, topology: Topology)
 
 def report_lines(plan: Plan, topology: Topology) -> list[str]:
     """Returns the lines of a readable report."""
-    config, data, hbm = plan.config, plan.config.data, topology.chip.hbm_bytes
+    trial, hbm = plan.trial, topology.chip.hbm_bytes
     heads = ("frozen", "trained", "optim.", "batch", "temp.", "needed")
     lines = [
-        f"{config.name} on {topology.slices} x {topology.name} ({topology.chips} chips, {topology.hosts} hosts)",
-        f"mesh {plan.mesh}, remat {config.remat_policy}; a step has {data.clips} clips and {data.rows} rows of "
-        f"{'at most ' if data.buckets else ''}{data.seq_len} tokens",
+        f"{plan.name} on {topology.slices} x {topology.name} ({topology.chips} chips, {topology.hosts} hosts)",
+        f"mesh {plan.mesh}, remat {trial.remat_policy}; a step has {trial.clips} clips and {trial.rows} rows of "
+        f"{plan.row_tokens} tokens",
         "",
         " ".join([f"{'GB on a chip':14}", *(f"{head:>8}" for head in heads), f"of {hbm / GB:.1f}"]),
     ]
@@ -214,7 +206,7 @@ def report_lines(plan: Plan, topology: Topology) -> list[str]:
             "salmonn_jax/planning/projection.py):",
             f"  step {p.step_seconds:.3f} s = max(products {p.products_seconds:.3f}, memory {p.memory_seconds:.3f}) + "
             f"collectives {p.collective_seconds:.3f}; MFU {p.mfu:.0%}; {p.clips_per_second:.0f} clips/s",
-            f"  {config.num_train_steps} steps: {p.stage_hours:.1f} hours, "
+            f"  {plan.num_train_steps} steps: {p.stage_hours:.1f} hours, "
             f"{p.stage_hours * topology.chips:.0f} chip-hours",
         ]
     return lines
@@ -232,7 +224,7 @@ def plan_to_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
     if projection_values:
         projection_values["step_seconds"] = plan.projection.step_seconds
     return {
-        "config": to_dict(plan.config),
+        "config": plan.config,
         "topology": {"name": topology.name, "slices": topology.slices, "chips": topology.chips, "grid": topology.grid},
         "mesh": plan.mesh,
         "fits": plan.fits,
@@ -245,13 +237,18 @@ def plan_to_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
     }
 
 
-def _make_and_log_plan(config: RunConfig, topology: Topology, placement: str | None, log: Callable[[str], Any]) -> Plan:
-    """Makes a plan and logs one line about it."""
-    plan = make_plan(config, topology, placement)
-    data, seconds = plan.config.data, plan.train.compile_seconds
+def _make_and_log_plan(make_plan: MakePlan, trial: Trial, log: Callable[[str], Any]) -> Plan:
+    """Compiles a trial and logs one line about it."""
+    plan = make_plan(trial)
+    seconds = plan.train.compile_seconds
     log(
-        f"{placement or plan.mesh}, {data.rows} rows, {data.clips} clips, remat {plan.config.remat_policy}: "
-        f"{plan.train.needed / GB:.1f} GB on a chip, {'fits' if plan.fits else 'does not fit'} "
+        f"{_describe(trial)}: {plan.train.needed / GB:.1f} GB on a chip, {'fits' if plan.fits else 'does not fit'} "
         f"({f'compiled in {seconds:.0f} s' if seconds else 'inputs alone, not compiled'})"
     )
     return plan
+
+
+def _describe(trial: Trial) -> str:
+    """Returns the trial as text for the log."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in trial.mesh.items()) or "replicated"
+    return f"{mesh}, {trial.rows} rows, {trial.clips} clips, remat {trial.remat_policy}"

@@ -8,7 +8,7 @@ import jax
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
-from salmonn_jax.config import RunConfig
+from salmonn_jax.config import Recipe
 from salmonn_jax.distributed import Watchdog
 from salmonn_jax.errors import RunError
 from salmonn_jax.models.parameters import ModelStructure, Params
@@ -22,7 +22,7 @@ class DivergenceError(RunError):
 
 
 def train(
-    config: RunConfig,
+    recipe: Recipe,
     structure: ModelStructure,
     frozen: Params,
     state: TrainState,
@@ -39,7 +39,7 @@ def train(
     While (4) waits for the metrics of the previous step, the device already has the current one in its queue.
 
     Args:
-      config: configuration of the run.
+      recipe: recipe of the run.
       structure: structure of the model.
       frozen: frozen parameters by path.
       state: initial or restored training state; its buffers are donated.
@@ -52,23 +52,23 @@ def train(
     Raises:
       DivergenceError: the loss of a step is not finite. No checkpoint contains that step.
     """
-    train_step = make_train_step(config, structure, mesh)
+    train_step = make_train_step(recipe, structure, mesh)
     pending = None
     with jax.transfer_guard("disallow"):
-        for step in range(int(jax.device_get(state.step)), config.num_train_steps):
-            if step % config.save_every == 0 and step != checkpoints.latest_step():
+        for step in range(int(jax.device_get(state.step)), recipe.num_train_steps):
+            if step % recipe.save_every == 0 and step != checkpoints.latest_step():
                 _write_metrics(metric_writer, watchdog, pending)  # first, so that a diverged step is not saved
                 pending = None
                 checkpoints.save(state, data_iterator)
             local_batch: Batch = next(data_iterator)
             with jax.transfer_guard_host_to_device("allow"):  # the only transfer to devices in a step
-                batch = sharding.make_global_batch(local_batch, mesh, config.data.streams)
+                batch = sharding.make_global_batch(local_batch, mesh, recipe.data.streams)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, frozen, batch)
             _write_metrics(metric_writer, watchdog, pending)
             pending = step + 1, metrics
         _write_metrics(metric_writer, watchdog, pending)
-        if config.num_train_steps != checkpoints.latest_step():
+        if recipe.num_train_steps != checkpoints.latest_step():
             checkpoints.save(state, data_iterator)
     checkpoints.close()
     return state
@@ -87,6 +87,8 @@ def _write_metrics(
     step, metrics = pending
     values = {key: float(value) for key, value in jax.device_get(metrics).items()}
     if not math.isfinite(values["loss"]):
-        raise DivergenceError(f"the loss of step {step} is {values['loss']}; lower optimizer.peak_lr or check the data")
+        raise DivergenceError(
+            f"the loss of step {step} is {values['loss']}; lower lr_schedule.peak_lr or check the data"
+        )
     metric_writer.log(step, values)
     watchdog.heartbeat()

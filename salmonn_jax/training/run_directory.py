@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from salmonn_jax import config as configuration
 from salmonn_jax import model_directory, weights
-from salmonn_jax.config import RunConfig
+from salmonn_jax.config import ModelConfig, Recipe
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import ModelStructure, Params
@@ -27,40 +27,48 @@ class RunWeights:
 
     structure: ModelStructure
     trainable: Params  # float32
-    frozen: Params  # `frozen_dtype` of the configuration
+    frozen: Params  # `frozen_dtype` of the recipe
 
 
 def open_run(
-    config: RunConfig, output: pathlib.Path, model_dir: pathlib.Path | None, *, tokenizer_dir: pathlib.Path, mesh: Mesh
+    recipe: Recipe,
+    model: ModelConfig,
+    output: pathlib.Path,
+    model_dir: pathlib.Path | None,
+    *,
+    tokenizer_dir: pathlib.Path,
+    mesh: Mesh,
 ) -> RunWeights:
     """Creates the run directory, or checks that it contains this run, and loads the initial weights.
 
     Every process calls it.
 
     Args:
-      config: configuration of the run.
-      output: run directory. It must be absent, empty, or contain a run with the same initial model and configuration,
-        except for the fields `MUTABLE_RUN_FIELDS` and `MUTABLE_DATA_FIELDS` of `salmonn_jax.config`.
-      model_dir: model or run directory to start from; None starts from random weights with `config.seed`.
+      recipe: recipe of the run.
+      model: configuration of the model.
+      output: run directory. It must be absent, empty, or contain a run with the same initial model and recipe, except
+        for the fields `MUTABLE_RECIPE_FIELDS` and `MUTABLE_DATA_FIELDS` of `salmonn_jax.config`.
+      model_dir: model or run directory to start from, whose architecture is that of `model`; None starts from random
+        weights with `recipe.seed`.
       tokenizer_dir: directory of the tokenizer, for a run that starts from random weights.
       mesh: device mesh. Each device creates or reads its own shards, and no host holds all weights.
 
     Raises:
-      UserError: the directory contains something else, or the model does not match the configuration. In these cases
-        nothing is written.
+      UserError: the directory contains something else, or the recipe does not fit the model. In these cases nothing is
+        written.
     """
-    structure = parameters.model_structure(config.model)
-    trainable = frozenset(parameters.trainable_paths(structure.shapes, config.trainable))
-    placement = Placement(mesh, config.model.frozen_dtype, trainable)
+    structure = parameters.model_structure(model, recipe.activation_dtype)
+    trainable = frozenset(parameters.trainable_paths(structure.shapes, recipe.trainable))
+    placement = Placement(mesh, recipe.frozen_dtype, trainable)
     if (output / "config.json").exists():
-        return _resume_run(config, output, model_dir, structure, placement)
+        return _resume_run(recipe, output, model_dir, structure, placement)
     if not model_directory.can_start_run(output):
         raise UserError(f"{output} holds something that is not a run; choose another directory with --output")
-    return _start_run(config, output, model_dir, tokenizer_dir, structure, placement)
+    return _start_run(recipe, output, model_dir, tokenizer_dir, structure, placement)
 
 
 def _start_run(
-    config: RunConfig,
+    recipe: Recipe,
     output: pathlib.Path,
     model_dir: pathlib.Path | None,
     tokenizer_dir: pathlib.Path,
@@ -68,36 +76,35 @@ def _start_run(
     placement: Placement,
 ) -> RunWeights:
     if model_dir is None:
-        params, initial_fingerprint = _init_params(config, structure, placement), None
+        params, initial_fingerprint = _init_params(recipe.seed, structure, placement), None
         base = model_directory.save_base(output, params)
     else:
         loaded = model_directory.load_model(model_dir, placement)
-        _check_same_config(loaded.config, config.model, f"the model in {model_dir}")
         params, tokenizer_dir, initial_fingerprint, base = loaded.params, model_dir, loaded.fingerprint, loaded.base
         # Checkpoints contain only what this run trains. If the delta of the initial model has other parameters too, the
         # run needs a new base that includes them.
         if not loaded.delta_param_paths <= placement.trainable_paths:
             base = model_directory.save_merged_base(output, base, model_directory.latest_delta(model_dir))
-    description = {"run": configuration.to_dict(config), "start": {"model": initial_fingerprint}}
-    model_directory.write_config_and_tokenizer(output, config.model, base, tokenizer_dir, **description)
+    description = {"recipe": configuration.to_dict(recipe), "start": {"model": initial_fingerprint}}
+    model_directory.write_config_and_tokenizer(output, structure.config, base, tokenizer_dir, **description)
     return _split_params(structure, params, placement)
 
 
 def _resume_run(
-    config: RunConfig,
+    recipe: Recipe,
     output: pathlib.Path,
     model_dir: pathlib.Path | None,
     structure: ModelStructure,
     placement: Placement,
 ) -> RunWeights:
     description = model_directory.read_config_json(output)
-    if "run" not in description:
+    if "recipe" not in description:
         raise UserError(f"{output} is a model directory, not a run; choose another directory with --output")
-    # The stored configuration may lack newer fields. Their defaults keep the earlier behaviour.
-    stored_config = configuration.from_dict(RunConfig, description["run"])
+    # The stored configurations may lack newer fields. Their defaults keep the earlier behaviour.
+    stored_recipe = configuration.from_dict(Recipe, description["recipe"])
+    stored_model = configuration.from_dict(ModelConfig, description["model"])
     difference = configuration.first_difference(
-        _without_mutable_fields(configuration.to_dict(stored_config)),
-        _without_mutable_fields(configuration.to_dict(config)),
+        _immutable_fields(stored_recipe, stored_model), _immutable_fields(recipe, structure.config)
     )
     if difference:
         raise UserError(f"{output} holds another run: {difference}; choose another directory with --output")
@@ -112,10 +119,10 @@ def _resume_run(
     )
 
 
-def _init_params(config: RunConfig, structure: ModelStructure, placement: Placement) -> Params:
+def _init_params(seed: int, structure: ModelStructure, placement: Placement) -> Params:
     """Returns random float32 weights, of which each device creates its own shards."""
     shardings = {path: placement(path, leaf).sharding for path, leaf in structure.shapes.items()}
-    return jax.jit(lambda: parameters.init_params(config.model, config.seed), out_shardings=shardings)()
+    return jax.jit(lambda: parameters.init_params(structure.config, seed), out_shardings=shardings)()
 
 
 def _split_params(structure: ModelStructure, params: Params, placement: Placement) -> RunWeights:
@@ -137,24 +144,11 @@ def _split_params(structure: ModelStructure, params: Params, placement: Placemen
     )
 
 
-def _without_mutable_fields(run: dict[str, Any]) -> dict[str, Any]:
-    """Returns the JSON values of a run's configuration without the fields that may change when it is resumed."""
-    data = {key: value for key, value in run["data"].items() if key not in configuration.MUTABLE_DATA_FIELDS}
-    return {key: value for key, value in run.items() if key not in configuration.MUTABLE_RUN_FIELDS} | {"data": data}
-
-
-def _check_same_config(
-    loaded: configuration.ModelConfig, expected: configuration.ModelConfig, description: str
-) -> None:
-    """Raises UserError if the configuration of a loaded model differs from that of the run.
-
-    Args:
-      loaded: configuration of the loaded model.
-      expected: configuration of the model in the run.
-      description: name of the loaded model in the message.
-    """
-    difference = configuration.first_difference(configuration.to_dict(loaded), configuration.to_dict(expected))
-    if difference:
-        raise UserError(
-            f"{description} has another configuration than the run: {difference}; change the run's configuration"
-        )
+def _immutable_fields(recipe: Recipe, model: ModelConfig) -> dict[str, Any]:
+    """Returns the JSON values of the fields of a run that may not change when it is resumed."""
+    values = configuration.to_dict(recipe) | {"model": configuration.to_dict(model)}
+    for name in configuration.MUTABLE_RECIPE_FIELDS:
+        del values[name]
+    for name in configuration.MUTABLE_DATA_FIELDS:
+        del values["data"][name]
+    return values

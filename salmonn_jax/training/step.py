@@ -1,6 +1,6 @@
 """The training step: loss, gradient with respect to the trainable parameters, and optimiser update.
 
-The training loop and `salmonn_jax.planning.aot` compile it.
+The training loop and `launch.plan` compile it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
-from salmonn_jax.config import HOP_LENGTH, SAMPLE_RATE, ModelConfig, RunConfig
+from salmonn_jax.config import HOP_LENGTH, SAMPLE_RATE, ModelConfig, Recipe
 from salmonn_jax.models.parameters import ModelStructure, Params, trainable_paths
 from salmonn_jax.models.salmonn import answer_losses
-from salmonn_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from salmonn_jax.training.optimizer import make_optimizer
 
 
 class TrainState(NamedTuple):
@@ -30,14 +30,13 @@ class TrainState(NamedTuple):
     opt_state: Any  # optax state
 
 
-def init_train_state(config: RunConfig, trainable: Params) -> TrainState:
+def init_train_state(recipe: Recipe, trainable: Params) -> TrainState:
     """Returns the state before the first step. It can be traced by JAX."""
-    opt_state = make_optimizer(config.optimizer, config.num_train_steps).init(trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, make_optimizer(recipe).init(trainable))
 
 
 def batch_loss(
-    config: RunConfig,
+    recipe: Recipe,
     structure: ModelStructure,
     trainable: Params,
     frozen: Params,
@@ -48,7 +47,7 @@ def batch_loss(
     """Computes the loss of a batch: the mean over all answer tokens, as in the original, plus the weighted CTC loss.
 
     Args:
-      config: configuration of the run.
+      recipe: recipe of the run.
       structure: structure of the model.
       trainable: trainable parameters by path.
       frozen: frozen parameters by path.
@@ -58,25 +57,25 @@ def batch_loss(
 
     Returns:
       The loss as a float32 scalar, and a dictionary of float32 scalars: `loss` (without CTC), `accuracy` of the
-      teacher-forced answer tokens, and `ctc` if `config.ctc_weight` is not 0.
+      teacher-forced answer tokens, and `ctc` if `recipe.ctc_weight` is not 0.
     """
     model = structure.merge(trainable, frozen)
     logits, audio_tokens = model(
         batch,
-        lora_scale=config.model.lora.scale,
+        lora_scale=structure.config.lora.scale,
         num_shards=num_shards,
         dropout_key=dropout_key,
-        remat_policy=config.remat_policy,
+        remat_policy=recipe.remat_policy,
     )
-    losses, target_mask = answer_losses(logits, batch, config.model.pad_classes)
+    losses, target_mask = answer_losses(logits, batch, structure.config.pad_classes)
     num_targets = jnp.maximum(target_mask.sum(), 1)
     correct = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & target_mask
     metrics = {"loss": losses.sum() / num_targets, "accuracy": correct.sum() / num_targets}
-    if not config.ctc_weight:
+    if not recipe.ctc_weight:
         return metrics["loss"], metrics
-    num_valid = batch_num_valid_audio_tokens(config.model, batch.pcm_length)
-    metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, num_valid, batch.transcript, config.ctc_blank)
-    return metrics["loss"] + config.ctc_weight * metrics["ctc"], metrics
+    num_valid = batch_num_valid_audio_tokens(structure.config, batch.pcm_length)
+    metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, num_valid, batch.transcript, recipe.ctc_blank)
+    return metrics["loss"] + recipe.ctc_weight * metrics["ctc"], metrics
 
 
 def batch_num_valid_audio_tokens(model_config: ModelConfig, pcm_length: Array) -> Array:
@@ -124,7 +123,7 @@ def ctc_loss(embedding: Array, audio_tokens: Array, num_valid_tokens: Array, tra
     return jnp.where(clip_mask, losses, 0).sum() / jnp.maximum(jnp.where(clip_mask, num_transcript_tokens, 0).sum(), 1)
 
 
-def make_train_step(config: RunConfig, structure: ModelStructure, mesh: Mesh) -> Callable:
+def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Callable:
     """Returns the jitted training step `(state, frozen, batch) -> (state, metrics)`.
 
     `state` is donated. Frozen parameters have the shardings of `FROZEN_RULES` in `salmonn_jax.sharding`. Metrics are
@@ -132,25 +131,24 @@ def make_train_step(config: RunConfig, structure: ModelStructure, mesh: Mesh) ->
     the batch.
 
     Args:
-      config: configuration of the run.
+      recipe: recipe of the run.
       structure: structure of the model.
       mesh: device mesh.
     """
-    optimizer = make_optimizer(config.optimizer, config.num_train_steps)
-    schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
+    optimizer, schedule = make_optimizer(recipe), recipe.lr_schedule.create(recipe.num_train_steps)
     num_shards = sharding.num_data_shards(mesh)
-    replicated, batch_shardings = sharding.replicated(mesh), sharding.batch_shardings(mesh, config.data.clips)
-    trainable_set = trainable_paths(structure.shapes, config.trainable)
+    replicated, batch_shardings = sharding.replicated(mesh), sharding.batch_shardings(mesh, recipe.data.clips)
+    trainable_set = trainable_paths(structure.shapes, recipe.trainable)
     placement = sharding.Placement(mesh)
     frozen_shardings = {
         p: placement(p, leaf).sharding for p, leaf in structure.shapes.items() if p not in trainable_set
     }
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
 
         def loss(trainable):
-            return batch_loss(config, structure, trainable, frozen, batch, num_shards, dropout_key)
+            return batch_loss(recipe, structure, trainable, frozen, batch, num_shards, dropout_key)
 
         # Only trainable parameters are differentiated, so frozen ones need no memory for gradients.
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)

@@ -18,9 +18,9 @@ from data_pipelines.transforms.encode import encode_config
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from data_pipelines.transforms.samples import Encoder, SampleReader
 from salmonn_jax.config import DataConfig
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
 
-MODEL = get_config("debug").model
+MODEL = get_preset("debug").model
 WINDOW = MODEL.audio.window_samples
 SIZES = {"speech": 97, "events": 41, "text": 29}
 SHARES = {"speech": 0.6, "events": 0.3, "text": 0.1}

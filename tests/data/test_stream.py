@@ -17,7 +17,8 @@ from data_pipelines.examples import Rejection
 from data_pipelines.rejection_log import RejectionLog
 from data_pipelines.stream.mixture import normalise
 from data_pipelines.transforms.samples import SampleRef
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
+from salmonn_jax.configs.salmonn import STAGE2_MIXTURE
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import TEXT_SLOT
 from tests.data.streams import (
@@ -178,7 +179,7 @@ def test_every_example_once_an_epoch_and_every_epoch_in_another_order():
         assert epochs[0] != epochs[1] != epochs[2]
 
 
-@pytest.mark.parametrize("shares", [SHARES, get_config("salmonn_13b_stage2").data.mixture], ids=["three", "stage 2"])
+@pytest.mark.parametrize("shares", [SHARES, STAGE2_MIXTURE], ids=["three", "stage 2"])
 def test_shares_in_a_stream_and_in_all(shares):
     """Checks 500 draws of 64 streams: a source is within 5 of its share in a stream, and within 20 in all streams."""
     shares = normalise(shares)
@@ -195,7 +196,7 @@ def test_shares_in_a_stream_and_in_all(shares):
 
 def test_a_state_is_small():
     """Checks the limit of 4 KB per stream with the sixteen sources of stage 2, a window of 32 and large counts."""
-    config = get_config("salmonn_13b_stage2").data
+    config = get_preset("salmonn_13b_stage2").recipe.data
     state = refs_of(normalise(config.mixture)).get_state()
     state["counts"] = dict.fromkeys(config.mixture, 10000000)
     whole = next(iter(stream().get_state().values())) | {"samples": state}

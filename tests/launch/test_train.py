@@ -16,7 +16,7 @@ import pytest
 
 from launch import cli, train
 from salmonn_jax.model_directory import load_model
-from tests.runs import copy_run, debug_config, losses
+from tests.runs import copy_run, debug_preset, losses
 
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE_HIT = "Persistent compilation cache hit for 'jit_train_step'"
@@ -109,7 +109,7 @@ def test_a_run_goes_on_with_another_mesh(folder, debug_run, monkeypatch, capsys)
     """
     run = copy_run(debug_run, folder / "moved", last_step=2)
     description = json.loads((run / "config.json").read_text())
-    del description["run"]["data"]["buckets"]
+    del description["recipe"]["data"]["buckets"]
     (run / "config.json").write_text(json.dumps(description))
     run_command(monkeypatch, folder, "debug", "--output", "moved", 'mesh={"data": 2, "fsdp": 2, "tensor": 2}')
     assert "resuming from step 2" in capsys.readouterr().err
@@ -121,8 +121,8 @@ def test_a_run_goes_on_with_another_mesh(folder, debug_run, monkeypatch, capsys)
 
 def test_a_run_starts_from_another_run(folder, debug_run):
     """The second run trains fewer parameters than the first did, and must keep what the first trained."""
-    config = debug_config(folder / "tones", num_train_steps=1, trainable=("query_tokens",))
-    train.train(config, folder / "second", debug_run)
+    preset = debug_preset(folder / "tones", num_train_steps=1, trainable=("query_tokens",))
+    train.train(preset, folder / "second", debug_run)
     first, second = load_model(debug_run).params, load_model(folder / "second").params
     for path, value in first.items():
         same = np.array_equal(value, second[path])

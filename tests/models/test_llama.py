@@ -7,10 +7,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
 from salmonn_jax.models import parameters
 
-MODEL = get_config("debug").model
+MODEL = get_preset("debug").model
 TIED = dataclasses.replace(MODEL, llama=dataclasses.replace(MODEL.llama, tie_word_embeddings=True))
 
 

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 
 from salmonn_jax.batch import Segment, collate
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
 from salmonn_jax.models import parameters
 from salmonn_jax.models.salmonn import answer_losses
 
-MODEL = get_config("debug").model
+MODEL = get_preset("debug").model
 
 
 def test_losses_of_packed_and_separate_rows_are_equal():

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import MODULES, describe_trainable, trainable_modules, trainable_paths
 
-MODEL = get_config("debug").model
+MODEL = get_preset("debug").model
 SHAPES = parameters.model_structure(MODEL).shapes
 WITHOUT_BEATS = parameters.model_structure(dataclasses.replace(MODEL, beats=None)).shapes
 LLM_ONLY = parameters.model_structure(dataclasses.replace(MODEL, whisper=None, beats=None, qformer=None)).shapes
@@ -29,7 +29,7 @@ def test_modules_and_regular_expressions():
 
 
 def test_a_module_that_the_model_does_not_have_is_reported():
-    default = get_config("debug").trainable
+    default = get_preset("debug").recipe.trainable
     assert not any(path.startswith("ln_audio/") for path in trainable_paths(WITHOUT_BEATS, default))
     line = describe_trainable(WITHOUT_BEATS, ("query_tokens", "norms", "beats"))
     total = sum(shape.size for shape in WITHOUT_BEATS.values())

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from salmonn_jax import sharding
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
 from salmonn_jax.models import parameters
 from salmonn_jax.models.llama import causal_mask
 
-CONFIG = get_config("debug").model
+CONFIG = get_preset("debug").model
 STRUCTURE = parameters.model_structure(CONFIG)
 MESHES = [
     {"data": 2, "fsdp": 2, "tensor": 2},

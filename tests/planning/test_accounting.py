@@ -9,51 +9,54 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from launch.plan import compile_train_step
 from salmonn_jax import sharding
-from salmonn_jax.config import RunConfig
-from salmonn_jax.configs import get_config
+from salmonn_jax.configs import get_preset
 from salmonn_jax.models import parameters
 from salmonn_jax.planning import accounting, aot, hlo
 
-CONFIG = get_config("debug")
+DEBUG = get_preset("debug")
 
 
 @pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_the_formula_gives_the_operations_of_the_compiled_step(remat):
-    config = dataclasses.replace(CONFIG, remat_policy=remat)
-    program = aot.compile_train_step(config, sharding.make_mesh({}, jax.devices()[:1]))
-    assert hlo.dot_flops(program.hlo_text) == pytest.approx(accounting.step_flops(config).hardware_flops, rel=1e-3)
+    preset = dataclasses.replace(DEBUG, recipe=dataclasses.replace(DEBUG.recipe, remat_policy=remat))
+    program = compile_train_step(preset, sharding.make_mesh({}, jax.devices()[:1]))
+    flops = accounting.step_flops(DEBUG.model, DEBUG.recipe.data, remat_policy=remat)
+    assert hlo.dot_flops(program.hlo_text) == pytest.approx(flops.hardware_flops, rel=1e-3)
 
 
 def test_the_13b_costs_four_operations_a_parameter_and_token():
-    config: RunConfig = get_config("salmonn_13b_stage2")
-    flops = accounting.step_flops(config)
-    c = config.model.llama
+    model, data = get_preset("salmonn_13b_stage2").model, get_preset("salmonn_13b_stage2").recipe.data
+    flops = accounting.step_flops(model, data, remat_policy="full")
+    c = model.llama
     weights = (
         c.num_hidden_layers * c.hidden_size * (4 * c.hidden_size + 3 * c.intermediate_size)
         + c.hidden_size * c.vocab_size
     )
-    assert flops.llama == 4 * weights * config.data.rows * config.data.seq_len
+    assert flops.llama == 4 * weights * data.rows * data.seq_len
     assert flops.duplicated == 0 and flops.hardware_flops == flops.model_flops + flops.remat
-    assert accounting.step_flops(dataclasses.replace(config, remat_policy="none")).remat == 0
+    assert accounting.step_flops(model, data).remat == 0
 
 
 def test_chips_that_share_a_language_model_share_its_clips_where_they_can():
-    config = dataclasses.replace(get_config("salmonn_13b_stage2"), mesh={"tensor": 4})
-    assert accounting.step_flops(config, 64).duplicated == 0
-    few = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=16, clips=16, streams=16))
-    alone = accounting.step_flops(few, 16)
-    assert accounting.step_flops(few, 64).model_flops == alone.model_flops
-    assert accounting.step_flops(few, 64).duplicated == 3 * (
-        alone.features + alone.whisper + alone.beats + alone.qformer
-    )
+    model, data = get_preset("salmonn_13b_stage2").model, get_preset("salmonn_13b_stage2").recipe.data
+
+    def step_flops(data, num_devices):
+        return accounting.step_flops(model, data, tensor_shards=4, num_devices=num_devices)
+
+    assert step_flops(data, 64).duplicated == 0
+    few = dataclasses.replace(data, rows=16, clips=16, streams=16)
+    alone = step_flops(few, 16)
+    assert step_flops(few, 64).model_flops == alone.model_flops
+    assert step_flops(few, 64).duplicated == 3 * (alone.features + alone.whisper + alone.beats + alone.qformer)
 
 
 def test_bytes_by_kind_are_those_of_the_program():
     """Compares the bytes of one chip: a fourth of the frozen weights, and everything that is trained."""
-    program = aot.compile_train_step(CONFIG, sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
-    shapes = parameters.model_structure(CONFIG.model).shapes
-    chosen = parameters.trainable_paths(shapes, CONFIG.trainable)
+    program = compile_train_step(DEBUG, sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+    shapes = parameters.model_structure(DEBUG.model).shapes
+    chosen = parameters.trainable_paths(shapes, DEBUG.recipe.trainable)
     trained = sum(4 * x.size for path, x in shapes.items() if path in chosen)
     frozen = sum(4 * x.size for path, x in shapes.items() if path not in chosen)
     assert frozen / 4 < program.frozen < frozen
@@ -69,7 +72,7 @@ def test_replicated_weights_have_collectives_for_what_is_trained_only():
     On CPU, XLA does not partition the front ends and BEATs' grouped convolution and gathers their inputs; on TPU it
     partitions them (`tests/launch/test_plan.py`).
     """
-    program = aot.compile_train_step(CONFIG, sharding.make_mesh({"data": 8}))
+    program = compile_train_step(DEBUG, sharding.make_mesh({"data": 8}))
     others = [one for one in program.collectives if "fft" not in one.source and "conv_general" not in one.source]
     assert {one.kind for one in others} == {"all-reduce"}
     assert sum(one.bytes * one.times for one in others) == pytest.approx(program.trained, rel=0.01)
@@ -93,7 +96,9 @@ def test_collectives_in_a_scan_are_counted_as_often_as_they_run():
 
 
 def test_decoding_programs_compile_and_fit_together():
-    prefill, step = aot.compile_decoding(CONFIG, sharding.make_mesh({"data": 4, "tensor": 2}))
+    structure, mesh = parameters.model_structure(DEBUG.model), sharding.make_mesh({"data": 4, "tensor": 2})
+    weights = aot.abstract_weights(structure, DEBUG.recipe.trainable, "float32", mesh)
+    prefill, step = aot.compile_decoding(structure, weights, 16, mesh)
     assert prefill.name == "prefill" and step.name == "decode step"
     assert step.batch > prefill.batch  # with the cache
     assert step.needed > 0 and prefill.temporary > 0

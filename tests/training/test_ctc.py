@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from salmonn_jax.batch import Segment, collate
-from salmonn_jax.configs import get_config
+from salmonn_jax.config import Recipe
+from salmonn_jax.configs import get_preset
 from salmonn_jax.prompts import TEXT_SLOT
 from salmonn_jax.training.step import batch_loss, batch_num_valid_audio_tokens, ctc_loss
 
@@ -57,7 +58,7 @@ def test_loss_uses_only_valid_audio_tokens():
 
 
 def test_batch_num_valid_audio_tokens():
-    model = get_config("salmonn_13b_stage1").model
+    model = get_preset("salmonn_13b_stage1").model
     clips = np.array([0, 1, 16_000, 5440 * 4, 5440 * 4 + 1, 200_000, 479_999, 480_000])
     assert batch_num_valid_audio_tokens(model, clips).tolist() == [88] * 8
     model = dataclasses.replace(model, audio=dataclasses.replace(model.audio, tokens="clip"))
@@ -66,9 +67,9 @@ def test_batch_num_valid_audio_tokens():
 
 def test_batch_loss_uses_only_valid_audio_tokens():
     """Replaces the model by a stand-in with fixed outputs."""
-    rng, config = np.random.default_rng(0), get_config("salmonn_13b_stage1")
-    model = dataclasses.replace(config.model, audio=dataclasses.replace(config.model.audio, tokens="clip"))
-    config = dataclasses.replace(config, model=model, ctc_weight=0.5, ctc_blank=BLANK)
+    rng, model = np.random.default_rng(0), get_preset("salmonn_13b_stage1").model
+    model = dataclasses.replace(model, audio=dataclasses.replace(model.audio, tokens="clip"))
+    recipe = Recipe(ctc_weight=0.5, ctc_blank=BLANK)
     embedding, audio_tokens = jnp.asarray(rng.normal(size=(9, 6))), jnp.asarray(rng.normal(size=(2, 88, 6)))
     clips = [np.ones(size, np.int16) for size in (30_000, 480_000)]
     rows = [[Segment([1, 5, 6, 2], [TEXT_SLOT] * 4, 2, (clip,))] for clip in clips]
@@ -79,8 +80,8 @@ def test_batch_loss_uses_only_valid_audio_tokens():
         return jnp.zeros((2, 4, 9)), audio_tokens
 
     stand_in_model.llama = types.SimpleNamespace(embedding=embedding)
-    structure = types.SimpleNamespace(merge=lambda *_: stand_in_model)
-    _, metrics = batch_loss(config, structure, {}, {}, batch, 1, None)
+    structure = types.SimpleNamespace(config=model, merge=lambda *_: stand_in_model)
+    _, metrics = batch_loss(recipe, structure, {}, {}, batch, 1, None)
     loss_of_valid, loss_of_all = (
         ctc_loss(embedding, audio_tokens, np.array([n, 88]), batch.transcript, BLANK) for n in (6, 88)
     )

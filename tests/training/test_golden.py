@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from salmonn_jax.config import OptimizerConfig, RunConfig
+from salmonn_jax.config import AdamW, Recipe, WarmupCosine
 from salmonn_jax.conversion import mapping, tables
 from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import Params
-from salmonn_jax.training.optimizer import learning_rate_schedule, make_optimizer, weight_decay_mask
+from salmonn_jax.training.optimizer import make_optimizer, weight_decay_mask
 from tests import golden
 from tests.golden import MINI
 
@@ -46,35 +46,36 @@ def settings() -> dict:
 
 
 @pytest.fixture(scope="module")
-def optimizer_config(settings) -> tuple[OptimizerConfig, int]:
-    """The configuration that stands for the original's settings, and the number of steps of its cosine."""
+def recipe(settings) -> Recipe:
+    """The recipe that stands for the original's settings; its number of steps is that of their cosine."""
     theirs = settings["optimizer"]
-    config = OptimizerConfig(
-        peak_lr=theirs["init_lr"],
-        init_lr=theirs["warmup_start_lr"],
-        end_lr=theirs["min_lr"],
-        warmup_steps=theirs["warmup_steps"],
-        b1=theirs["adam_beta1"],
-        b2=theirs["beta2"],
-        eps=theirs["adam_eps"],
-        weight_decay=theirs["weight_decay"],
+    return Recipe(
+        optimizer=AdamW(
+            b1=theirs["adam_beta1"], b2=theirs["beta2"], eps=theirs["adam_eps"], weight_decay=theirs["weight_decay"]
+        ),
+        lr_schedule=WarmupCosine(
+            peak_lr=theirs["init_lr"],
+            init_lr=theirs["warmup_start_lr"],
+            end_lr=theirs["min_lr"],
+            warmup_steps=theirs["warmup_steps"],
+        ),
+        num_train_steps=theirs["max_epoch"] * theirs["iters_per_epoch"],
     )
-    return config, theirs["max_epoch"] * theirs["iters_per_epoch"]
 
 
 @pytest.fixture(scope="module")
 def split_params() -> tuple[Params, Params]:
     """The trainable and the frozen weights."""
     params = MINI.params_with_pad
-    chosen = parameters.trainable_paths(params, RunConfig(name="golden").trainable)
+    chosen = parameters.trainable_paths(params, Recipe().trainable)
     trainable = {path: x for path, x in params.items() if path in chosen}
     return trainable, {path: x for path, x in params.items() if path not in chosen}
 
 
 @pytest.fixture(scope="module")
-def train_step(optimizer_config):
+def train_step(recipe):
     """A jitted optimiser step; batches of any size share its one compilation."""
-    optimizer = make_optimizer(*optimizer_config)
+    optimizer = make_optimizer(recipe)
 
     def loss_fn(trainable, frozen, frames, batch):
         model = MINI.structure.merge(trainable, frozen)
@@ -94,12 +95,12 @@ def train_step(optimizer_config):
 
 
 @pytest.fixture(scope="module")
-def runs(settings, optimizer_config, split_params, train_step) -> dict[str, list[Step]]:
+def runs(settings, recipe, split_params, train_step) -> dict[str, list[Step]]:
     """The five steps of each run."""
     trainable, frozen = split_params
     found = {}
     for name in RUNS:
-        state, steps = (trainable, make_optimizer(*optimizer_config).init(trainable)), []
+        state, steps = (trainable, make_optimizer(recipe).init(trainable)), []
         for clips in settings["runs"][name]["batches"]:
             steps.append(train_step(*state, frozen, MINI.batch_frames(clips), MINI.padded_batch(clips)))
             state = steps[-1].trainable, steps[-1].opt_state
@@ -151,22 +152,22 @@ def test_weights_after_five_steps(runs, run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_learning_rates_of_five_steps(optimizer_config, run):
-    ours = [learning_rate_schedule(*optimizer_config)(step) for step in range(5)]
+def test_learning_rates_of_five_steps(recipe, run):
+    ours = [recipe.lr_schedule.create(recipe.num_train_steps)(step) for step in range(5)]
     np.testing.assert_allclose(ours, MINI.expected[f"{run}_lr"], rtol=LEARNING_RATE)
 
 
 def test_learning_rates_of_the_released_configuration():
     recorded = MINI.expected_json["lr_schedules"][0]
     theirs = recorded["settings"]
-    config = OptimizerConfig()
+    config = WarmupCosine()
     assert (config.peak_lr, config.init_lr, config.end_lr, config.warmup_steps) == (
         theirs["init_lr"],
         theirs["warmup_start_lr"],
         theirs["min_lr"],
         theirs["warmup_steps"],
     )
-    schedule = learning_rate_schedule(config, theirs["max_epoch"] * theirs["iters_per_epoch"])
+    schedule = config.create(theirs["max_epoch"] * theirs["iters_per_epoch"])
     for epoch, step, rate in recorded["epoch_step_lr"]:
         np.testing.assert_allclose(schedule(epoch * theirs["iters_per_epoch"] + step), rate, rtol=LEARNING_RATE)
 

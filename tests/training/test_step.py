@@ -6,21 +6,22 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data_pipelines import corpora
 from data_pipelines.from_config import make_training_data
 from salmonn_jax import sharding
-from salmonn_jax.config import OptimizerConfig, RunConfig
-from salmonn_jax.configs import get_config
+from salmonn_jax.config import AdamW, Lion, Recipe, WarmupConstant, WarmupCosine
+from salmonn_jax.configs import get_preset
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
 from salmonn_jax.models import parameters
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.training import optimizer
 from salmonn_jax.training.step import init_train_state, make_train_step
 
-CONFIG = get_config("debug")
+MODEL, RECIPE = get_preset("debug").model, get_preset("debug").recipe
 
 # Gradients of these are zero but for rounding, which Adam makes large: a single query attends to itself with weight
 # one whatever its query and key are, and softmax does not see what is added to all keys.
@@ -32,7 +33,7 @@ UNUSED |= {"qformer/layers/cross_attention/key/bias"}
 def batches(tmp_path_factory):
     """Two batches of the debug configuration."""
     corpus = corpora.open_corpus("tones", tmp_path_factory.mktemp("tones"))
-    stream = make_training_data(corpus, load_tokenizer(corpus.tokenizer_dir), CONFIG.model, CONFIG.data, seed=0)
+    stream = make_training_data(corpus, load_tokenizer(corpus.tokenizer_dir), MODEL, RECIPE.data, seed=0)
     return [next(stream) for _ in range(2)]
 
 
@@ -41,18 +42,18 @@ def split(params, chosen):
     return {p: x for p, x in params.items() if p in chosen}, {p: x for p, x in params.items() if p not in chosen}
 
 
-def take_steps(config: RunConfig, mesh, batches):
+def take_steps(recipe: Recipe, mesh, batches):
     """Returns the initial parameters, the state after a step on each batch, and the metrics of each step."""
-    structure = parameters.model_structure(config.model)
-    params = parameters.init_params(config.model, config.seed)
-    chosen = parameters.trainable_paths(params, config.trainable)
+    structure = parameters.model_structure(MODEL)
+    params = parameters.init_params(MODEL, recipe.seed)
+    chosen = parameters.trainable_paths(params, recipe.trainable)
     trainable, frozen = split(params, chosen)
-    state = jax.device_put(init_train_state(config, trainable), sharding.replicated(mesh))
+    state = jax.device_put(init_train_state(recipe, trainable), sharding.replicated(mesh))
     placement = sharding.Placement(mesh)
     frozen = {path: jax.device_put(x, placement(path, x).sharding) for path, x in frozen.items()}
-    step, metrics = make_train_step(config, structure, mesh), []
+    step, metrics = make_train_step(recipe, structure, mesh), []
     for batch in batches:
-        state, values = step(state, frozen, sharding.make_global_batch(batch, mesh, CONFIG.data.streams))
+        state, values = step(state, frozen, sharding.make_global_batch(batch, mesh, RECIPE.data.streams))
         metrics.append(jax.device_get(values))
     return params, state, metrics
 
@@ -64,7 +65,7 @@ def one_device():
 @pytest.fixture(scope="module")
 def unsharded(batches):
     """Two steps on one device: see `take_steps`."""
-    return take_steps(CONFIG, one_device(), batches)
+    return take_steps(RECIPE, one_device(), batches)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_sharded_equals_unsharded(batches, unsharded, sizes):
     """Includes dropout, whose keys do not depend on the mesh."""
     _, alone, expected = unsharded
     devices = jax.devices()[: math.prod(sizes.values())]
-    _, spread, metrics = take_steps(CONFIG, sharding.make_mesh(sizes, devices), batches)
+    _, spread, metrics = take_steps(RECIPE, sharding.make_mesh(sizes, devices), batches)
     for ours, theirs in zip(metrics, expected, strict=True):
         for name in theirs:
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
@@ -95,7 +96,7 @@ def test_sharded_equals_unsharded(batches, unsharded, sizes):
 def test_remat_changes_no_result(batches, unsharded, remat):
     """The loss, the gradient norm and the parameters after two steps are those of `remat_policy="none"`."""
     _, state, expected = unsharded
-    _, again, metrics = take_steps(dataclasses.replace(CONFIG, remat_policy=remat), one_device(), batches)
+    _, again, metrics = take_steps(dataclasses.replace(RECIPE, remat_policy=remat), one_device(), batches)
     for ours, theirs in zip(metrics, expected, strict=True):
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-6)
         np.testing.assert_allclose(ours["gradient_norm"], theirs["gradient_norm"], rtol=1e-5)
@@ -120,14 +121,14 @@ def test_only_what_is_trainable_changes_and_has_optimizer_state(unsharded):
 @pytest.mark.parametrize(("model", "count"), [(MODEL_7B, 30_186_240), (MODEL_13B, 33_332_992)])
 def test_trainable_parameters_of_the_released_models(model, count):
     shapes = parameters.model_structure(model).shapes
-    chosen = parameters.trainable_paths(shapes, RunConfig(name="x").trainable)
+    chosen = parameters.trainable_paths(shapes, Recipe().trainable)
     assert sum(math.prod(shapes[path].shape) for path in chosen) == count
 
 
 def test_weight_decay_of_the_released_13b():
     """Weight decay applies to 182 tensors and not to 39, counted per layer as the original stores them."""
     shapes = parameters.model_structure(MODEL_13B).shapes
-    chosen = parameters.trainable_paths(shapes, RunConfig(name="x").trainable)
+    chosen = parameters.trainable_paths(shapes, Recipe().trainable)
     counts = {True: 0, False: 0}
     for path, applies in optimizer.weight_decay_mask(dict.fromkeys(chosen)).items():
         counts[applies] += shapes[path].shape[0] if "/layers/" in path else 1
@@ -135,11 +136,36 @@ def test_weight_decay_of_the_released_13b():
 
 
 def test_learning_rate():
-    schedule = optimizer.learning_rate_schedule(OptimizerConfig(), 90_000)
+    schedule = WarmupCosine().create(90_000)
     assert schedule(0) == pytest.approx(1e-6)
     assert schedule(1500) == pytest.approx((1e-6 + 3e-5) / 2)
     assert schedule(3000) == pytest.approx(1e-5 + 2e-5 * 0.5 * (1 + math.cos(math.pi * 3000 / 90_000)))
     assert schedule(90_000) == pytest.approx(1e-5)
+
+
+def test_learning_rate_of_the_constant_schedule():
+    schedule = WarmupConstant(peak_lr=2e-5, init_lr=1e-5, warmup_steps=10).create(90_000)
+    np.testing.assert_allclose([schedule(0), schedule(5), schedule(10), schedule(80_000)], [1e-5, 1.5e-5, 2e-5, 2e-5])
+
+
+def test_lion_moves_every_weight_by_the_learning_rate():
+    """The sign of the first gradient times the learning rate, and weight decay on the kernel but not on the bias."""
+    recipe = Recipe(optimizer=Lion(weight_decay=0.5), lr_schedule=WarmupConstant(peak_lr=0.1, warmup_steps=0))
+    params = {"a/kernel": jnp.array([2.0]), "a/bias": jnp.array([2.0])}
+    lion = optimizer.make_optimizer(recipe)
+    updates, _ = lion.update({"a/kernel": jnp.array([-3.0]), "a/bias": jnp.array([7.0])}, lion.init(params), params)
+    np.testing.assert_allclose(updates["a/kernel"], [0.1 * (1 - 0.5 * 2)], atol=1e-7)
+    np.testing.assert_allclose(updates["a/bias"], [-0.1])
+
+
+def test_the_clip_norm_limits_the_gradient_of_every_optimizer():
+    for config in (AdamW(clip_norm=1.0, b2=0.5), Lion(clip_norm=1.0)):
+        params = {"kernel": jnp.array([3.0, 4.0])}
+        made = optimizer.make_optimizer(Recipe(optimizer=config))
+        _, clipped = made.update({"kernel": jnp.array([30.0, 40.0])}, made.init(params), params)
+        _, unit = made.update({"kernel": jnp.array([0.6, 0.8])}, made.init(params), params)
+        for ours, expected in zip(jax.tree.leaves(clipped), jax.tree.leaves(unit), strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
 def test_frozen_weights_get_no_gradient_work(batches):
@@ -148,12 +174,12 @@ def test_frozen_weights_get_no_gradient_work(batches):
     Counts the program before XLA optimises it: so what is not there was never asked for, and nothing is compiled. The
     count has each scanned body once, so it compares one layer of each stack and what is outside of the stacks.
     """
-    params, structure = parameters.init_params(CONFIG.model, 0), parameters.model_structure(CONFIG.model)
+    params, structure = parameters.init_params(MODEL, 0), parameters.model_structure(MODEL)
 
-    def flops(config):
-        trainable, frozen = split(params, parameters.trainable_paths(params, config.trainable))
-        step = make_train_step(config, structure, one_device())
-        return step.lower(init_train_state(config, trainable), frozen, batches[0]).cost_analysis()["flops"]
+    def flops(recipe):
+        trainable, frozen = split(params, parameters.trainable_paths(params, recipe.trainable))
+        step = make_train_step(recipe, structure, one_device())
+        return step.lower(init_train_state(recipe, trainable), frozen, batches[0]).cost_analysis()["flops"]
 
-    everything = dataclasses.replace(CONFIG, trainable=(".*",))
-    assert flops(CONFIG) < 0.85 * flops(everything)
+    everything = dataclasses.replace(RECIPE, trainable=(".*",))
+    assert flops(RECIPE) < 0.85 * flops(everything)
