@@ -117,7 +117,7 @@ def test_another_optimizer_and_schedule():
         ("optimizer.bb1=1", "unknown configuration field 'optimizer.bb1'; did you mean 'optimizer.b1'?"),
         ("optimzer.b1=1", "unknown configuration field 'optimzer.b1'; did you mean 'optimizer.b1'?"),
         ("optimizer.name=adam", "optimizer.name=\"adam\": must be one of 'adamw', 'lion'"),
-        ("optimizer.name=[1]", "optimizer.name=[1]: must be one of 'adamw', 'lion'"),
+        ("optimizer.name=[1]", 'optimizer.name="[1]": must be one of'),
         ("optimizer.name=lion optimizer.eps=1", "unknown configuration field 'optimizer.eps'"),
         ("lr_schedule=null", "lr_schedule=null: "),
         ("lr_schedule={}", "lr_schedule.name: is required"),

@@ -84,12 +84,12 @@ def test_every_step_is_logged_once(debug_run):
 
 def test_a_diverged_step_ends_the_run_and_is_not_saved(folder, monkeypatch, capsys):
     """After the first update the weights are of size 1e20, so the loss of step 2 is not finite."""
-    options = ("optimizer.init_lr=1e20", "optimizer.peak_lr=1e20", "save_every=1", "num_train_steps=4")
+    options = ("lr_schedule.init_lr=1e20", "lr_schedule.peak_lr=1e20", "save_every=1", "num_train_steps=4")
     with pytest.raises(SystemExit) as stopped:
         run_command(monkeypatch, folder, "debug", "--output", "diverged", *options)
     assert stopped.value.code == 1
     last_line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last_line.startswith("error: the loss of step 2 is ") and "lower optimizer.peak_lr" in last_line
+    assert last_line.startswith("error: the loss of step 2 is ") and "lower lr_schedule.peak_lr" in last_line
     assert list(losses(folder / "diverged")) == [1]
     saved = {path.name for path in (folder / "diverged" / "checkpoints").iterdir() if path.name.isdigit()}
     assert "2" not in saved and "1" in saved
