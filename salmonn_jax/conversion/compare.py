@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from salmonn_jax import api, audio, prompts
+from salmonn_jax import api, prompts
+from salmonn_jax.audio import features
 from salmonn_jax.audio.files import AudioSource, load_audio
 from salmonn_jax.batch import Segment, collate
 from salmonn_jax.conversion import torch_reference
@@ -151,11 +152,11 @@ def _compute_activations(model: Salmonn, batch, with_audio: bool) -> dict[str, j
     with record_hidden_states() as hidden_states:
         frames = model.run_encoders(batch.pcm, batch.pcm_length)
         if config.whisper:
-            features = audio.log_mel_spectrogram(batch.pcm, config.whisper.num_mel_bins)
-            activations["whisper features"] = features.swapaxes(1, 2)
+            log_mel = features.log_mel_spectrogram(batch.pcm, config.whisper.num_mel_bins)
+            activations["whisper features"] = log_mel.swapaxes(1, 2)
             activations["whisper output"] = frames.whisper
         if config.beats:
-            activations["beats features"] = audio.fbank(batch.pcm, config.beats.num_mel_bins)
+            activations["beats features"] = features.fbank(batch.pcm, config.beats.num_mel_bins)
             activations["beats output"] = frames.beats
         if with_audio:
             activations["encoder frames"] = model.concat_encoder_frames(frames)
