@@ -118,7 +118,7 @@ def test_another_optimizer_and_schedule():
         ("optimzer.b1=1", "unknown configuration field 'optimzer.b1'; did you mean 'optimizer.b1'?"),
         ("optimizer.name=adam", "optimizer.name=\"adam\": must be one of 'adamw', 'lion'"),
         ("optimizer.name=[1]", 'optimizer.name="[1]": must be one of'),
-        ("optimizer.name=lion optimizer.eps=1", "unknown configuration field 'optimizer.eps'"),
+        ("optimizer.name=lion; optimizer.eps=1", "unknown configuration field 'optimizer.eps'"),
         ("lr_schedule=null", "lr_schedule=null: "),
         ("lr_schedule={}", "lr_schedule.name: is required"),
         ("num_train_steps=1.5", "num_train_steps=1.5: must be a valid integer"),
@@ -167,7 +167,7 @@ def test_another_optimizer_and_schedule():
 )
 def test_a_wrong_override_is_one_line_that_names_the_field(override, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        resolve_preset("debug", override.split())
+        resolve_preset("debug", override.split("; "))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
