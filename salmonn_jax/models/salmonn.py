@@ -16,11 +16,11 @@ from jax import Array
 from salmonn_jax.audio import features
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import ModelConfig
-from salmonn_jax.models.beats import Beats, token_masks
+from salmonn_jax.models.beats.encoder import Beats, token_masks
 from salmonn_jax.models.common import NORMAL_INIT, LayerNorm, Linear, split_key
 from salmonn_jax.models.llama import Llama, causal_mask, log_probabilities
 from salmonn_jax.models.qformer import QFormer
-from salmonn_jax.models.whisper import WhisperEncoder
+from salmonn_jax.models.whisper.encoder import WhisperEncoder
 
 
 class EncoderOutput(NamedTuple):

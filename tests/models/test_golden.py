@@ -13,7 +13,7 @@ import pytest
 
 from salmonn_jax.audio import features
 from salmonn_jax.decoding import greedy
-from salmonn_jax.models.beats import token_masks
+from salmonn_jax.models.beats.encoder import token_masks
 from salmonn_jax.prompts import TEXT_SLOT, encode_answer, encode_prompt
 from salmonn_jax.tokenizer import load_tokenizer
 from tests import golden
