@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 
 import absl.logging
 
 from salmonn_jax.accelerators import use_cpu_without_accelerator
-from salmonn_jax.errors import RunError, UserError
+from salmonn_jax.errors import AudioWarning, RunError, UserError
 
 START_TIME = time.monotonic()  # start of the process, to report the time to the first step
 
@@ -37,6 +40,55 @@ def exit_immediately(code: int) -> None:
     os._exit(code)
 
 
+def add_audio_options(parser: argparse.ArgumentParser, *policies: str) -> None:
+    """Adds --channels and --too-long, the options that say how clips are read.
+
+    Args:
+      parser: parser of the entry point.
+      policies: choices of --too-long (see `salmonn_jax.audio.windows`); the first is the default.
+    """
+    parser.add_argument(
+        "--channels",
+        choices=("first", "mean"),
+        default="first",
+        help="channel of a recording that is used: the first, or the mean of all (default: %(default)s)",
+    )
+    meanings = {
+        "error": "an error",
+        "truncate": "cut, as in the original",
+        "chunk": "all windows in one prompt",
+        "chunk_answers": "one answer per window",
+    }
+    parser.add_argument(
+        "--too-long",
+        choices=policies,
+        default=policies[0],
+        help="clips longer than the model's window (30 s in the released models): "
+        + ", ".join(f"{policy} ({meanings[policy]})" for policy in policies)
+        + " (default: %(default)s)",
+    )
+
+
+def print_any_text() -> None:
+    """Makes stdout and stderr print characters that their encoding lacks as backslash escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_warnings_as_lines() -> None:
+    """Makes each `AudioWarning` one line on stderr, without its place in the code. Other warnings do not change."""
+    show = warnings.showwarning
+
+    def show_line(message, category, *place, **options) -> None:
+        if issubclass(category, AudioWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place, **options)
+
+    warnings.showwarning = show_line
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point and turns errors into one line on stderr and an exit code.
 
@@ -46,6 +98,8 @@ def run(main: Callable[[], None]) -> None:
     # Warnings of libraries are of no use to the user. Errors are raised as exceptions.
     absl.logging.set_verbosity(absl.logging.ERROR)
     use_cpu_without_accelerator()
+    print_any_text()
+    print_warnings_as_lines()
     try:
         main()
     except UserError as error:

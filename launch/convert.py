@@ -106,6 +106,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance", type=float, default=1e-3, help="largest relative error that passes (default: %(default)s)"
     )
+    cli.add_audio_options(parser, "error", "truncate")
     parser.add_argument("clip", metavar="CLIP", help="audio file")
     parser.set_defaults(run=run_compare)
 
@@ -141,14 +142,24 @@ def run_compare(arguments: argparse.Namespace) -> None:
     import warnings
 
     from salmonn_jax.conversion import compare
+    from salmonn_jax.errors import AudioWarning
 
     warnings.simplefilter("ignore")  # the PyTorch packages warn about each other
+    warnings.simplefilter("default", AudioWarning)
     paths = compare.CheckpointPaths(
         whisper=arguments.whisper, beats=arguments.beats, llm=arguments.llm, checkpoint=arguments.checkpoint
     )
     first_mismatch = None
     print(f"{'layer':24} {'relative':>10} {'max abs':>10}")
-    for difference in compare.compare(arguments.model, paths, arguments.clip, arguments.prompt):
+    differences = compare.compare(
+        arguments.model,
+        paths,
+        arguments.clip,
+        arguments.prompt,
+        too_long=arguments.too_long,
+        channels=arguments.channels,
+    )
+    for difference in differences:
         mismatch = not difference.relative_error <= arguments.tolerance  # NaN is a mismatch too
         errors = f"{difference.relative_error:10.1e} {difference.max_abs_error:10.1e}"
         print(f"{difference.layer:24} {errors}{' <- mismatch' if mismatch else ''}")

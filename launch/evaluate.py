@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=48, help="maximum tokens of an answer (default: %(default)s)"
     )
+    cli.add_audio_options(parser, "error", "truncate", "chunk", "chunk_answers")
     arguments = vars(parser.parse_args())
     cli.start_jax()
     evaluate(**arguments)
@@ -58,6 +59,8 @@ def evaluate(
     splits: Sequence[str] = DEFAULT_SPLITS,
     batch_size: int = 32,
     max_new_tokens: int = 48,
+    too_long: str = "error",
+    channels: str = "first",
 ) -> None:
     """Generates the missing predictions, scores all predictions, and writes the scores and the report.
 
@@ -71,6 +74,8 @@ def evaluate(
       splits: splits to evaluate.
       batch_size: clips per batch.
       max_new_tokens: maximum number of tokens of an answer.
+      too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
+      channels: channel of the recordings that is used, in a corpus that reads files.
 
     Raises:
       UserError: the model, the corpus or a split does not exist, or there is nothing to score.
@@ -78,24 +83,38 @@ def evaluate(
 
     import salmonn_jax
     from data_pipelines import corpora
+    from data_pipelines.sources.audio import AudioRules
     from data_pipelines.transforms.prompt_templates import PromptTemplates
     from salmonn_jax import distributed
     from salmonn_jax.evaluation import predict, predictions, report, tasks
 
-    opened_corpus, prompt_templates = corpora.open_corpus(corpus, data_dir), PromptTemplates.load()
+    # The corpus returns whole clips; the model applies `too_long`.
+    rules = AudioRules(channels=channels, too_long="chunk")
+    opened_corpus, prompt_templates = corpora.open_corpus(corpus, data_dir, rules), PromptTemplates.load()
     loaded_model = salmonn_jax.load(model)
+    examples_by_split = {
+        split: [
+            example
+            for source in opened_corpus.evaluation_sources(split)
+            for example in examples_with_prompts(source, opened_corpus.open_source(source, split), prompt_templates)
+        ]
+        for split in splits
+    }
+    for split, examples in examples_by_split.items():
+        num_long = predict.check_examples(loaded_model, examples, max_new_tokens=max_new_tokens, too_long=too_long)
+        if num_long:
+            window = loaded_model.config.audio.window_seconds
+            print(
+                f"{split}: {num_long} of {len(examples)} clips are longer than the window of {window:g} s: {too_long}",
+                file=sys.stderr,
+            )
     output.mkdir(parents=True, exist_ok=True)
     keys: set[str] = set()
     clips = {}
     own_path = predictions.prediction_path(output, distributed.process_shard()[0])
     other_paths = [path for path in predictions.find_prediction_files(output) if path != own_path]
     with predictions.PredictionLog(own_path, other_paths) as log:
-        for split in splits:
-            examples = [
-                example
-                for source in opened_corpus.evaluation_sources(split)
-                for example in examples_with_prompts(source, opened_corpus.open_source(source, split), prompt_templates)
-            ]
+        for split, examples in examples_by_split.items():
             clips |= {example.id: example.audio for example in examples}
             for condition in ("audio", "silence"):
                 keys |= predict.predict(
@@ -106,6 +125,7 @@ def evaluate(
                     condition=condition,
                     batch_size=batch_size,
                     max_new_tokens=max_new_tokens,
+                    too_long=too_long,
                     shard=distributed.process_shard(),
                 )
     distributed.barrier("all predictions are made", 3600)

@@ -1,37 +1,184 @@
-"""Answer a prompt about audio files: python -m launch.generate --model RUN --prompt "What sound is this?" FILE ..."""
+"""Answer a prompt about audio files: python -m launch.generate --model RUN --prompt "What sound is this?" FILE ...
+
+Prints one line per file, when its batch is done: its path and the answer. A file that cannot be used is one line on
+stderr; the other files are answered, and the exit code is 2.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
+import json
 import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from launch import cli
 
+if TYPE_CHECKING:
+    from salmonn_jax.api import Generation, Model
+    from salmonn_jax.decoding.batching import Request
+
 
 def main() -> None:
-    """Parses the command line and prints one line per file: its path and the answer."""
-    parser = argparse.ArgumentParser(prog="python -m launch.generate", description=__doc__)
+    """Parses the command line and answers the prompt for each file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
     parser.add_argument("--prompt", required=True, help="prompt, answered for each file separately")
     parser.add_argument(
         "--max-new-tokens", type=int, default=200, help="maximum tokens of an answer (default: %(default)s)"
     )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="files that are answered at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, metavar="FILE", help="also write the answers, with times, as JSON lines"
+    )
+    cli.add_audio_options(parser, "error", "truncate", "chunk", "chunk_answers")
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio files of any format and sampling rate")
-    arguments = parser.parse_args()
-
+    arguments = vars(parser.parse_args())
     cli.start_jax()
+    if generate(**arguments):
+        sys.exit(2)
+
+
+def generate(
+    model: pathlib.Path,
+    prompt: str,
+    files: Sequence[str],
+    output: pathlib.Path | None = None,
+    max_new_tokens: int = 200,
+    batch_size: int = 8,
+    too_long: str = "error",
+    channels: str = "first",
+) -> int:
+    """Answers the prompt for each file, in batches, and prints the answers of each batch when it is done.
+
+    Args:
+      model: model or run directory.
+      prompt: prompt for all files.
+      files: paths of audio files.
+      output: file to write, one JSON object per line; each batch is appended when it is done.
+      max_new_tokens: maximum number of tokens of an answer.
+      batch_size: files, and encoder windows, that are computed at a time.
+      too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
+      channels: see `salmonn_jax.audio.files.load_audio`.
+
+    Returns:
+      The number of files that could not be used. Each was reported as one line on stderr.
+
+    Raises:
+      UserError: a file or the model does not exist, `output` exists, or an option has a wrong value.
+    """
     import salmonn_jax
-    from salmonn_jax.audio.files import load_audio
+    from salmonn_jax.errors import UserError
+
+    for name, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name}={value}: must be at least 1")
+    missing = [file for file in files if not pathlib.Path(file).is_file()]
+    if missing:
+        others = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise UserError(f"no audio file {missing[0]}{others}")
+    if output is not None and output.exists():
+        raise UserError(f"{output} already exists; choose another file with --output")
+    batches = _read_batches(files, min(batch_size, len(files)), channels)
+    first = next(batches)  # before the model is loaded, so that a file that cannot be read is reported at once
+    if not first and len(files) <= batch_size:
+        return len(files)
+    loaded = salmonn_jax.load(model)
+    num_answered = 0
+    with contextlib.nullcontext() if output is None else output.open("xb") as file:
+        for clips in itertools.chain([first], batches):
+            requests = _make_requests(loaded, files, clips, prompt, too_long=too_long, max_new_tokens=max_new_tokens)
+            answers = loaded.answer(
+                list(requests.values()), max_new_tokens=max_new_tokens, batch_size=min(batch_size, len(files))
+            )
+            for index, answer in zip(requests, answers, strict=True):
+                print(f"{files[index]}\t{_format(answer)}", flush=True)
+                if file is not None:
+                    file.write(_to_json_line(files[index], prompt, too_long, answer))
+            if file is not None:
+                file.flush()
+            num_answered += len(answers)
+    return len(files) - num_answered
+
+
+def _read_batches(files: Sequence[str], batch_size: int, channels: str) -> Iterator[dict[int, np.ndarray]]:
+    """Yields the clips of each batch of files as int16[samples], by the index of the file.
+
+    It reports files that cannot be read on stderr and leaves them out.
+    """
+    from salmonn_jax.audio.files import AudioError, load_audio
+
+    for start in range(0, len(files), batch_size):
+        clips = {}
+        for index in range(start, min(start + batch_size, len(files))):
+            try:
+                clips[index] = load_audio(files[index], channels=channels)
+            except AudioError as error:
+                print(f"error: {error}", file=sys.stderr)
+        yield clips
+
+
+def _make_requests(
+    model: Model,
+    files: Sequence[str],
+    clips: Mapping[int, np.ndarray],
+    prompt: str,
+    *,
+    too_long: str,
+    max_new_tokens: int,
+) -> dict[int, Request]:
+    """Encodes the prompt for each clip. It reports clips that are too long on stderr and leaves them out."""
+    from salmonn_jax.audio.files import AudioError
     from salmonn_jax.config import SAMPLE_RATE
 
-    # The files are read before the model is loaded, so that a wrong file is reported at once.
-    clips = [(load_audio(path), SAMPLE_RATE) for path in arguments.files]
-    answers = salmonn_jax.load(arguments.model).generate(
-        clips, arguments.prompt, max_new_tokens=arguments.max_new_tokens
-    )
-    for path, answer in zip(arguments.files, answers, strict=True):
-        suffix = "" if answer.finish_reason == "stop" else " [cut at --max-new-tokens]"
-        print(f"{path}\t{answer.text}{suffix}")
+    requests = {}
+    for index, pcm in clips.items():
+        name = files[index]
+        try:
+            requests[index] = model.make_request(
+                (pcm, SAMPLE_RATE), prompt, max_new_tokens=max_new_tokens, too_long=too_long, name=name
+            )
+        except AudioError as error:
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        used = requests[index].windows[-1][1]
+        if used * SAMPLE_RATE < len(pcm):
+            print(
+                f"warning: {name} is {len(pcm) / SAMPLE_RATE:.1f} s; the model gets the first {used:g} s",
+                file=sys.stderr,
+            )
+    return requests
+
+
+def _format(answer: Generation) -> str:
+    """Returns an answer for the terminal. Several windows that are answered one by one have their times."""
+    text = answer.text
+    if len(answer.windows) > 1 and answer.windows[0].answer is not None:
+        text = " ".join(f"[{start:.1f}-{end:.1f} s] {text}" for start, end, text in answer.windows)
+    return text if answer.finish_reason == "stop" else f"{text} [cut at --max-new-tokens]"
+
+
+def _to_json_line(path: str, prompt: str, too_long: str, answer: Generation) -> bytes:
+    """Serialises an answer as one line of JSON."""
+    fields = {
+        "path": path,
+        "prompt": prompt,
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "too_long": too_long,
+        "windows": [window._asdict() for window in answer.windows],
+    }
+    # A path that is not UTF-8 has lone surrogates, which become JSON escapes.
+    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 if __name__ == "__main__":

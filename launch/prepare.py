@@ -92,9 +92,10 @@ def _add_options(subparser: argparse.ArgumentParser) -> None:
     )
     subparser.add_argument(
         "--too-long",
-        choices=("truncate", "chunk", "drop", "error"),
-        default="truncate",
-        help=f"clips over 30 s: truncate, drop, error, or chunk (store the whole clip; training splits it) {default}",
+        choices=("chunk", "truncate", "drop", "error"),
+        default="chunk",
+        help=f"clips over 30 s: chunk (store the whole clip; data.too_long of a run decides), truncate, drop, "
+        f"error {default}",
     )
     subparser.add_argument("--tokenizer", metavar="DIR", help="also report answer lengths in tokens of this model")
     subparser.add_argument("--clips-per-shard", type=int, default=500, help=f"clips per ArrayRecord file {default}")

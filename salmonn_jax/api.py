@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,35 +15,50 @@ import numpy as np
 from jax.sharding import Mesh
 
 from salmonn_jax import model_directory
-from salmonn_jax.audio.files import AudioSource, load_audio
+from salmonn_jax.audio.files import AudioError, AudioSource, Channels, load_audio
+from salmonn_jax.audio.windows import DecodingTooLong, apply_too_long, split_windows
 from salmonn_jax.batch import Batch, Segment, collate
 from salmonn_jax.decoding import greedy
-from salmonn_jax.errors import UserError
+from salmonn_jax.decoding.batching import Request, prompt_batches, window_times
+from salmonn_jax.errors import UserError, check_choice
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER, TEXT_SLOT, encode_answer, encode_prompt, stop_tokens
 from salmonn_jax.sharding import Placement
 
 AUDIO_PROMPT_PREFIX = f"<Speech>{AUDIO_PLACEHOLDER}</Speech> "
-PAD_TO_MULTIPLE_OF = 32  # tokens; padding prompts to few lengths limits the number of compilations
 
 Audio = AudioSource | None  # see `salmonn_jax.audio.files.load_audio`; None is a prompt without audio
 
 
+class Window(NamedTuple):
+    """An encoder window that the model got."""
+
+    start_seconds: float
+    end_seconds: float
+    answer: str | None  # answer to this window alone; None if all windows were in one prompt
+
+
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A generated answer."""
+    """A generated answer. With `too_long="chunk_answers"`, the answers to all windows of the clip, joined."""
 
     text: str
     token_ids: list[int]  # includes the stop token if finish_reason is "stop"
     score: float  # sum of the log-probabilities of the tokens
     finish_reason: str  # "stop" if the model emitted a stop token, "length" if it reached max_new_tokens
+    windows: tuple[Window, ...]  # empty without a clip
 
 
 class Model:
     """A loaded model. `module` is the Flax module, for uses that the methods do not cover.
 
-    Audio is a path, the contents of a file, or a pair of samples and their rate in Hz, or a list of these. As in the
-    original, the model gets the first channel at 16 kHz, cut to the window of the model (30 s).
+    Audio is a path, the contents of a file, or a pair of samples and their rate in Hz, or a list of these. The model
+    gets one channel at 16 kHz. These options of the methods say how it is made:
+
+      too_long: what happens to a clip that is longer than the window of the encoders (30 s in the released models).
+        "error" raises AudioError. "truncate" cuts it to the window, as the original does. "chunk" puts all its windows
+        into one prompt, one after another. "chunk_answers", for `generate` only, answers each window on its own.
+      channels: "first" is the first channel, as in the original; "mean" is the mean of all channels.
     """
 
     def __init__(self, loaded: model_directory.LoadedModel):
@@ -49,7 +66,15 @@ class Model:
         self.module: Salmonn = loaded.structure.merge(loaded.params)
 
     def generate(
-        self, audio: Audio | list[Audio], prompt: str | Sequence[str], *, num_beams: int = 1, max_new_tokens: int = 200
+        self,
+        audio: Audio | list[Audio],
+        prompt: str | Sequence[str],
+        *,
+        num_beams: int = 1,
+        max_new_tokens: int = 200,
+        too_long: DecodingTooLong = "error",
+        channels: Channels = "first",
+        batch_size: int | None = None,
     ) -> list[Generation]:
         """Generates an answer for each clip.
 
@@ -58,45 +83,152 @@ class Model:
           prompt: one prompt for all clips, or a list with one prompt per clip. `<Speech><SpeechHere></Speech> ` is
             prepended to the prompt of a clip if it does not contain `<SpeechHere>`.
           num_beams: must be 1 (greedy decoding); beam search is not implemented yet.
-          max_new_tokens: maximum number of tokens per answer.
+          max_new_tokens: maximum number of tokens per answer; with `too_long="chunk_answers"`, per window.
+          too_long: see `Model`.
+          channels: see `Model`.
+          batch_size: prompts, and windows, that are computed at a time. Batches are padded, so that calls with the same
+            batch size share compiled programs. None computes up to 32 at a time, without padding.
 
         Raises:
-          UserError: a clip cannot be read, the numbers of prompts and clips differ, the context of the language model
-            is too short, or the model has no language model or no audio encoder.
+          UserError: a clip cannot be read or is too long, the numbers of prompts and clips differ, the context of the
+            language model is too short, or the model has no language model or no audio encoder.
         """
         if num_beams != 1:
             raise UserError(f"num_beams={num_beams}: there is no beam search yet; use num_beams=1")
-        segments = self._encode_prompts(audio, prompt)
-        self._check_context(segments, max_new_tokens)
-        seq_len = -(-max(len(row.tokens) for row in segments) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
-        batch = self._collate(segments, seq_len)
-        prompt_length = np.array([row.prompt_length for row in segments], np.int32)
-        prompt_batch = greedy.PromptBatch(batch.pcm, batch.pcm_length, batch.tokens, batch.audio_slot, prompt_length)
-        decoded = jax.device_get(self._generate(self.module, prompt_batch, max_new_tokens))
-        return [
-            Generation(
-                # A stop token need not be special for the tokenizer, so it is removed here.
-                text=self.tokenizer.decode(ids[:-1] if decoded.finished[i] else ids),
-                token_ids=ids,
-                score=float(decoded.score[i]),
-                finish_reason="stop" if decoded.finished[i] else "length",
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+        clips, prompts = self._pair_prompts(audio, prompt)
+        requests = [
+            self.make_request(
+                clip, text, max_new_tokens=max_new_tokens, too_long=too_long, channels=channels, name=_name(clip, i)
             )
-            for i, ids in enumerate(
-                tokens[:length].tolist() for tokens, length in zip(decoded.tokens, decoded.length, strict=True)
-            )
+            for i, (clip, text) in enumerate(zip(clips, prompts, strict=True))
         ]
+        return self.answer(requests, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
-    def encode_audio(self, audio: AudioSource | list[AudioSource]) -> np.ndarray:
-        """Returns all audio tokens of the clips, float32[clips, num_audio_tokens, hidden_size].
+    def make_request(
+        self,
+        audio: Audio,
+        prompt: str,
+        *,
+        max_new_tokens: int,
+        too_long: DecodingTooLong = "error",
+        channels: Channels = "first",
+        name: str = "the clip",
+    ) -> Request:
+        """Reads a clip and encodes a prompt about it, for `answer`.
 
-        The result includes audio tokens that the language model does not read (see `AudioConfig.tokens`).
+        Args:
+          audio: one clip, or None.
+          prompt: see `generate`.
+          max_new_tokens: tokens that the answer may have; they must fit into the context of the language model.
+          too_long: see `Model`.
+          channels: see `Model`.
+          name: name of the clip, for error messages.
+
+        Raises:
+          AudioError: the clip cannot be read, or is too long.
+          UserError: see `generate`.
         """
-        self._require_audio_encoder()
-        batch = self._collate([Segment([], [], 0, (load_audio(clip),)) for clip in _as_list(audio)], 0)
-        return np.asarray(self._encode(self.module, batch.pcm, batch.pcm_length).astype(jnp.float32))
+        if self.config.llama is None:
+            raise UserError("this model has no language model and cannot generate answers; load a whole SALMONN")
+        check_choice("too_long", too_long, DecodingTooLong)
+        check_choice("channels", channels, Channels)
+        windows = () if audio is None else self._read_windows(audio, too_long, channels, name)
+        groups = [[window] for window in windows] if windows and too_long == "chunk_answers" else [windows]
+        segments = tuple(self._encode_prompt(group, prompt) for group in groups)
+        longest, context = max(len(segment.tokens) for segment in segments), self.config.llama.max_position_embeddings
+        if longest + max_new_tokens > context:
+            too_few = f"are more than the {context} tokens of the language model's context"
+            if len(segments[0].clips) > 1:
+                raise AudioError(
+                    "too long",
+                    f"{name} has {len(windows)} windows: {longest} tokens and {max_new_tokens} new tokens {too_few}; "
+                    "choose too_long (--too-long) truncate or chunk_answers",
+                )
+            raise UserError(
+                f"{longest} tokens and {max_new_tokens} new tokens {too_few}; "
+                "shorten the prompt, or lower max_new_tokens or shorten the answer"
+            )
+        return Request(segments, window_times(windows))
+
+    def answer(
+        self, requests: Sequence[Request], *, max_new_tokens: int, batch_size: int | None = None
+    ) -> list[Generation]:
+        """Decodes requests of `make_request`. Arguments and results are those of `generate`."""
+        segments = [segment for request in requests for segment in request.segments]
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be at least 1")
+        max_seq_len = self.config.llama.max_position_embeddings - max_new_tokens
+        decoded: list[greedy.DecodeResult] = []  # one per segment
+        for num_prompts, batch in prompt_batches(segments, self.config, batch_size=batch_size, max_seq_len=max_seq_len):
+            result = jax.device_get(self._generate(self.module, batch, max_new_tokens))
+            decoded += [greedy.DecodeResult(*(field[i] for field in result)) for i in range(num_prompts)]
+        rows = iter(decoded)
+        return [self._generation(request, [next(rows) for _ in request.segments]) for request in requests]
+
+    def _generation(self, request: Request, rows: Sequence[greedy.DecodeResult]) -> Generation:
+        """Joins the answers to the segments of a request."""
+        token_ids = [row.tokens[: row.length].tolist() for row in rows]
+        # A stop token need not be special for the tokenizer, so it is removed here.
+        texts = [
+            self.tokenizer.decode(ids[:-1] if row.finished else ids) for ids, row in zip(token_ids, rows, strict=True)
+        ]
+        one_by_one = len(rows) == len(request.windows) > 1
+        return Generation(
+            text=" ".join(text for text in texts if text) if one_by_one else texts[0],
+            token_ids=[token for ids in token_ids for token in ids],
+            score=float(sum(row.score for row in rows)) if one_by_one else float(rows[0].score),
+            finish_reason="stop" if all(row.finished for row in rows) else "length",
+            windows=tuple(
+                Window(start, end, texts[i] if one_by_one else None) for i, (start, end) in enumerate(request.windows)
+            ),
+        )
+
+    def encode_audio(
+        self,
+        audio: AudioSource | list[AudioSource],
+        *,
+        too_long: DecodingTooLong = "error",
+        channels: Channels = "first",
+    ) -> np.ndarray:
+        """Computes all audio tokens of the clips, including those that the language model does not read.
+
+        Which audio tokens the language model reads, `AudioConfig.tokens` decides.
+
+        Args:
+          audio: one clip or a list of clips.
+          too_long: see `Model`.
+          channels: see `Model`.
+
+        Returns:
+          float32[clips, windows * num_audio_tokens, hidden_size], where `windows` is 1, or with `too_long="chunk"` the
+          number of windows of the longest clip. A clip with fewer windows has zeros at the end.
+
+        Raises:
+          UserError: a clip cannot be read or is too long, or the model has no audio encoder.
+        """
+        _refuse_chunk_answers(too_long, "encode_audio")
+        clips = [self._read_windows(clip, too_long, channels, _name(clip, i)) for i, clip in enumerate(_as_list(audio))]
+        if not clips:
+            raise UserError("no clips; give at least one")
+        batch = self._collate([Segment([], [], 0, windows) for windows in clips], 0)
+        encoded = np.asarray(self._encode(self.module, batch.pcm, batch.pcm_length).astype(jnp.float32))
+        if len(encoded) == len(clips):
+            return encoded
+        num_windows = [len(windows) for windows in clips]
+        result = np.zeros((len(clips), max(num_windows), *encoded.shape[1:]), np.float32)
+        result[np.arange(max(num_windows)) < np.array(num_windows)[:, None]] = encoded
+        return result.reshape(len(clips), -1, encoded.shape[-1])
 
     def score(
-        self, audio: Audio | list[Audio], prompt: str | Sequence[str], answer: str | Sequence[str]
+        self,
+        audio: Audio | list[Audio],
+        prompt: str | Sequence[str],
+        answer: str | Sequence[str],
+        *,
+        too_long: DecodingTooLong = "error",
+        channels: Channels = "first",
     ) -> np.ndarray | list[np.ndarray]:
         """Computes the log-probabilities of the tokens of given answers, with teacher forcing.
 
@@ -104,6 +236,8 @@ class Model:
           audio: see `generate`.
           prompt: see `generate`.
           answer: one answer for a single clip, or a list with one answer per clip.
+          too_long: see `Model`.
+          channels: see `Model`.
 
         Returns:
           float32[answer tokens] for a single clip, and a list of these for a list of clips. The end token of the
@@ -112,65 +246,63 @@ class Model:
         Raises:
           UserError: see `generate`; or the numbers of answers and clips differ.
         """
-        segments, answers = [], [answer] if isinstance(answer, str) else answer
-        prompts = self._encode_prompts(audio, prompt)
+        _refuse_chunk_answers(too_long, "score")
+        clips, prompts = self._pair_prompts(audio, prompt)
+        answers = [answer] if isinstance(answer, str) else answer
         if len(answers) != len(prompts):
             raise UserError(f"{len(answers)} answers for {len(prompts)} clips; give one answer per clip")
-        for segment, text in zip(prompts, answers, strict=True):
-            answer_ids = encode_answer(self.tokenizer, text, stop_token_ids=self.config.stop_token_ids)
+        segments = []
+        for i, (clip, text) in enumerate(zip(clips, prompts, strict=True)):
+            answer_ids = encode_answer(self.tokenizer, answers[i], stop_token_ids=self.config.stop_token_ids)
+            (segment,) = self.make_request(
+                clip, text, max_new_tokens=len(answer_ids), too_long=too_long, channels=channels, name=_name(clip, i)
+            ).segments
             segments.append(
                 segment._replace(
                     tokens=segment.tokens + answer_ids, audio_slots=segment.audio_slots + [TEXT_SLOT] * len(answer_ids)
                 )
             )
-        self._check_context(segments, 0)
         seq_len = max(len(segment.tokens) for segment in segments)
         losses = np.asarray(self._answer_losses(self.module, self._collate(segments, seq_len)))
         scores = [-losses[i, segment.prompt_length - 1 : len(segment.tokens) - 1] for i, segment in enumerate(segments)]
         return scores if isinstance(audio, list) else scores[0]
 
-    def _encode_prompts(self, audio: Audio | list[Audio], prompt: str | Sequence[str]) -> list[Segment]:
-        """Encodes one segment per clip, which contains the prompt without an answer."""
-        if self.config.llama is None:
-            raise UserError("this model has no language model and cannot generate answers; load a whole SALMONN")
+    def _pair_prompts(self, audio: Audio | list[Audio], prompt: str | Sequence[str]) -> tuple[list[Audio], list[str]]:
+        """Returns lists of clips and prompts of the same length. Raises UserError if the numbers differ or are 0."""
         clips = _as_list(audio)
-        prompts = [prompt] * len(clips) if isinstance(prompt, str) else prompt
+        prompts = [prompt] * len(clips) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(clips):
             raise UserError(
                 f"{len(prompts)} prompts for {len(clips)} clips; give one prompt for all clips or one per clip"
             )
         if not clips:
             raise UserError("no clips and no questions; give at least one (audio=None asks without a clip)")
-        segments = []
-        for source, text in zip(clips, prompts, strict=True):
-            if source is not None:
-                self._require_audio_encoder()
-                text = text if AUDIO_PLACEHOLDER in text else AUDIO_PROMPT_PREFIX + text
-            pcm = () if source is None else (load_audio(source),)
-            encoded_prompt = encode_prompt(
-                self.tokenizer,
-                self.config.prompt_template,
-                text,
-                valid_audio_token_counts=[[self.config.num_valid_audio_tokens(len(clip))] for clip in pcm],
-                num_audio_tokens=self.config.num_audio_tokens,
-                add_bos_token=self.config.add_bos_token,
-            )
-            segments.append(Segment(encoded_prompt.tokens, encoded_prompt.audio_slots, len(encoded_prompt.tokens), pcm))
-        return segments
+        return clips, prompts
 
-    def _check_context(self, segments: Sequence[Segment], max_new_tokens: int) -> None:
-        """Raises UserError if a segment and its answer are longer than the context of the language model."""
-        longest, context = max(len(segment.tokens) for segment in segments), self.config.llama.max_position_embeddings
-        if longest + max_new_tokens > context:
-            raise UserError(
-                f"{longest} tokens and {max_new_tokens} new tokens are more than the {context} tokens of "
-                "the language model's context; shorten the prompt or lower max_new_tokens"
-            )
-
-    def _require_audio_encoder(self) -> None:
-        """Raises UserError if the model has no audio encoder."""
+    def _read_windows(
+        self, audio: AudioSource, too_long: DecodingTooLong, channels: Channels, name: str
+    ) -> tuple[np.ndarray, ...]:
+        """Reads a clip as encoder windows, int16[samples] each. Raises AudioError if it is too long."""
         if self.config.qformer is None:
             raise UserError("this model has no Q-Former and cannot encode audio; load a whole SALMONN")
+        pcm, window_samples = load_audio(audio, channels=channels), self.config.audio.window_samples
+        fix = "choose too_long (--too-long) truncate, chunk or chunk_answers"
+        return tuple(split_windows(apply_too_long(pcm, window_samples, too_long, name=name, fix=fix), window_samples))
+
+    def _encode_prompt(self, windows: Sequence[np.ndarray], prompt: str) -> Segment:
+        """Encodes a prompt about the clip with these windows, or without a clip, as a segment without an answer."""
+        if windows and AUDIO_PLACEHOLDER not in prompt:
+            prompt = AUDIO_PROMPT_PREFIX + prompt
+        counts = [self.config.num_valid_audio_tokens(len(window)) for window in windows]
+        encoded_prompt = encode_prompt(
+            self.tokenizer,
+            self.config.prompt_template,
+            prompt,
+            valid_audio_token_counts=[counts] if windows else [],
+            num_audio_tokens=self.config.num_audio_tokens,
+            add_bos_token=self.config.add_bos_token,
+        )
+        return Segment(encoded_prompt.tokens, encoded_prompt.audio_slots, len(encoded_prompt.tokens), tuple(windows))
 
     def _collate(self, segments: Sequence[Segment], seq_len: int) -> Batch:
         """Builds a batch with one row per segment."""
@@ -203,6 +335,17 @@ class Model:
 
 def _as_list(audio: Audio | list[Audio]) -> list[Audio]:
     return audio if isinstance(audio, list) else [audio]
+
+
+def _name(audio: Audio, index: int) -> str:
+    """Returns the path of a clip, or its number."""
+    return os.fspath(audio) if isinstance(audio, str | os.PathLike) else f"clip {index + 1}"
+
+
+def _refuse_chunk_answers(too_long: str, method: str) -> None:
+    """Raises UserError for the policy that only `Model.generate` has."""
+    if too_long == "chunk_answers":
+        raise UserError(f"too_long='chunk_answers' is for generate; for {method} choose error, truncate or chunk")
 
 
 def load(directory: str | pathlib.Path, *, mesh: Mesh | None = None, dtype: str | None = None) -> Model:

@@ -10,6 +10,7 @@ import pathlib
 import re
 import types
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 
 class UserError(Exception):
@@ -18,6 +19,10 @@ class UserError(Exception):
 
 class RunError(Exception):
     """Failure of a run whose input was valid. The message is one line. Entry points exit with code 1."""
+
+
+class AudioWarning(UserWarning):
+    """Audio that the model gets only in part. The message is one line; entry points print it on stderr."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -33,6 +38,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     some = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
     hint = f"did you mean {matches[0]!r}?" if matches else f"it must be one of: {some}"
     return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Raises UserError if `value` of the argument `name` is not among the choices of a `Literal` type."""
+    if value not in get_args(choices):
+        raise UserError(f"{name}={value!r}: must be one of {', '.join(get_args(choices))}")
 
 
 def import_optional(name: str, extra: str) -> types.ModuleType:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import numpy as np
-
 from data_pipelines.examples import BadExample, Example
 from data_pipelines.transforms.prompt_templates import PromptTemplates
+from salmonn_jax.audio.windows import split_windows
 from salmonn_jax.batch import Segment
 from salmonn_jax.config import DataConfig, ModelConfig
 from salmonn_jax.errors import UserError
@@ -85,7 +84,7 @@ def encode_example(
       BadExample: the example has more tokens than a row or more encoder windows than `config.max_windows`, or its
         prompt does not have exactly one position for its clip.
     """
-    windows = () if example.audio is None else tuple(_windows(example.audio, config.window_samples))
+    windows = () if example.audio is None else tuple(split_windows(example.audio, config.window_samples))
     has_audio = example.audio is not None
     prompt = example.prompt or prompt_templates.render(
         example.task, example.question, template_index, has_audio=has_audio
@@ -123,8 +122,3 @@ def encode_example(
         transcript=tokenizer.encode(example.transcript) if len(windows) == 1 and config.max_transcript_tokens else (),
         source_index=source_index,
     )
-
-
-def _windows(pcm: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cuts a clip into encoder windows of `size` samples. The last one may be shorter."""
-    return [pcm[start : start + size] for start in range(0, len(pcm), size)]

@@ -6,9 +6,12 @@ Data pipelines, evaluation and the Python API use `load_audio`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
+import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import librosa
@@ -17,10 +20,13 @@ import numpy as np
 import soundfile
 
 from salmonn_jax.config import SAMPLE_RATE
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import AudioWarning, UserError, check_choice
 
 # Factor between float samples in [-1, 1) and int16 samples. A power of two makes int16 -> float -> int16 exact.
 _FULL_SCALE = 32768.0
+
+# A channel is silent if no sample exceeds -80 dB of full scale, and it is heard if one exceeds -60 dB.
+_SILENT_PEAK, _HEARD_PEAK = 1e-4, 1e-3
 
 # Formats without a header, which are recognised by file name only. libsndfile takes some of them for broken MP3.
 _HEADERLESS = (".g722", ".gsm")
@@ -33,7 +39,7 @@ class AudioError(UserError):
     """Audio that cannot be used.
 
     Attributes:
-      reason: one of "missing", "undecodable", "empty" and "not finite".
+      reason: one of "missing", "undecodable", "empty", "not finite" and "too long".
     """
 
     def __init__(self, reason: str, message: str):
@@ -41,8 +47,16 @@ class AudioError(UserError):
         self.reason = reason
 
 
+_warn = functools.partial(warnings.warn, category=AudioWarning, stacklevel=3)
+
+
 def load_audio(
-    source: AudioSource, *, start_seconds: float = 0.0, end_seconds: float | None = None, channels: Channels = "first"
+    source: AudioSource,
+    *,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+    channels: Channels = "first",
+    on_warning: Callable[[str], object] = _warn,
 ) -> np.ndarray:
     """Decodes audio, reduces it to one channel and resamples it with soxr.
 
@@ -54,6 +68,8 @@ def load_audio(
       start_seconds: start of the segment to read.
       end_seconds: end of the segment to read; None reads to the end of the audio.
       channels: "first" uses the first channel, as the original SALMONN, and "mean" the mean of all channels.
+      on_warning: called with one line if the result is silent and a channel of the audio is not. By default the line
+        is an `AudioWarning`.
 
     Returns:
       int16[samples] at 16 kHz, at least one sample.
@@ -61,7 +77,9 @@ def load_audio(
     Raises:
       AudioError: the file is missing, is empty or cannot be decoded; or the audio has no samples or samples that are
         not finite.
+      UserError: the value of `channels` is unknown.
     """
+    check_choice("channels", channels, Channels)
     if isinstance(source, tuple):
         name, (samples, rate) = "the audio", source
         samples = np.asarray(samples)
@@ -73,12 +91,16 @@ def load_audio(
         raise AudioError("undecodable", f"{name} has a sample rate of {rate} Hz; it must be > 0")
     if samples.size == 0:
         raise AudioError("empty", f"{name} has no samples{f' from {start_seconds:g} s on' if start_seconds else ''}")
-    if samples.ndim > 1 and (channels == "first" or samples.shape[1] == 1):
-        samples = samples[:, 0]
-    if samples.ndim == 1 and samples.dtype == np.int16 and rate == SAMPLE_RATE:
-        return np.ascontiguousarray(samples)
-    samples = _as_float32(samples, name)
-    return float_to_pcm(_resample(samples if samples.ndim == 1 else samples.mean(axis=1), rate))
+    pcm = _to_pcm(samples[:, 0] if samples.ndim > 1 and channels == "first" else samples, rate, name)
+    if samples.ndim > 1 and samples.shape[1] > 1 and _peak(pcm) <= _SILENT_PEAK:
+        loudest = max(range(samples.shape[1]), key=lambda channel: _peak(samples[:, channel]))
+        if _peak(samples[:, loudest]) > _HEARD_PEAK:
+            silent, other = ("first channel", "mean") if channels == "first" else ("mean of the channels", "first")
+            on_warning(
+                f"the {silent} of {name} is silent, channel {loudest + 1} of {samples.shape[1]} is not; "
+                f"channels={other} (--channels {other}) may hear it"
+            )
+    return pcm
 
 
 def encode_flac(samples: np.ndarray) -> bytes:
@@ -116,6 +138,24 @@ def float_to_pcm(samples: np.ndarray) -> np.ndarray:
 def pcm_to_float(samples: np.ndarray) -> np.ndarray:
     """Converts int16[samples] to float32[samples] in -1 to 1."""
     return samples.astype(np.float32) / np.float32(_FULL_SCALE)
+
+
+def _to_pcm(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
+    """Converts samples [samples] or [samples, channels] to int16[samples] at 16 kHz, as the mean of the channels."""
+    if samples.ndim > 1 and samples.shape[1] == 1:
+        samples = samples[:, 0]
+    if samples.ndim == 1 and samples.dtype == np.int16 and rate == SAMPLE_RATE:
+        return np.ascontiguousarray(samples)
+    samples = _as_float32(samples, name)
+    return float_to_pcm(_resample(samples if samples.ndim == 1 else samples.mean(axis=1), rate))
+
+
+def _peak(samples: np.ndarray) -> float:
+    """Returns the largest absolute value of samples of any type, relative to full scale; NaN is ignored."""
+    if samples.dtype == np.uint8:
+        return float(np.abs(samples.astype(np.int16) - 128).max()) / 128
+    full_scale = -float(np.iinfo(samples.dtype).min) if np.issubdtype(samples.dtype, np.integer) else 1.0
+    return float(np.nanmax(np.abs(samples.astype(np.float64)), initial=0)) / full_scale
 
 
 def _as_float32(samples: np.ndarray, name: str) -> np.ndarray:
@@ -195,7 +235,7 @@ def _decode_with_av(
 ) -> tuple[np.ndarray, int]:
     """Decodes with PyAV what libsndfile cannot read, such as G.722, AAC or the sound track of a video.
 
-    Arguments and results are those of `_decode`. Only the first channel is returned.
+    Arguments and results are those of `_decode`.
     """
     try:
         import av
@@ -209,13 +249,15 @@ def _decode_with_av(
             if not container.streams.audio:
                 raise AudioError("undecodable", f"{name} has no sound track")
             rate = container.streams.audio[0].rate
-            first_channel = []  # one array per frame; a packed frame interleaves its channels
+            frames = []  # arrays [samples, channels]
             for frame in container.decode(audio=0):
-                row = frame.to_ndarray()[0]
-                first_channel.append(row if frame.format.is_planar else row[:: frame.layout.nb_channels])
+                # The array is [channels, samples] of a planar frame; a packed one interleaves its channels in one row.
+                rows = frame.to_ndarray()
+                frames.append(rows.T if frame.format.is_planar else rows.reshape(-1, frame.layout.nb_channels))
     except (av.FFmpegError, ValueError) as error:
         raise AudioError("undecodable", f"{name} is not audio that can be decoded: {_first_line(error)}") from None
-    samples = np.concatenate(first_channel)[:, None] if first_channel else np.zeros((0, 1), np.int16)
+    num_channels = min((frame.shape[1] for frame in frames), default=1)  # it may change within a file
+    samples = np.concatenate([frame[:, :num_channels] for frame in frames] or [np.zeros((0, 1), np.int16)])
     return samples[slice(*_sample_range(start, end, rate))], rate
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import numpy as np
 
 from salmonn_jax import api, prompts
 from salmonn_jax.audio import features
-from salmonn_jax.audio.files import AudioSource, load_audio
+from salmonn_jax.audio.files import AudioSource, Channels, load_audio
+from salmonn_jax.audio.windows import apply_too_long
 from salmonn_jax.batch import Segment, collate
 from salmonn_jax.conversion import torch_reference
 from salmonn_jax.conversion.torch_reference import Activations
@@ -42,7 +44,13 @@ class CheckpointPaths:
 
 
 def compare(
-    model_dir: pathlib.Path, paths: CheckpointPaths, clip: AudioSource, prompt: str
+    model_dir: pathlib.Path,
+    paths: CheckpointPaths,
+    clip: AudioSource,
+    prompt: str,
+    *,
+    too_long: Literal["error", "truncate"] = "error",
+    channels: Channels = "first",
 ) -> Iterator[LayerDifference]:
     """Yields the float32 differences of all layers, in the order of computation.
 
@@ -52,6 +60,8 @@ def compare(
         has its adapters. Otherwise the prompt is text only, without adapters on both sides.
       clip: audio, as `salmonn_jax.audio.files.load_audio` takes it.
       prompt: prompt for the language model.
+      too_long: "error" or "truncate", for a clip that is longer than the window of the model.
+      channels: see `load_audio`.
 
     Raises:
       UserError: a file cannot be read, a package is missing, or the model lacks a component of `paths`.
@@ -65,7 +75,13 @@ def compare(
             raise UserError(f"{model_dir} has no component from --{name}; omit this option")
     if paths.checkpoint and not (paths.whisper and paths.llm and (paths.beats or config.beats is None)):
         raise UserError("--checkpoint needs the other checkpoints of the model: give --whisper, --beats and --llm too")
-    pcm = load_audio(clip)[: config.audio.window_samples]
+    pcm = apply_too_long(
+        load_audio(clip, channels=channels),
+        config.audio.window_samples,
+        too_long,
+        name="the clip",
+        fix="choose --too-long truncate",
+    )
     pcm = np.pad(pcm, (0, max(0, config.audio.minimum_samples - len(pcm))))
     clip_lengths = [len(pcm)] if paths.checkpoint else []
     encoded_prompt = _encode_prompt(loaded, prompt, clip_lengths) if paths.llm else None

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from salmonn_jax.api import Model
+from salmonn_jax.audio.windows import DecodingTooLong
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, prediction_key
 
@@ -33,6 +34,7 @@ def predict(
     condition: str,
     batch_size: int,
     max_new_tokens: int,
+    too_long: DecodingTooLong = "error",
     shard: tuple[int, int] = (0, 1),
 ) -> set[str]:
     """Answers the examples that have no prediction in the log yet, with greedy decoding.
@@ -44,14 +46,16 @@ def predict(
       split: name of the split, stored with each prediction.
       condition: "audio" to pass each clip to the model, or "silence" to replace each clip by zeros of the same length.
         The scores with silence show what the model answers correctly from the prompt alone.
-      batch_size: examples per call of the model. The last batch is padded, so that only one shape is compiled.
+      batch_size: examples, and encoder windows, that are computed at a time. Batches are padded, so that few shapes are
+        compiled.
       max_new_tokens: maximum number of tokens of an answer.
+      too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
       shard: (process index, number of processes). Process `i` of `n` answers the examples `i`, `i + n`, `i + 2n`, ...
 
     Returns:
       The keys of all examples, including those that were answered before or that other processes answer.
     """
-    generation_config = {"method": "greedy", "max_new_tokens": max_new_tokens}
+    generation_config = {"method": "greedy", "max_new_tokens": max_new_tokens, "too_long": too_long}
     completed, keys, pending = log.completed_keys(), set(), []
     shard_index, num_shards = shard
     for number, example in enumerate(examples):
@@ -75,11 +79,14 @@ def predict(
             pending.append((example, {"key": key, **prediction_fields}))
     progress = tqdm(total=len(pending), desc=f"{split}, {condition}", unit="clip", disable=not pending)
     for batch in _batches(pending, batch_size):
-        padded_batch = [batch[i % len(batch)][0] for i in range(batch_size)]
-        clips = [_audio_input(example, condition) for example in padded_batch]
-        answers = model.generate(clips, [example.prompt for example in padded_batch], max_new_tokens=max_new_tokens)
-        # `answers` also holds the answers to the padding, which come last and are dropped.
-        for (example, prediction_fields), answer in zip(batch, answers, strict=False):
+        answers = model.generate(
+            [_audio_input(example, condition) for example, _ in batch],
+            [example.prompt for example, _ in batch],
+            max_new_tokens=max_new_tokens,
+            too_long=too_long,
+            batch_size=batch_size,
+        )
+        for (example, prediction_fields), answer in zip(batch, answers, strict=True):
             seconds = 0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE
             log.append(
                 Prediction(
@@ -87,11 +94,38 @@ def predict(
                     prediction=answer.text,
                     finish_reason=answer.finish_reason,
                     audio_seconds=seconds,
+                    too_long=too_long,
+                    windows=[[window.start_seconds, window.end_seconds] for window in answer.windows],
                 )
             )
         progress.update(len(batch))
     progress.close()
     return keys
+
+
+def check_examples(
+    model: Model, examples: Sequence[ExampleLike], *, max_new_tokens: int, too_long: DecodingTooLong
+) -> int:
+    """Checks that the model can answer all examples with these settings, without computing anything.
+
+    Args:
+      model: the model that will answer.
+      examples: see `predict`.
+      max_new_tokens: see `predict`.
+      too_long: see `predict`.
+
+    Returns:
+      The number of clips that are longer than the encoder window.
+
+    Raises:
+      UserError: a clip is too long, or the context of the language model is too short for a prompt and its answer.
+    """
+    for example in examples:
+        clip = _audio_input(example, "audio")
+        name = f"the clip of {example.id!r} ({example.source})"
+        model.make_request(clip, example.prompt, max_new_tokens=max_new_tokens, too_long=too_long, name=name)
+    window_samples = model.config.audio.window_samples
+    return sum(example.audio is not None and len(example.audio) > window_samples for example in examples)
 
 
 def _audio_input(example: ExampleLike, condition: str) -> tuple[np.ndarray, int] | None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self, get_args
 
@@ -39,6 +39,8 @@ class Prediction:
       prediction: answer of the model.
       finish_reason: why decoding stopped, as reported by the decoder.
       audio_seconds: length of the clip in seconds; 0 for a text-only example.
+      too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
+      windows: start and end in seconds of each encoder window that the model got; empty for a text-only example.
 
     Raises:
       ValueError: a field has the wrong type, or `condition` is unknown.
@@ -55,11 +57,14 @@ class Prediction:
     prediction: str
     finish_reason: str
     audio_seconds: float
+    too_long: str
+    windows: Sequence[Sequence[float]]
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, (int, float) if field.name == "audio_seconds" else str):
+            expected = {"audio_seconds": (int, float), "windows": (list, tuple)}.get(field.name, str)
+            if not isinstance(value, expected):
                 raise ValueError(f"{field.name}={value!r}: must be of type {field.type}")
         if self.condition not in get_args(Condition):
             raise ValueError(f"condition={self.condition!r}: must be one of {get_args(Condition)}")

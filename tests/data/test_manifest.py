@@ -23,7 +23,7 @@ from data_pipelines.sources.manifest_entry import (
     entry_from_json,
     entry_to_json,
 )
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import AudioWarning, UserError
 
 CLIP = np.random.default_rng(0).integers(-9000, 9000, 32_000).astype(np.int16)
 
@@ -179,7 +179,8 @@ def test_audio_rules(folder):
     with pytest.raises(BadExample, match="silent"):  # the channels cancel each other
         read_clip(stereo, AudioRules(channels="mean"))
     assert len(fit_clip(CLIP[:100], AudioRules())) == 16_000
-    assert len(fit_clip(CLIP, AudioRules(maximum_seconds=1))) == 16_000
+    with pytest.warns(AudioWarning, match="clips are cut to the window of 1 s, because too_long is truncate"):
+        assert len(fit_clip(CLIP, AudioRules(maximum_seconds=1, too_long="truncate"))) == 16_000
     assert len(fit_clip(CLIP, AudioRules(maximum_seconds=1, too_long="chunk"))) == 32_000
     for policy in ("drop", "error"):
         with pytest.raises(BadExample, match="too long"):

@@ -261,7 +261,7 @@ def test_audio_rules_are_applied(folder):
     prepare(folder / "two.jsonl", folder / "drop", rules=rules, max_rejected_share=0.5)
     assert [row["reason"] for row in rejected(folder / "drop")] == ["too long"]
     with pytest.raises(
-        UserError, match=r"stereo: too long: 2\.5 s, the maximum is 2 s; or use --too-long truncate, chunk or drop"
+        UserError, match=r"stereo: too long: the clip is 2\.5 s, the window 2 s; or use --too-long truncate, chunk"
     ):
         prepare(
             folder / "two.jsonl", folder / "error", rules=AudioRules(too_long="error", maximum_seconds=2.0), workers=2

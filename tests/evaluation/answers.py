@@ -21,4 +21,6 @@ def make_prediction(
         prediction=prediction,
         finish_reason="end",
         audio_seconds=1.0,
+        too_long="error",
+        windows=[[0.0, 1.0]],
     )

@@ -27,6 +27,7 @@ QUESTION = {
 def make(key: str, **changes: object) -> Prediction:
     fields = {name: QUESTION[name] for name in ("id", "task", "source", "split", "condition", "prompt", "reference")}
     answer = {"prediction": "hello", "finish_reason": "end", "audio_seconds": 1.5}
+    answer |= {"too_long": "error", "windows": [[0.0, 1.5]]}
     return Prediction(**(fields | answer | {"key": key} | changes))
 
 
