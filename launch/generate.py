@@ -84,7 +84,7 @@ def generate(
             raise UserError(f"{name}={value}: must be at least 1")
     missing = [file for file in files if not pathlib.Path(file).is_file()]
     if missing:
-        others = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
+        others = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
         raise UserError(f"no audio file {missing[0]}{others}")
     if output is not None and output.exists():
         raise UserError(f"{output} already exists; choose another file with --output")

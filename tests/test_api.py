@@ -134,6 +134,105 @@ def test_what_cannot_be_asked(model, examples):
         model.generate([], "Which?")
 
 
+POLICIES = ("error", "truncate", "chunk", "chunk_answers")
+
+
+def test_a_clip_that_fits_is_answered_alike_under_each_policy(model, examples):
+    clip, prompt = (examples[0].audio, 16_000), examples[0].prompt
+    answers = [model.generate(clip, prompt, max_new_tokens=NEW, too_long=policy)[0] for policy in POLICIES]
+    assert answers == [answers[0]] * 4
+    assert answers[0].windows == ((0.0, len(examples[0].audio) / 16_000, None),)
+    for policy in POLICIES[:3]:
+        np.testing.assert_array_equal(
+            model.score(clip, prompt, "low", too_long=policy), model.score(clip, prompt, "low")
+        )
+        np.testing.assert_array_equal(model.encode_audio(clip, too_long=policy), model.encode_audio(clip))
+
+
+def test_a_long_clip(model):
+    """The window has one second and three audio tokens."""
+    rng = np.random.default_rng(0)
+    samples, prompt = rng.integers(-9000, 9000, 16_000 * 5 // 2).astype(np.int16), "Which?"
+    long = (samples, 16_000)
+    windows = [(samples[start : start + 16_000], 16_000) for start in (0, 16_000, 32_000)]
+    for method in (
+        lambda: model.generate(long, prompt),
+        lambda: model.score(long, prompt, "low"),
+        lambda: model.encode_audio(long),
+    ):
+        with pytest.raises(UserError, match=r"clip 1 is 2\.5 s, the window 1 s; choose too_long"):
+            method()
+    options = {"max_new_tokens": NEW}
+    (cut,), (first, *others) = (
+        model.generate(long, prompt, too_long="truncate", **options),
+        model.generate(windows, prompt, **options),
+    )
+    assert cut == first
+    (joined,) = model.generate(long, prompt, too_long="chunk_answers", **options)
+    alone = [first, *others]
+    assert joined.token_ids == [token for answer in alone for token in answer.token_ids]
+    assert joined.score == pytest.approx(sum(answer.score for answer in alone), rel=1e-5)
+    texts = [answer.text for answer in alone]
+    assert joined.text == " ".join(text for text in texts if text)
+    assert joined.windows == tuple(zip((0.0, 1.0, 2.0), (1.0, 2.0, 2.5), texts, strict=True))
+    (together,) = model.generate(long, prompt, too_long="chunk", **options)
+    assert together.windows == ((0.0, 1.0, None), (1.0, 2.0, None), (2.0, 2.5, None))
+    request = model.make_request(long, prompt, max_new_tokens=NEW, too_long="chunk")
+    slots = [slot for slot in request.segments[0].audio_slots if slot >= 0]
+    assert slots == list(range(3 * model.config.num_audio_tokens))
+
+
+def test_chunk_hears_every_window(model):
+    """Checks that the score of an answer depends on the last window, and that a clip and its padding do not mix."""
+    rng = np.random.default_rng(0)
+    samples = rng.integers(-9000, 9000, 40_000).astype(np.int16)
+    other = np.concatenate([samples[:32_000], samples[:8_000]])
+    short = samples[:4_000]
+    scores = model.score([(samples, 16_000), (other, 16_000), (short, 16_000)], "Which?", ["low"] * 3, too_long="chunk")
+    assert not np.allclose(scores[0], scores[1], rtol=1e-4)
+    np.testing.assert_allclose(scores[2], model.score((short, 16_000), "Which?", "low"), rtol=1e-4)
+    encoded = model.encode_audio([(samples, 16_000), (short, 16_000)], too_long="chunk")
+    count = model.config.num_audio_tokens
+    assert encoded.shape == (2, 3 * count, model.config.llama.hidden_size)
+    windows = model.encode_audio([(samples[i : i + 16_000], 16_000) for i in (0, 16_000, 32_000)])
+    np.testing.assert_allclose(encoded[0], windows.reshape(3 * count, -1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(encoded[1, :count], model.encode_audio((short, 16_000))[0], rtol=1e-4, atol=1e-5)
+    assert (encoded[1, count:] == 0).all()
+
+
+@pytest.mark.parametrize("too_long", ["truncate", "chunk", "chunk_answers"])
+def test_batches_change_no_answer(model, examples, too_long):
+    """Prompts of one window share one compiled program; the clip of three windows needs at most one more."""
+    long = (np.concatenate([example.audio for example in examples])[:40_000], 16_000)
+    assert len(long[0]) > 2 * 16_000
+    clips = [(example.audio, 16_000) for example in examples] + [long, None, (examples[0].audio, 16_000)]
+    options = {"max_new_tokens": NEW, "too_long": too_long}
+    alone = [model.generate([clip], "Which tone is this?", **options)[0] for clip in clips]
+    before = model._generate._cache_size()
+    for size in (2, 2):
+        answers = model.generate(clips, "Which tone is this?", batch_size=size, **options)
+        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in alone]
+        assert [answer.windows for answer in answers] == [answer.windows for answer in alone]
+    assert model._generate._cache_size() - before <= (2 if too_long == "chunk" else 1)
+
+
+def test_wrong_options_for_audio(model, examples):
+    clip = (examples[0].audio, 16_000)
+    for ask in (
+        lambda o: model.generate(None, "Which?", **o),
+        lambda o: model.score(clip, "Which?", "low", **o),
+        lambda o: model.encode_audio(clip, **o),
+    ):
+        with pytest.raises(UserError, match="too_long='cut': must be one of error, truncate, chunk, chunk_answers"):
+            ask({"too_long": "cut"})
+        with pytest.raises(UserError, match="channels='left': must be one of first, mean"):
+            ask({"channels": "left"})
+    with pytest.raises(UserError, match="batch_size=0: must be at least 1"):
+        model.generate(clip, "Which?", max_new_tokens=NEW, batch_size=0)
+    with pytest.raises(UserError, match="too_long='chunk_answers' is for generate; for score choose"):
+        model.score(clip, "Which?", "low", too_long="chunk_answers")
+
+
 @pytest.mark.parametrize(
     "sizes",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,8 +32,8 @@ class Request:
 
 def window_times(windows: Sequence[np.ndarray]) -> tuple[tuple[float, float], ...]:
     """Returns start and end in seconds of consecutive windows, int16[samples] each."""
-    ends = np.cumsum([len(window) for window in windows]) / SAMPLE_RATE
-    return tuple(zip([0.0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+    bounds = [0, *np.cumsum([len(window) for window in windows]).tolist()]
+    return tuple((start / SAMPLE_RATE, end / SAMPLE_RATE) for start, end in itertools.pairwise(bounds))
 
 
 def prompt_batches(

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from salmonn_jax.audio.files import decode_flac, load_audio
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import AudioWarning, UserError
 
 PCM = np.random.default_rng(0).integers(-32768, 32768, 4000, dtype=np.int16)
 
@@ -161,3 +161,59 @@ def test_libsndfile_reads_a_flac_file_if_read_bytes_fails(tmp_path, monkeypatch)
     soundfile.write(tmp_path / "a.flac", PCM, 16_000, subtype="PCM_16")
     monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
     np.testing.assert_array_equal(load_audio(tmp_path / "a.flac"), PCM)
+
+
+SILENT, LOUD = np.zeros(1600, np.float32), np.linspace(-0.5, 0.5, 1600, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("channels", "columns", "message"),
+    [
+        ("first", [SILENT, LOUD], "the first channel of the audio is silent, channel 2 of 2 is not; channels=mean"),
+        ("first", [SILENT + 2**-15, SILENT, LOUD], "first channel of the audio is silent, channel 3 of 3"),
+        ("mean", [LOUD, -LOUD], "the mean of the channels of the audio is silent, channel 1 of 2 is not"),
+        ("first", [LOUD, SILENT], None),
+        ("first", [LOUD, -LOUD], None),
+        ("mean", [SILENT, LOUD], None),
+        ("first", [SILENT, SILENT], None),
+        ("first", [SILENT], None),
+        ("first", [SILENT, SILENT + 2**-12], None),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_a_silent_channel_beside_one_that_is_not_is_reported(channels, columns, message, dtype):
+    samples = np.stack(columns, axis=1)
+    samples = samples if dtype == np.float32 else (samples * 32768).astype(dtype)
+    reported = []
+    pcm = load_audio((samples, 16_000), channels=channels, on_warning=reported.append)
+    assert pcm.shape == (1600,)
+    assert len(reported) == (message is not None)
+    if message:
+        assert message in reported[0]
+        with pytest.warns(AudioWarning, match=message):
+            load_audio((samples, 16_000), channels=channels)
+
+
+def test_channels_of_formats_that_libsndfile_lacks(tmp_path):
+    """Checks that the mean hears a channel that the first does not, in packed and planar formats."""
+    av = pytest.importorskip("av")
+    tone = (0.3 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)).astype(np.float32)
+    for name, codec, sample_format in (("a.m4a", "aac", "fltp"), ("a.mka", "pcm_s16le", "s16")):
+        samples = np.stack([np.zeros_like(tone), tone])
+        if sample_format == "s16":
+            samples = (samples * 32767).astype(np.int16).T.reshape(1, -1)
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream(codec, rate=16_000, layout="stereo")
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format=sample_format, layout="stereo")
+            frame.rate = 16_000
+            for packet in (*stream.encode(frame), *stream.encode(None)):
+                container.mux(packet)
+        with pytest.warns(AudioWarning, match="first channel"):
+            assert np.abs(load_audio(tmp_path / name)).max() <= 3
+        mean = load_audio(tmp_path / name, channels="mean")
+        assert abs(np.abs(mean).max() - 0.15 * 32768) < 1000
+
+
+def test_channels_must_be_known():
+    with pytest.raises(UserError, match="channels='left': must be one of first, mean"):
+        load_audio((PCM, 16_000), channels="left")

@@ -17,6 +17,7 @@ import pytest
 import salmonn_jax
 from launch import convert
 from salmonn_jax import model_directory, weights
+from salmonn_jax.audio.files import load_audio
 from salmonn_jax.config import ModelConfig, from_dict
 from salmonn_jax.conversion import mapping, tables, tensors, to_torch, vicuna
 from salmonn_jax.errors import UserError
@@ -90,11 +91,39 @@ def test_scores_of_the_answers_are_the_losses(model, clips, questions):
     np.testing.assert_allclose([-score.mean() for score in scores], losses, rtol=1e-5)
 
 
-def test_greedy_ids(model, clips, questions):
-    """The original's ids begin with an <s> that ours leave out."""
+@pytest.mark.parametrize("too_long", ["error", "truncate", "chunk", "chunk_answers"])
+def test_greedy_ids(model, clips, questions, too_long):
+    """The original's ids begin with an <s> that ours leave out. The clips are shorter than the window."""
     expected = [answer["ids"][1:] for answer in MINI.expected_json["generate_greedy"]]
-    answers = model.generate(clips, questions, max_new_tokens=max(len(ids) for ids in expected))
+    answers = model.generate(clips, questions, max_new_tokens=max(len(ids) for ids in expected), too_long=too_long)
     assert [answer.token_ids for answer in answers] == expected
+
+
+@pytest.mark.parametrize(("name", "tokens_of_last"), [("model", 88), ("untrained", 15)])
+def test_a_recording_of_95_seconds(request, name, tokens_of_last, clips):
+    """The last window has 5 s. A model with `audio.tokens="clip"` does not read the tokens of its padding."""
+    loaded = request.getfixturevalue(name)
+    samples = np.concatenate([load_audio(clip) for clip in clips])
+    long = (np.resize(samples, 95 * 16_000), 16_000)
+    options = {"max_new_tokens": 4}
+    with pytest.raises(UserError, match=r"clip 1 is 95\.0 s, the window 30 s; choose too_long \(--too-long\) truncate"):
+        loaded.generate(long, "What is said?", **options)
+    parts = [(long[0][start : start + 480_000], 16_000) for start in range(0, len(long[0]), 480_000)]
+    alone = loaded.generate(parts, "What is said?", **options)
+    times = [(0.0, 30.0), (30.0, 60.0), (60.0, 90.0), (90.0, 95.0)]
+    (truncated,) = loaded.generate(long, "What is said?", too_long="truncate", **options)
+    assert (truncated.token_ids, truncated.windows) == (alone[0].token_ids, ((0.0, 30.0, None),))
+    (answered,) = loaded.generate(long, "What is said?", too_long="chunk_answers", **options)
+    assert answered.token_ids == [token for answer in alone for token in answer.token_ids]
+    assert answered.windows == tuple((*time, answer.text) for time, answer in zip(times, alone, strict=True))
+    prompt = loaded.make_request(long, "What is said?", max_new_tokens=4, too_long="chunk")
+    (segment,) = prompt.segments
+    assert [len(clip) for clip in segment.clips] == [480_000, 480_000, 480_000, 80_000]
+    assert [slot for slot in segment.audio_slots if slot >= 0] == list(range(3 * 88 + tokens_of_last))
+    (heard,) = loaded.generate(long, "What is said?", too_long="chunk", **options)
+    assert heard.windows == tuple((*time, None) for time in times)
+    with pytest.raises(UserError, match=r"clip 1 has 4 windows: \d+ tokens and 200 new tokens are more than the 512"):
+        loaded.generate(long, "What is said?", too_long="chunk")
 
 
 def test_options_and_ignored_tensors_are_printed(tmp_path, capsys):

@@ -1,16 +1,15 @@
-"""`launch.evaluate` and `launch.generate` on a debug run."""
+"""`launch.evaluate` on a debug run."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 
-from launch import cli, generate
 from launch.evaluate import evaluate
+from salmonn_jax.errors import UserError
 
 
 def test_each_clip_is_answered_once_and_scored(debug_run, tmp_path):
@@ -35,28 +34,29 @@ def test_each_clip_is_answered_once_and_scored(debug_run, tmp_path):
     assert sorted(path.read_text().splitlines()) == sorted(first.splitlines())
 
 
-def ask(debug_run, *files: str, monkeypatch):
-    arguments = ["launch.generate", "--model", str(debug_run), "--prompt", "Which tone is this?"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--max-new-tokens", "4", *map(str, files)])
-    cli.run(generate.main)
-
-
-def test_generate_answers_each_file(debug_run, tmp_path, monkeypatch, capsys):
-    time = np.arange(22_050) / 44_100
-    for name, hertz in (("a.wav", 220), ("b.flac", 1980)):
-        soundfile.write(tmp_path / name, 0.3 * np.sin(2 * np.pi * hertz * time), 44_100)
-    ask(debug_run, tmp_path / "a.wav", tmp_path / "b.flac", monkeypatch=monkeypatch)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("\t")[0] for line in lines] == [str(tmp_path / "a.wav"), str(tmp_path / "b.flac")]
-
-
-@pytest.mark.parametrize("name", ["missing.wav", "empty.wav", "text.wav"])
-def test_a_wrong_file_is_one_line(debug_run, tmp_path, monkeypatch, capsys, name):
-    (tmp_path / "empty.wav").write_bytes(b"")
-    (tmp_path / "text.wav").write_text("this is no recording")
-    with pytest.raises(SystemExit) as stopped:
-        ask(debug_run, tmp_path / name, monkeypatch=monkeypatch)
-    told = capsys.readouterr().err.strip().splitlines()
-    assert stopped.value.code == 2
-    assert len(told) == 1
-    assert name in told[0]
+def test_long_clips(debug_run, tmp_path, capsys):
+    """The window of the debug run has one second."""
+    for name, seconds in (("short", 0.5), ("long", 2.5)):
+        samples = 0.3 * np.sin(2 * np.pi * 220 * np.arange(round(16_000 * seconds)) / 16_000)
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16_000)
+    lines = [{"id": name, "audio": f"{name}.wav", "task": "sound", "answer": "low"} for name in ("short", "long")]
+    prompt = {"prompt": "<Speech><SpeechHere></Speech> Which tone?"}
+    (tmp_path / "mine.test.jsonl").write_text("".join(json.dumps(line | prompt) + "\n" for line in lines))
+    options = {"corpus": "files", "data_dir": tmp_path, "splits": ["test"], "batch_size": 2, "max_new_tokens": 4}
+    with pytest.raises(UserError, match=r"the clip of 'long' \(mine\) is 2\.5 s, the window 1 s; choose too_long"):
+        evaluate(debug_run, tmp_path / "error", **options)
+    assert not (tmp_path / "error").exists()
+    windows = {"truncate": [[0.0, 1.0]], "chunk": [[0.0, 1.0], [1.0, 2.0], [2.0, 2.5]]}
+    for too_long, expected in windows.items():
+        evaluate(debug_run, tmp_path / "evaluation", too_long=too_long, **options)
+        assert f"test: 1 of 2 clips are longer than the window of 1 s: {too_long}" in capsys.readouterr().err
+        records = [
+            json.loads(line) for line in (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()
+        ]
+        (record,) = [
+            record
+            for record in records
+            if (record["too_long"], record["id"], record["condition"]) == (too_long, "long", "audio")
+        ]
+        assert (record["audio_seconds"], record["windows"]) == (2.5, expected)
+    assert len(records) == 8  # of each policy: two clips, as audio and as silence
