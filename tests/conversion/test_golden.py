@@ -99,31 +99,41 @@ def test_greedy_ids(model, clips, questions, too_long):
     assert [answer.token_ids for answer in answers] == expected
 
 
-@pytest.mark.parametrize(("name", "tokens_of_last"), [("model", 88), ("untrained", 15)])
-def test_a_recording_of_95_seconds(request, name, tokens_of_last, clips):
-    """The last window has 5 s. A model with `audio.tokens="clip"` does not read the tokens of its padding."""
-    loaded = request.getfixturevalue(name)
-    samples = np.concatenate([load_audio(clip) for clip in clips])
-    long = (np.resize(samples, 95 * 16_000), 16_000)
+@pytest.fixture(scope="module")
+def long(clips) -> tuple[np.ndarray, int]:
+    """A recording of 95 s, four windows of which the last has 5 s."""
+    return np.resize(np.concatenate([load_audio(clip) for clip in clips]), 95 * 16_000), 16_000
+
+
+def test_a_recording_of_95_seconds(model, long):
     options = {"max_new_tokens": 4}
     with pytest.raises(UserError, match=r"clip 1 is 95\.0 s, the window 30 s; choose too_long \(--too-long\) truncate"):
-        loaded.generate(long, "What is said?", **options)
+        model.generate(long, "What is said?", **options)
     parts = [(long[0][start : start + 480_000], 16_000) for start in range(0, len(long[0]), 480_000)]
-    alone = loaded.generate(parts, "What is said?", **options)
+    alone = model.generate(parts, "What is said?", **options)
     times = [(0.0, 30.0), (30.0, 60.0), (60.0, 90.0), (90.0, 95.0)]
-    (truncated,) = loaded.generate(long, "What is said?", too_long="truncate", **options)
+    (truncated,) = model.generate(long, "What is said?", too_long="truncate", **options)
     assert (truncated.token_ids, truncated.windows) == (alone[0].token_ids, ((0.0, 30.0, None),))
-    (answered,) = loaded.generate(long, "What is said?", too_long="chunk_answers", **options)
+    (answered,) = model.generate(long, "What is said?", too_long="chunk_answers", **options)
     assert answered.token_ids == [token for answer in alone for token in answer.token_ids]
     assert answered.windows == tuple((*time, answer.text) for time, answer in zip(times, alone, strict=True))
-    prompt = loaded.make_request(long, "What is said?", max_new_tokens=4, too_long="chunk")
-    (segment,) = prompt.segments
-    assert [len(clip) for clip in segment.clips] == [480_000, 480_000, 480_000, 80_000]
-    assert [slot for slot in segment.audio_slots if slot >= 0] == list(range(3 * 88 + tokens_of_last))
-    (heard,) = loaded.generate(long, "What is said?", too_long="chunk", **options)
+    (heard,) = model.generate(long, "What is said?", too_long="chunk", **options)
     assert heard.windows == tuple((*time, None) for time in times)
     with pytest.raises(UserError, match=r"clip 1 has 4 windows: \d+ tokens and 200 new tokens are more than the 512"):
-        loaded.generate(long, "What is said?", too_long="chunk")
+        model.generate(long, "What is said?", too_long="chunk")
+
+
+@pytest.mark.parametrize(("name", "tokens_of_last"), [("directory", 88), ("untrained", 15)])
+def test_audio_tokens_of_a_recording_of_95_seconds(request, name, tokens_of_last, long):
+    """A model with `audio.tokens="clip"` does not read the tokens of the padding of the last window."""
+    loaded = salmonn_jax.load(request.getfixturevalue(name))
+    asked = loaded.make_request(long, "What is said?", max_new_tokens=4, too_long="chunk")
+    (segment,) = asked.segments
+    assert [len(window) for window in segment.clips] == [480_000, 480_000, 480_000, 80_000]
+    assert [slot for slot in segment.audio_slots if slot >= 0] == list(range(3 * 88 + tokens_of_last))
+    asked = loaded.make_request(long, "What is said?", max_new_tokens=4, too_long="chunk_answers")
+    counts = [sum(slot >= 0 for slot in segment.audio_slots) for segment in asked.segments]
+    assert counts == [88, 88, 88, tokens_of_last]
 
 
 def test_options_and_ignored_tensors_are_printed(tmp_path, capsys):

@@ -176,7 +176,7 @@ def test_rejection_reasons_of_bad_audio(folder):
 def test_audio_rules(folder):
     stereo = [AudioSpan(str(folder / "b.wav"))]
     np.testing.assert_array_equal(read_clip(stereo, AudioRules()), CLIP[:20_000])
-    with pytest.raises(BadExample, match="silent: the mean of the channels of .*b.wav is silent"):
+    with pytest.raises(BadExample, match=r"silent: the mean of the channels of .*b\.wav is silent"):
         read_clip(stereo, AudioRules(channels="mean"))
     assert len(fit_clip(CLIP[:100], AudioRules())) == 16_000
     with pytest.warns(AudioWarning, match="clips are cut to the window of 1 s, because too_long is truncate"):
