@@ -24,9 +24,14 @@ ALL_ADAPTERS = LoraConfig(target_modules=("q_proj", "k_proj", "v_proj", "o_proj"
         dataclasses.replace(
             MODEL_13B, beats=None, llama=dataclasses.replace(MODEL_13B.llama, tie_word_embeddings=True)
         ),
+        dataclasses.replace(
+            MODEL_13B,
+            llama=dataclasses.replace(MODEL_13B.llama, attention_bias="qkvo", qk_norm=True, mlp_bias=True),
+            lora=ALL_ADAPTERS,
+        ),
         get_preset("debug").model,
     ],
-    ids=["13B", "adapters everywhere", "tied, no BEATs", "debug"],
+    ids=["13B", "adapters everywhere", "tied, no BEATs", "biases and norms", "debug"],
 )
 def test_every_parameter_matches_one_rule(model):
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})

@@ -31,7 +31,7 @@ def write_llama(
 
     Args:
       directory: directory to write.
-      model_type: "llama" or "mistral".
+      model_type: model type of transformers, such as "qwen3".
       dtype: name of the weights' torch dtype.
       **changes: changed fields of the transformers configuration.
 
@@ -54,8 +54,8 @@ def write_llama(
         "bos_token_id": 1,
         "eos_token_id": 2,
     } | changes
-    config_class = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}[model_type]
-    model = transformers.AutoModelForCausalLM.from_config(config_class(**values), dtype=getattr(torch, dtype))
+    config = transformers.AutoConfig.for_model(model_type, **values)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     _randomize_weights(model)
     model.save_pretrained(directory, max_shard_size="100KB")
     tokenizer = MINI.directory / "vicuna" / "tokenizer.model"
@@ -201,7 +201,7 @@ def write_salmonn(
     model["speech_llama_proj.weight"] = 0.1 * torch.randn(llm_config["hidden_size"], hidden_size)
     model["speech_llama_proj.bias"] = 0.1 * torch.randn(llm_config["hidden_size"])
     for name, tensor in llm_tensors.items():
-        if name.split(".")[-2] in target_modules:
+        if name.endswith(".weight") and name.split(".")[-2] in target_modules:
             prefix = "llama_model.base_model.model." + name.removesuffix(".weight")
             outputs, inputs = tensor.shape
             model[f"{prefix}.lora_A.default.weight"] = 0.2 * torch.randn(config["lora_rank"], inputs)

@@ -148,7 +148,11 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LlamaConfig:
-    """LLaMA-family decoder, with the field names of transformers. The defaults are Vicuna-13B v1.1."""
+    """Decoder of LLaMA, Mistral, Qwen2 or Qwen3, with the field names of transformers.
+
+    The defaults are Vicuna-13B v1.1. `attention_bias` and `qk_norm` say what transformers' model types imply: Qwen2 has
+    "qkv" biases, Qwen3 has `qk_norm`.
+    """
 
     vocab_size: PositiveInt = Field(32_000, description="tokens in the vocabulary")
     hidden_size: PositiveInt = Field(5120, description="hidden size")
@@ -162,6 +166,13 @@ class LlamaConfig:
     head_dim: PositiveInt | None = Field(
         None, description="size of an attention head; None means hidden_size / num_attention_heads"
     )
+    attention_bias: Literal["none", "qkv", "qkvo"] = Field(
+        "none",
+        description='attention projections with a bias: "none", "qkv" those of queries, keys and values as in Qwen2, '
+        '"qkvo" also the output projection, as with attention_bias=true in transformers\' LLaMA and Qwen3',
+    )
+    qk_norm: bool = Field(False, description="whether each head's queries and keys are RMS-normalised, as in Qwen3")
+    mlp_bias: bool = Field(False, description="whether the projections of the feed-forward network have a bias")
     rope_theta: PositiveFloat = Field(10_000.0, description="base of the rotary frequencies")
     rope_scaling: RopeScaling | None = Field(None, description="None leaves the rotary frequencies unscaled")
     max_position_embeddings: PositiveInt = Field(2048, description="context length in tokens")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Mapping
 
-from salmonn_jax.conversion import mapping, tables, tensors, torch_checkpoints
+from salmonn_jax.conversion import hf_config, mapping, tables, tensors
 from salmonn_jax.conversion.mapping import Table
 from salmonn_jax.conversion.tensors import LazyStateDict
 from salmonn_jax.errors import UserError
@@ -46,7 +46,7 @@ def _detect_checkpoint(path: pathlib.Path) -> tuple[Table, LazyStateDict, list[s
         other_entries = [f"config.json with model_type={model_type!r}"]
         if model_type == "whisper":
             return tables.whisper_hf(""), state_dict, other_entries
-        if model_type in torch_checkpoints.LLAMA_FAMILY:
+        if model_type in list(hf_config.LANGUAGE_MODELS):
             table = tables.llama(tie_word_embeddings=bool(config.get("tie_word_embeddings")))
             return table, state_dict, other_entries
         return UNKNOWN_TABLE, state_dict, other_entries

@@ -142,7 +142,7 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def llama(*, tie_word_embeddings: bool) -> Table:
-    """Returns the table of a Hugging Face model of the LLaMA family.
+    """Returns the table of a Hugging Face LLaMA, Mistral, Qwen2 or Qwen3. Their tensors have the same names.
 
     Args:
       tie_word_embeddings: whether the output projection is the embedding table. If so, a stored `lm_head` must be a
@@ -155,11 +155,13 @@ def llama(*, tie_word_embeddings: bool) -> Table:
         Rule("lm_head.weight", "llama/lm_head/kernel", LINEAR_KERNEL),
         Rule(f"{layer}input_layernorm.weight", "llama/layers/attention_norm/scale"),
         Rule(f"{layer}post_attention_layernorm.weight", "llama/layers/ffn_norm/scale"),
+        Rule(f"{layer}self_attn.q_norm.weight", "llama/layers/q_norm/scale"),
+        Rule(f"{layer}self_attn.k_norm.weight", "llama/layers/k_norm/scale"),
     ]
     for name in _ATTENTION:
-        rules += _linear(f"{layer}self_attn.{name}", f"llama/layers/{name}", bias=False)
+        rules += _linear(f"{layer}self_attn.{name}", f"llama/layers/{name}")
     for name in _MLP:
-        rules += _linear(f"{layer}mlp.{name}", f"llama/layers/{name}", bias=False)
+        rules += _linear(f"{layer}mlp.{name}", f"llama/layers/{name}")
     ignored_patterns = [(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", _ROTARY_REASON)]
     head = (
         r"lm_head\.weight",
@@ -167,7 +169,7 @@ def llama(*, tie_word_embeddings: bool) -> Table:
         "set tie_word_embeddings to false in config.json to use it, or remove it from the file",
     )
     copies = (head,) if tie_word_embeddings else ()
-    return Table("LLaMA checkpoint", tuple(rules), tuple(ignored_patterns), "llama/", copies)
+    return Table("language model", tuple(rules), tuple(ignored_patterns), "llama/", copies)
 
 
 def _qformer() -> tuple[Rule, ...]:

@@ -1,6 +1,6 @@
 """Conversion of a model or run directory to PyTorch formats, used by `launch.convert to-torch`.
 
-The formats are the original's SALMONN `.pth`, a PEFT adapter, and a Hugging Face LLaMA with merged adapters.
+The formats are the original's SALMONN `.pth`, a PEFT adapter, and a Hugging Face language model with merged adapters.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 from salmonn_jax import config as configuration
 from salmonn_jax import model_directory, weights
-from salmonn_jax.config import LlamaConfig, ModelConfig
-from salmonn_jax.conversion import mapping, safetensors_writer, tables
+from salmonn_jax.config import ModelConfig
+from salmonn_jax.conversion import hf_config, mapping, safetensors_writer, tables
 from salmonn_jax.conversion.mapping import Destination
 from salmonn_jax.conversion.safetensors_writer import PendingTensor
 from salmonn_jax.conversion.to_jax import original_trainable_paths
@@ -120,7 +120,7 @@ def write_hf_llama(
       on_write: called with the number of bytes after each tensor.
 
     Raises:
-      UserError: `directory` holds no language model, or `output` exists.
+      UserError: `directory` holds no language model, transformers has no such model, or `output` exists.
       OSError: the disk is full or fails. Nothing is left behind.
     """
     config, params = _open(directory)
@@ -134,7 +134,7 @@ def write_hf_llama(
         for name, destination in mapping.destinations(table, shapes).items()
     }
     shards = _shards({name: tensor.nbytes for name, tensor in tensors.items()})
-    special_tokens = _special_tokens(directory)
+    config_json, special_tokens = hf_config.language_model_json(config.llama), _special_tokens(directory)
     with atomic_output(output) as unfinished:
         unfinished.mkdir()
         weight_map = {}
@@ -146,7 +146,7 @@ def write_hf_llama(
         _write_json(unfinished / "model.safetensors.index.json", index)
         model_directory.copy_tokenizer(pathlib.Path(directory), unfinished)
         dtype = str(params["llama/embedding"].dtype)
-        _write_json(unfinished / "config.json", _llama_json(config.llama) | {"torch_dtype": dtype} | special_tokens)
+        _write_json(unfinished / "config.json", config_json | {"torch_dtype": dtype} | special_tokens)
 
 
 def llama_bytes(directory: pathlib.Path) -> int:
@@ -207,35 +207,6 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
         shards[-1].append(name)
         shard_size += sizes[name]
     return shards
-
-
-def _llama_json(config: LlamaConfig) -> dict[str, Any]:
-    """Returns the Hugging Face `config.json` of a language model. `torch_checkpoints.open_llama` reads it back."""
-    scaling = config.rope_scaling
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_size,
-        "intermediate_size": config.intermediate_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.rms_norm_eps,
-        "max_position_embeddings": config.max_position_embeddings,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling
-        and {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position_embeddings,
-        },
-    }
 
 
 def _special_tokens(directory: pathlib.Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Functions that open PyTorch checkpoints of Whisper, BEATs and LLaMA, used by `to_jax`.
+"""Functions that open PyTorch checkpoints of Whisper, BEATs and language models, used by `to_jax`.
 
 Each returns the JAX configuration, the conversion table and the tensors.
 """
@@ -10,13 +10,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from salmonn_jax.config import BeatsConfig, LlamaConfig, WhisperConfig, from_dict
-from salmonn_jax.conversion import tables, tensors
+from salmonn_jax.config import BeatsConfig, WhisperConfig, from_dict
+from salmonn_jax.conversion import hf_config, tables, tensors
 from salmonn_jax.conversion.mapping import Shape, Table
 from salmonn_jax.conversion.tensors import LazyStateDict
 from salmonn_jax.errors import UserError
 
-LLAMA_FAMILY = ("llama", "mistral")
 # BEATs options that have one supported value here: (supported value, default of the original).
 _BEATS_FIXED = {
     "layer_norm_first": (False, False),
@@ -55,19 +54,9 @@ def open_whisper(path: pathlib.Path) -> WhisperCheckpoint:
     if not path.is_dir():
         return _openai_whisper(path)
     values, state_dict = tensors.open_hf_directory(path)
-    _expect_model_type(path, values, ("whisper",))
-    config = _make_config(
-        path,
-        WhisperConfig,
-        num_mel_bins=_value(path, values, "num_mel_bins"),
-        d_model=_value(path, values, "d_model"),
-        encoder_layers=_value(path, values, "encoder_layers"),
-        encoder_attention_heads=_value(path, values, "encoder_attention_heads"),
-        encoder_ffn_dim=_value(path, values, "encoder_ffn_dim"),
-    )
+    config, window_seconds = hf_config.read_whisper(path, values)
     prefix = next((name.removesuffix("conv1.weight") for name in state_dict if name.endswith("conv1.weight")), "")
-    frames = _value(path, values, "max_source_positions")
-    return WhisperCheckpoint(config, tables.whisper_hf(prefix), state_dict, frames / 50)
+    return WhisperCheckpoint(config, tables.whisper_hf(prefix), state_dict, window_seconds)
 
 
 def _openai_whisper(path: pathlib.Path) -> WhisperCheckpoint:
@@ -123,74 +112,20 @@ def open_beats(path: pathlib.Path) -> TorchCheckpoint:
 
 
 def open_llama(path: pathlib.Path) -> TorchCheckpoint:
-    """Opens a Hugging Face directory of the LLaMA family. Raises UserError if it is another model or incomplete."""
+    """Opens a Hugging Face directory of a language model, see `hf_config.LANGUAGE_MODELS`.
+
+    Raises:
+      UserError: it is another model, is incomplete, or has a configuration that is not supported.
+    """
     path = pathlib.Path(path)
     values, state_dict = tensors.open_hf_directory(path)
-    _expect_model_type(path, values, LLAMA_FAMILY)
-    if values.get("attention_bias") or values.get("mlp_bias"):
-        raise UserError(f"{path} has biases in its projections; only models without biases can be converted")
-    if values.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{path} rotates only a part of each head (partial_rotary_factor); this cannot be converted")
-    if values.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{path} has hidden_act={values['hidden_act']!r}; only 'silu' can be converted")
-    num_heads = _value(path, values, "num_attention_heads")
-    rope_parameters, rope_scaling = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
-    config = _make_config(
-        path,
-        LlamaConfig,
-        vocab_size=_value(path, values, "vocab_size"),
-        hidden_size=_value(path, values, "hidden_size"),
-        num_hidden_layers=_value(path, values, "num_hidden_layers"),
-        num_attention_heads=num_heads,
-        num_key_value_heads=values.get("num_key_value_heads") or num_heads,
-        intermediate_size=_value(path, values, "intermediate_size"),
-        rms_norm_eps=_value(path, values, "rms_norm_eps"),
-        head_dim=values.get("head_dim"),
-        rope_theta=_rope_theta(path, rope_parameters, rope_scaling, values),
-        rope_scaling=_rope_scaling(path, rope_scaling or rope_parameters),
-        # The decoder here attends to the whole sequence. Mistral does so only up to its sliding window.
-        max_position_embeddings=min(
-            _value(path, values, "max_position_embeddings"), values.get("sliding_window") or 2**31
-        ),
-        tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
-    )
+    config = hf_config.read_language_model(path, values)
     return TorchCheckpoint(config, tables.llama(tie_word_embeddings=config.tie_word_embeddings), state_dict)
 
 
 def _make_config(path: pathlib.Path, config_class: type, **values: Any) -> Any:
     """Returns a component's configuration. Raises UserError naming the file if a value is not valid."""
     return from_dict(config_class, values, path_prefix=f"{path}: ")
-
-
-def _rope_theta(path: pathlib.Path, *sections: Mapping[str, Any]) -> float:
-    """Returns the base of the rotary frequencies, which may be in any section. Raises UserError if they differ."""
-    found = {float(section["rope_theta"]) for section in sections if section.get("rope_theta") is not None}
-    if len(found) > 1:
-        raise UserError(f"{path} gives rope_theta twice, as {' and '.join(map(str, sorted(found)))}; keep one")
-    return found.pop() if found else 10_000.0
-
-
-def _rope_scaling(path: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float] | None:
-    """Returns the scaling of rotary frequencies, or None for no scaling. `values` is that section of the config."""
-    if values.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{path} rotates only a part of each head (partial_rotary_factor); this cannot be converted")
-    rope_type = values.get("rope_type", values.get("type", "default"))
-    if rope_type == "default":
-        return None
-    if rope_type != "llama3":
-        raise UserError(f"{path} has rope scaling {rope_type!r}; only 'llama3' can be converted")
-    return {
-        "factor": float(_value(path, values, "factor")),
-        "low_freq_factor": float(_value(path, values, "low_freq_factor")),
-        "high_freq_factor": float(_value(path, values, "high_freq_factor")),
-        "original_max_position_embeddings": _value(path, values, "original_max_position_embeddings"),
-    }
-
-
-def _expect_model_type(path: pathlib.Path, values: Mapping[str, Any], expected: tuple[str, ...]) -> None:
-    """Raises UserError if the configuration is of another model type."""
-    if values.get("model_type") not in expected:
-        raise UserError(f"{path} has model_type={values.get('model_type')!r}; expected {' or '.join(expected)}")
 
 
 def _value(path: pathlib.Path, values: Mapping[str, Any], name: str) -> Any:

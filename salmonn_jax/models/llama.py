@@ -1,8 +1,8 @@
-"""LLaMA-family decoder (Touvron et al. 2023; original module: transformers' `modeling_llama`) with LoRA.
+"""Decoder of LLaMA, Mistral, Qwen2 and Qwen3 with LoRA (Touvron et al. 2023; transformers' `modeling_llama`).
 
-The decoder has rotary positions in the rotate-half layout, RMSNorm, SwiGLU and grouped-query attention. Training,
-prefill and decoding use the same forward pass: it takes embeddings, positions and an attention mask, and optionally a
-KV cache to update.
+The decoder has rotary positions in the rotate-half layout, RMSNorm, SwiGLU and grouped-query attention; biases in the
+attention's projections (Qwen2) and RMS norms of queries and keys (Qwen3) are options. Training, prefill and decoding
+use the same forward pass: it takes embeddings, positions and an attention mask, and optionally a KV cache to update.
 """
 
 from __future__ import annotations
@@ -56,16 +56,22 @@ class LlamaLayer(nnx.Module):
     """Pre-norm transformer layer with self-attention and a SwiGLU feed-forward network."""
 
     def __init__(self, config: LlamaConfig, lora: LoraConfig, rngs: nnx.Rngs):
-        hidden_size, head_size = config.hidden_size, config.head_size
-        self.attention_norm = RMSNorm(hidden_size, epsilon=config.rms_norm_eps)
-        self.q_proj = make_projection("q_proj", hidden_size, config.num_attention_heads * head_size, lora, rngs)
-        self.k_proj = make_projection("k_proj", hidden_size, config.num_key_value_heads * head_size, lora, rngs)
-        self.v_proj = make_projection("v_proj", hidden_size, config.num_key_value_heads * head_size, lora, rngs)
-        self.o_proj = make_projection("o_proj", config.num_attention_heads * head_size, hidden_size, lora, rngs)
-        self.ffn_norm = RMSNorm(hidden_size, epsilon=config.rms_norm_eps)
-        self.gate_proj = make_projection("gate_proj", hidden_size, config.intermediate_size, lora, rngs)
-        self.up_proj = make_projection("up_proj", hidden_size, config.intermediate_size, lora, rngs)
-        self.down_proj = make_projection("down_proj", config.intermediate_size, hidden_size, lora, rngs)
+        hidden_size, ffn_size, head_size = config.hidden_size, config.intermediate_size, config.head_size
+        q_size, kv_size = config.num_attention_heads * head_size, config.num_key_value_heads * head_size
+        projection = functools.partial(make_projection, lora=lora, rngs=rngs)
+        norm = functools.partial(RMSNorm, epsilon=config.rms_norm_eps)
+        qkv_bias, o_bias = config.attention_bias != "none", config.attention_bias == "qkvo"
+        self.attention_norm = norm(hidden_size)
+        self.q_proj = projection("q_proj", hidden_size, q_size, use_bias=qkv_bias)
+        self.k_proj = projection("k_proj", hidden_size, kv_size, use_bias=qkv_bias)
+        self.v_proj = projection("v_proj", hidden_size, kv_size, use_bias=qkv_bias)
+        self.o_proj = projection("o_proj", q_size, hidden_size, use_bias=o_bias)
+        self.q_norm = norm(head_size) if config.qk_norm else None
+        self.k_norm = norm(head_size) if config.qk_norm else None
+        self.ffn_norm = norm(hidden_size)
+        self.gate_proj = projection("gate_proj", hidden_size, ffn_size, use_bias=config.mlp_bias)
+        self.up_proj = projection("up_proj", hidden_size, ffn_size, use_bias=config.mlp_bias)
+        self.down_proj = projection("down_proj", ffn_size, hidden_size, use_bias=config.mlp_bias)
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
 
     def __call__(
@@ -94,9 +100,12 @@ class LlamaLayer(nnx.Module):
         """
         q_key, k_key, v_key, o_key, gate_key, up_key, down_key = split_key(dropout_key, 7)
         y = self.attention_norm(x)
-        q = apply_rotary_embedding(split_heads(self.q_proj(y, lora_scale, q_key), self.num_heads), *rotation)
-        k = apply_rotary_embedding(split_heads(self.k_proj(y, lora_scale, k_key), self.num_kv_heads), *rotation)
+        q = split_heads(self.q_proj(y, lora_scale, q_key), self.num_heads)
+        k = split_heads(self.k_proj(y, lora_scale, k_key), self.num_kv_heads)
         v = split_heads(self.v_proj(y, lora_scale, v_key), self.num_kv_heads)
+        if self.q_norm is not None:  # over the features of each head
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rotary_embedding(q, *rotation), apply_rotary_embedding(k, *rotation)
         if past_key_values is not None:
             k, v = (
                 jax.lax.dynamic_update_slice_in_dim(old, new, cache_index, axis=1)

@@ -17,7 +17,7 @@ KAIMING_UNIFORM_INIT = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "un
 
 
 class LoraLinear(Linear):
-    """Linear layer with an adapter: y = x @ kernel + lora_scale * dropout(x) @ lora_a @ lora_b.
+    """Linear layer with an adapter: y = x @ kernel (+ bias) + lora_scale * dropout(x) @ lora_a @ lora_b.
 
     `lora_a` is float[D_in,r] and `lora_b` is float[r,D_out]. `lora_scale` is an argument of the call, so it can be
     lowered at runtime. None leaves the adapter out, and the outputs are bit for bit those of the base model.
@@ -30,9 +30,10 @@ class LoraLinear(Linear):
         *,
         lora: LoraConfig,
         rngs: nnx.Rngs,
+        use_bias: bool = False,
         kernel_init: Callable = FAN_IN_INIT,
     ):
-        super().__init__(in_features, out_features, use_bias=False, rngs=rngs, kernel_init=kernel_init)
+        super().__init__(in_features, out_features, use_bias=use_bias, rngs=rngs, kernel_init=kernel_init)
         self.lora_a = nnx.Param(KAIMING_UNIFORM_INIT(rngs.params(), (in_features, lora.rank), jnp.float32))
         self.lora_b = nnx.Param(jnp.zeros((lora.rank, out_features), jnp.float32))
         self.dropout_rate = lora.dropout
@@ -49,16 +50,13 @@ class LoraLinear(Linear):
 class PlainLinear(Linear):
     """Linear layer without an adapter, with the call signature of `LoraLinear`; the extra arguments are ignored."""
 
-    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs, kernel_init: Callable = FAN_IN_INIT):
-        super().__init__(in_features, out_features, use_bias=False, rngs=rngs, kernel_init=kernel_init)
-
     def __call__(self, x: Array, lora_scale: Array | float | None, dropout_key: Array | None = None) -> Array:
         del lora_scale, dropout_key
         return super().__call__(x)
 
 
 def make_projection(
-    name: str, in_features: int, out_features: int, lora: LoraConfig, rngs: nnx.Rngs
+    name: str, in_features: int, out_features: int, *, lora: LoraConfig, rngs: nnx.Rngs, use_bias: bool
 ) -> LoraLinear | PlainLinear:
     """Builds a projection, with an adapter if it is one of the adapter configuration's target modules.
 
@@ -68,7 +66,8 @@ def make_projection(
       out_features: size of the output.
       lora: configuration of the adapters.
       rngs: random keys for the initial weights.
+      use_bias: whether the projection has a bias.
     """
     if name in lora.target_modules:
-        return LoraLinear(in_features, out_features, lora=lora, rngs=rngs)
-    return PlainLinear(in_features, out_features, rngs=rngs)
+        return LoraLinear(in_features, out_features, lora=lora, rngs=rngs, use_bias=use_bias)
+    return PlainLinear(in_features, out_features, rngs=rngs, use_bias=use_bias)

@@ -26,6 +26,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+NEW_TOKENS = 24
 CLIP = golden.MINI.clip_path(0)
 DUCK = golden.SHARED / "audio" / "duck.wav"
 QUESTION = "What is heard in this clip, and how many ducks are there in it, if there are any?"
@@ -58,11 +59,18 @@ def equal_tensors(ours: pathlib.Path, theirs: pathlib.Path) -> None:
         {},
         {"num_key_value_heads": 2, "tie_word_embeddings": True},
         {"num_key_value_heads": 1, "head_dim": 16, "rope_parameters": LLAMA3_ROPE},
-        {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
+        {"attention_bias": True, "mlp_bias": True},
+        {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 200},
+        {"model_type": "qwen2", "num_key_value_heads": 2, "rope_parameters": {"rope_theta": 1e6}},
+        {"model_type": "qwen2", "num_key_value_heads": 1, "tie_word_embeddings": True},
+        {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "rope_parameters": {"rope_theta": 1e6}},
+        {"model_type": "qwen3", "num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True}
+        | {"attention_bias": True},
     ],
-    ids=["llama 1", "SmolLM2", "llama 3", "mistral"],
+    ids=["llama 1", "SmolLM2", "llama 3", "biases", "mistral", "qwen2", "qwen2 tied", "qwen3", "qwen3 tied, biases"],
 )
 def test_a_language_model(changes, tmp_path):
+    """Compares layers and logits, and 24 greedy tokens, which are decoded with a KV cache."""
     torch_checkpoints.require_packages()
     llm = torch_checkpoints.write_llama(tmp_path / "llm", **changes)
     run("to-jax", "llama", "--llm", llm, "--output", tmp_path / "model")
@@ -70,6 +78,20 @@ def test_a_language_model(changes, tmp_path):
     run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
     equal_tensors(tmp_path / "back", llm)
     agree(tmp_path / "model", CheckpointPaths(llm=tmp_path / "back"), layers=5)
+    model = salmonn_jax.load(tmp_path / "model")
+    (answer,) = model.generate(None, QUESTION, max_new_tokens=NEW_TOKENS)
+    prompt = model.tokenizer.encode(QUESTION)
+    assert answer.token_ids == torch_greedy(llm, [model.tokenizer.bos_token_id, *prompt])
+
+
+def torch_greedy(llm: pathlib.Path, prompt: list[int]) -> list[int]:
+    """Returns the tokens that transformers decodes greedily after `prompt`."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
+    tokens = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
+    return tokens[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

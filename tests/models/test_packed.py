@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
+import pytest
 
 from salmonn_jax.batch import Segment, collate
 from salmonn_jax.configs import get_preset
@@ -13,7 +16,9 @@ from salmonn_jax.models.salmonn import answer_losses
 MODEL = get_preset("debug").model
 
 
-def test_losses_of_packed_and_separate_rows_are_equal():
+@pytest.mark.parametrize("changes", [{}, {"attention_bias": "qkv", "qk_norm": True}], ids=["llama", "biases and norms"])
+def test_losses_of_packed_and_separate_rows_are_equal(changes):
+    config = dataclasses.replace(MODEL, llama=dataclasses.replace(MODEL.llama, **changes))
     rng, num_audio_tokens = np.random.default_rng(0), MODEL.num_audio_tokens
 
     def example(prompt_length: int, answer_length: int, num_windows: int) -> Segment:
@@ -28,7 +33,9 @@ def test_losses_of_packed_and_separate_rows_are_equal():
     sizes = {"seq_len": 128, "window_samples": MODEL.audio.window_samples, "num_audio_tokens": num_audio_tokens}
     separate = collate([[example_segment] for example_segment in examples], **sizes)
     packed = collate([examples[:3], examples[3:]], **sizes, num_clips=6)  # two clip slots stay empty
-    model = parameters.model_structure(MODEL).merge(parameters.init_params(MODEL, 1))
+    initial = parameters.init_params(config, 1)
+    params = {path: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype) for path, x in initial.items()}
+    model = parameters.model_structure(config).merge(params)
 
     @jax.jit
     def losses(batch):

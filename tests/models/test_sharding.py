@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,11 @@ from salmonn_jax.configs import get_preset
 from salmonn_jax.models import parameters
 from salmonn_jax.models.llama import causal_mask
 
-CONFIG = get_preset("debug").model
+DEBUG = get_preset("debug").model
+# With all weights that a language model can have: those of LLaMA, Qwen2 and Qwen3.
+CONFIG = dataclasses.replace(
+    DEBUG, llama=dataclasses.replace(DEBUG.llama, attention_bias="qkvo", qk_norm=True, mlp_bias=True)
+)
 STRUCTURE = parameters.model_structure(CONFIG)
 MESHES = [
     {"data": 2, "fsdp": 2, "tensor": 2},
