@@ -278,7 +278,7 @@ def test_options_of_the_command_line_and_defaults(tmp_path, capsys):
             "Q-Former: hidden_size=768: must be a multiple of num_attention_heads=5",
         ),
         ({"--beats": None}, "was trained with BEATs"),
-        ({"--llm": MINI.directory / "whisper"}, "model_type='whisper'; expected llama or mistral"),
+        ({"--llm": MINI.directory / "whisper"}, "model_type='whisper'; supported: llama"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(tmp_path, changes, says):

@@ -148,6 +148,7 @@ def test_the_golden_salmonn(golden_set, layers, tmp_path):
     agree(tmp_path / "model", files, layers=layers, clip=golden_set.clip_path(0))
 
 
+ALL_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SALMONNS = {
     "overlapping windows, two queries, adapters everywhere": {
         "config": {
@@ -157,7 +158,29 @@ SALMONNS = {
             "lora_rank": 4,
             "lora_alpha": 12,
         },
-        "target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "target_modules": ALL_PROJECTIONS,
+    },
+    "Qwen2.5, adapters on projections with biases": {
+        "config": {
+            "num_speech_query_token": 1,
+            "second_per_window": 0.4,
+            "second_stride": 0.4,
+            "lora_rank": 3,
+            "lora_alpha": 6,
+        },
+        "target_modules": ALL_PROJECTIONS,
+        "llm": {"model_type": "qwen2"},
+    },
+    "Qwen3 with biases, adapters on two projections": {
+        "config": {
+            "num_speech_query_token": 1,
+            "second_per_window": 0.5,
+            "second_stride": 0.5,
+            "lora_rank": 2,
+            "lora_alpha": 4,
+        },
+        "target_modules": ("k_proj", "o_proj"),
+        "llm": {"model_type": "qwen3", "head_dim": 16, "attention_bias": True},
     },
     "no BEATs, gaps between windows, three layers": {
         "config": {
@@ -183,9 +206,9 @@ SALMONNS = {
 def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, CheckpointPaths]:
     """Returns a converted SALMONN of one of the shapes above, and the files it comes from."""
     torch_checkpoints.require_packages("peft", "openbeats")
-    folder, shape = tmp_path_factory.mktemp("assembled"), SALMONNS[request.param]
+    folder, shape = tmp_path_factory.mktemp("assembled"), dict(SALMONNS[request.param])
     sound = None if "no BEATs" in request.param else torch_checkpoints.write_beats(folder / "beats.pt")
-    llm = torch_checkpoints.write_llama(folder / "llm", num_key_value_heads=2)
+    llm = torch_checkpoints.write_llama(folder / "llm", num_key_value_heads=2, **shape.pop("llm", {}))
     checkpoint = torch_checkpoints.write_salmonn(
         folder / "x.pth", encoder_hidden_size=32 + (32 if sound else 0), llm=llm, **shape
     )
