@@ -17,7 +17,7 @@ from launch import cli
 _SOURCE_HELP = {
     "whisper": "Hugging Face directory or OpenAI .pt file",
     "beats": "BEATs .pt file",
-    "llama": "Hugging Face directory of the LLaMA family",
+    "llama": "Hugging Face directory of a LLaMA, Vicuna, SmolLM2, Mistral, Qwen2.5 or Qwen3",
 }
 
 
