@@ -35,6 +35,9 @@ class Example:
     question: str = ""
 
 
+# Tasks whose examples have no audio. Entries of all other tasks are rejected if they have none.
+TEXT_ONLY_TASKS = ("text",)
+
 # Text fields of examples, manifest entries and records.
 TEXT_FIELDS = ("id", "answer", "task", "prompt", "question", "transcript")
 

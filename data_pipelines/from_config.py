@@ -71,9 +71,11 @@ def make_training_data(
       streams: indices of the streams that this process reads; all `data.streams` by default.
 
     Raises:
-      UserError: a source does not exist, or the mixture or the sizes are inconsistent.
+      UserError: a source does not exist or has no examples, or the mixture or the sizes are inconsistent.
     """
     sources = {name: corpus.open_source(name, "train") for name in source_names(data)}
+    for name, source in sources.items():
+        _check_not_empty(name, source)
     means = {}
     if data.weight_unit != "examples":
         means = {
@@ -86,6 +88,7 @@ def make_training_data(
         # "chunk" keeps whole recordings, so that noise can be cut from any position.
         rules = dataclasses.replace(audio_rules(model, data), too_long="chunk")
         recordings = open_corpus(data.corpus, data.data_dir, rules).open_source(data.noise_source, "train")
+        _check_not_empty(data.noise_source, recordings)
     encoder = Encoder(
         tokenizer=tokenizer,
         prompt_templates=PromptTemplates.load(data.prompt_templates or None),
@@ -94,6 +97,11 @@ def make_training_data(
     )
     reader = SampleReader(sources, encoder, augmentations(data, recordings), seed=seed)
     return TrainingData(reader, data, shares, streams=streams)
+
+
+def _check_not_empty(name: str, source: Sequence[Example]) -> None:
+    if not len(source):
+        raise UserError(f"the source {name!r} has no examples in its split 'train'; fill it, or leave it out")
 
 
 def mean_example_size(examples: Sequence[Example], unit: str, tokenizer: Tokenizer, max_answer_tokens: int) -> float:

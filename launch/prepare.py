@@ -78,7 +78,12 @@ def main(argv: list[str] | None = None) -> None:
     subparser.add_argument("overrides", nargs="*", metavar="field=value", help="configuration overrides")
     subparser.set_defaults(run=_inspect)
 
-    options = parser.parse_args(argv)
+    options, extra = parser.parse_known_args(argv)
+    if "overrides" in options:  # argparse does not see those that follow an option
+        options.overrides += [argument for argument in extra if not argument.startswith("-")]
+        extra = [argument for argument in extra if argument.startswith("-")]
+    if extra:
+        parser.error(f"unrecognized arguments: {' '.join(extra)}")
     options.run(options)
 
 

@@ -22,10 +22,9 @@ from salmonn_jax.decoding import greedy
 from salmonn_jax.decoding.batching import Request, prompt_batches, window_times
 from salmonn_jax.errors import UserError, check_choice
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
-from salmonn_jax.prompts import AUDIO_PLACEHOLDER, TEXT_SLOT, encode_answer, encode_prompt, stop_tokens
+from salmonn_jax.prompts import TEXT_SLOT, add_audio_placeholder, encode_answer, encode_prompt, stop_tokens
 from salmonn_jax.sharding import Placement
 
-AUDIO_PROMPT_PREFIX = f"<Speech>{AUDIO_PLACEHOLDER}</Speech> "
 
 Audio = AudioSource | None  # see `salmonn_jax.audio.files.load_audio`; None is a prompt without audio
 
@@ -291,13 +290,11 @@ class Model:
 
     def _encode_prompt(self, windows: Sequence[np.ndarray], prompt: str) -> Segment:
         """Encodes a prompt about the clip with these windows, or without a clip, as a segment without an answer."""
-        if windows and AUDIO_PLACEHOLDER not in prompt:
-            prompt = AUDIO_PROMPT_PREFIX + prompt
         counts = [self.config.num_valid_audio_tokens(len(window)) for window in windows]
         encoded_prompt = encode_prompt(
             self.tokenizer,
             self.config.prompt_template,
-            prompt,
+            add_audio_placeholder(prompt, num_clips=1 if windows else 0),
             valid_audio_token_counts=[counts] if windows else [],
             num_audio_tokens=self.config.num_audio_tokens,
             add_bos_token=self.config.add_bos_token,

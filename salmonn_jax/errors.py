@@ -46,6 +46,22 @@ def check_choice(name: str, value: object, choices: object) -> None:
         raise UserError(f"{name}={value!r}: must be one of {', '.join(get_args(choices))}")
 
 
+def check_unicode(name: str, text: str) -> None:
+    """Raises UserError if a text has unpaired surrogates, which JSON can express but no tokenizer or file can.
+
+    Args:
+      name: what the text is, for the error message.
+      text: text to check.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name} is not Unicode text: character {error.start} is the unpaired surrogate {text[error.start]!a}; "
+            "remove it"
+        ) from None
+
+
 def import_optional(name: str, extra: str) -> types.ModuleType:
     """Imports and returns an optional package. Raises UserError naming the extra that installs it."""
     try:

@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from salmonn_jax.errors import UserError
+from salmonn_jax.errors import UserError, check_unicode
 from salmonn_jax.tokenizer import Tokenizer
 
 AUDIO_PLACEHOLDER = "<SpeechHere>"
+# Marks the position of the clip in a prompt, as in the original.
+SPEECH_TAG = f"<Speech>{AUDIO_PLACEHOLDER}</Speech>"
 TEXT_SLOT = -1  # value in `audio_slots` at text tokens
 _AUDIO_TOKEN_ID = 0  # any valid id: audio tokens replace the embeddings at audio slots
 
@@ -68,6 +70,25 @@ class EncodedPrompt(NamedTuple):
 
     tokens: list[int]
     audio_slots: list[int]
+
+
+def add_audio_placeholder(prompt: str, *, num_clips: int) -> str:
+    """Returns a prompt with one `<SpeechHere>` per clip, the rule for the prompts of training and of generation.
+
+    Args:
+      prompt: text of the user. If it has no `<SpeechHere>`, one `<Speech><SpeechHere></Speech> ` per clip is prepended.
+      num_clips: number of clips of the prompt.
+
+    Raises:
+      UserError: the prompt has another number of `<SpeechHere>`, or is not Unicode text.
+    """
+    check_unicode("prompt", prompt)
+    found = prompt.count(AUDIO_PLACEHOLDER)
+    if found == 0:
+        return f"{SPEECH_TAG} " * num_clips + prompt
+    if found != num_clips:
+        raise UserError(f"prompt {prompt!r} has {found} {AUDIO_PLACEHOLDER} for {num_clips} clip(s)")
+    return prompt
 
 
 def encode_prompt(

@@ -8,7 +8,15 @@ import pickle
 import pytest
 
 from salmonn_jax.errors import UserError
-from salmonn_jax.prompts import PROMPT_TEMPLATES, TEXT_SLOT, encode_answer, encode_prompt, template_name
+from salmonn_jax.prompts import (
+    PROMPT_TEMPLATES,
+    SPEECH_TAG,
+    TEXT_SLOT,
+    add_audio_placeholder,
+    encode_answer,
+    encode_prompt,
+    template_name,
+)
 from salmonn_jax.tokenizer import load_tokenizer
 from tests.golden import MINI
 
@@ -103,3 +111,17 @@ def test_empty_prompt_without_prefix_tokens(tokenizer):
 
 def test_tokenizer_can_be_pickled(tokenizer):
     assert pickle.loads(pickle.dumps(tokenizer)).encode("a dog barks") == tokenizer.encode("a dog barks")
+
+
+def test_a_prompt_without_placeholder_gets_one_per_clip():
+    assert add_audio_placeholder("What?", num_clips=0) == "What?"
+    assert add_audio_placeholder("What?", num_clips=1) == f"{SPEECH_TAG} What?"
+    assert add_audio_placeholder("What? <SpeechHere>", num_clips=1) == "What? <SpeechHere>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "num_clips"), [("<SpeechHere>", 0), ("<SpeechHere> <SpeechHere>", 1), ("a\ud83c", 1)]
+)
+def test_wrong_prompts_raise_user_error(prompt, num_clips):
+    with pytest.raises(UserError, match="prompt"):
+        add_audio_placeholder(prompt, num_clips=num_clips)

@@ -206,4 +206,5 @@ def cached_tokenizer(directory: str) -> Tokenizer:
 
 def to_json_line(values: dict[str, Any]) -> bytes:
     """Serialises an object as one line of JSON."""
-    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+    # A rejection may quote text with surrogates. Python's backslash replacement of these is also JSON's escape.
+    return json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

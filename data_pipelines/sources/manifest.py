@@ -14,7 +14,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from data_pipelines.examples import TEXT_FIELDS, BadExample, Example
-from data_pipelines.files import read_file
+from data_pipelines.files import describe_wrong_byte, read_utf8_file
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest_entry import ManifestEntry, entry_from_annotation, entry_from_json
 from salmonn_jax.errors import UserError
@@ -30,15 +30,16 @@ class Manifest:
         annotations of the original. Relative audio paths are relative to the folder of the manifest.
 
     Raises:
-      UserError: the file cannot be read, or is not an annotation file.
+      UserError: the file cannot be read, is not UTF-8, or is not an annotation file.
     """
 
     def __init__(self, location: str):
         self.location = location
-        data = read_file(location, "the manifest")
+        data = read_utf8_file(location, "the manifest")
         self._parse: Callable[[Any, int], ManifestEntry] = entry_from_json
+        self._line_name = "line"
         if location.endswith(".json"):
-            self._parse, data = entry_from_annotation, _as_lines(location, data)
+            self._parse, self._line_name, data = entry_from_annotation, "annotation", _as_lines(location, data)
         self._data = data
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
         if data and not data.endswith(b"\n"):
@@ -46,6 +47,7 @@ class Manifest:
         starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
         not_blank = np.array([bool(data[a:b].strip()) for a, b in zip(starts, ends, strict=True)], bool)
         self._line_spans = np.stack([starts, ends], axis=1)[not_blank] if len(ends) else np.zeros((0, 2), np.int64)
+        self._line_numbers = np.flatnonzero(not_blank) + 1  # blank lines are counted
 
     def __len__(self) -> int:
         return len(self._line_spans)
@@ -53,10 +55,10 @@ class Manifest:
     def __getitem__(self, index: SupportsIndex) -> ManifestEntry:
         start, end = self._line_spans[index]
         try:
-            line = json.loads(self._data[start:end])
-        except ValueError as error:
-            raise BadExample("invalid", f"line {int(index) + 1} of {self.location}: {error}") from None
-        entry = self._parse(line, int(index))
+            entry = self._parse(_parse_json(self._data[start:end]), int(index))
+        except BadExample as error:
+            line = f"{self._line_name} {self._line_numbers[index]} of {self.location}"
+            raise BadExample(error.reason, f"{line}: {error.detail}") from None
         folder = posixpath.dirname(self.location)
         spans = (span._replace(path=_resolve(folder, span.path)) for span in entry.audio)
         return dataclasses.replace(entry, audio=tuple(spans))
@@ -98,14 +100,31 @@ def to_example(entry: ManifestEntry, source: str, audio: np.ndarray | None) -> E
 def _as_lines(location: str, data: bytes) -> bytes:
     """Converts an annotation file of the original to JSON lines."""
     try:
-        annotations = json.loads(data)
-        lines = annotations["annotation"]
-    except (ValueError, TypeError, KeyError):
+        annotations = json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{location} is not UTF-8 ({describe_wrong_byte(error)}): convert it, or save it as UTF-8"
+        ) from None
+    except (ValueError, RecursionError):
+        annotations = None
+    lines = annotations.get("annotation") if isinstance(annotations, dict) else None
+    if not isinstance(lines, list):
         raise UserError(
             f'{location} is not an annotation file of the original, {{"annotation": [...]}}; if it contains JSON '
             "lines, rename it to *.jsonl"
-        ) from None
+        )
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def _parse_json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise BadExample("invalid", f"not UTF-8 ({describe_wrong_byte(error)}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise BadExample("invalid", f"not JSON: {error.msg} (column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of more than 4300 digits, or nested too deeply
+        raise BadExample("invalid", f"not JSON: {error}") from None
 
 
 def _resolve(folder: str, path: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines.examples import TEXT_FIELDS, BadExample
+from data_pipelines.examples import TEXT_FIELDS, TEXT_ONLY_TASKS, BadExample
+from salmonn_jax.errors import UserError, check_unicode
+from salmonn_jax.prompts import AUDIO_PLACEHOLDER, add_audio_placeholder
 
+MAX_SECONDS = 1e9  # bound of start and end; larger values, infinity and NaN are mistakes
 GAP_SAMPLES = 1600  # zero samples between the files of one clip, as in the original (`expand_wav`)
 
 
@@ -29,12 +32,17 @@ class ManifestEntry:
     Attributes:
       id: identifier, unique within the manifest.
       audio: spans that are joined to one clip, with `GAP_SAMPLES` zero samples in between; empty for a text-only
-        example.
+        example, whose task is one of `TEXT_ONLY_TASKS`.
       answer: text that the model should generate.
       task: name of the task. It selects the prompt templates and the metric.
-      prompt: text of the user; "" for a prompt template of the task.
+      prompt: text of the user; "" for a prompt template of the task. `<SpeechHere>` is the position of the clip; a
+        prompt without it gets the clip at its beginning.
       question: text that replaces `{}` in the prompt template.
       transcript: words spoken in the clip, if known.
+
+    Raises:
+      BadExample: a text or a path is not Unicode text or a path is too long; there is no audio and the task needs it,
+        or audio and the task has none; or the prompt has more positions for clips than the example has clips.
     """
 
     id: str
@@ -45,6 +53,24 @@ class ManifestEntry:
     question: str = ""
     transcript: str = ""
 
+    def __post_init__(self):
+        for name in TEXT_FIELDS:
+            _as_bad_example(check_unicode, name, getattr(self, name))
+        for span in self.audio:
+            _as_bad_example(check_unicode, "audio", span.path)
+        if self.audio and self.task in TEXT_ONLY_TASKS:
+            raise BadExample("invalid", f"task={self.task!r} is for text-only examples, but the example has audio")
+        if not self.audio and self.task not in TEXT_ONLY_TASKS:
+            raise BadExample(
+                "invalid", f"task={_shorten(self.task)} needs audio; a text-only example has the task 'text'"
+            )
+        if not self.audio and not self.prompt.strip():
+            raise BadExample("invalid", "a text-only example needs its own prompt")
+        if AUDIO_PLACEHOLDER in self.question:
+            raise BadExample("invalid", f"question={_shorten(self.question)}: must not contain {AUDIO_PLACEHOLDER}")
+        if self.prompt:
+            _as_bad_example(add_audio_placeholder, self.prompt, num_clips=1 if self.audio else 0)
+
 
 def entry_from_json(line: Any, number: int) -> ManifestEntry:
     """Converts a parsed line of a `.jsonl` manifest to an entry.
@@ -52,14 +78,14 @@ def entry_from_json(line: Any, number: int) -> ManifestEntry:
         {"id": "1", "audio": "a.flac", "answer": "hello", "task": "asr"}
 
     `audio` is a path, an object {"path", "start", "end"} for a part of a file, or a list of these. Text-only examples
-    have no `audio`.
+    have no `audio`. The task is "asr" if the line does not name it, and "text" if it has no field `audio` either.
 
     Args:
       line: the parsed line.
-      number: number of the line, the id of an entry without `id`.
+      number: index of the entry, the id of an entry without `id`.
 
     Raises:
-      BadExample: a field is missing, unknown or of the wrong type.
+      BadExample: a field is missing, unknown or of the wrong type, or the entry is invalid (see `ManifestEntry`).
     """
     if not isinstance(line, Mapping):
         raise BadExample("invalid", "the line is not a JSON object")
@@ -73,7 +99,8 @@ def entry_from_json(line: Any, number: int) -> ManifestEntry:
             raise BadExample("invalid", f"{name}={text!r}: must be a string")
     if not texts.get("answer", "").strip():
         raise BadExample("invalid", "the answer is missing or empty")
-    return ManifestEntry(**{"id": str(number), **texts}, audio=_parse_spans(line.get("audio")))
+    task = "asr" if "audio" in line else TEXT_ONLY_TASKS[0]
+    return ManifestEntry(**{"id": str(number), "task": task, **texts}, audio=_parse_spans(line.get("audio")))
 
 
 def entry_from_annotation(line: Any, number: int) -> ManifestEntry:
@@ -130,9 +157,31 @@ def _parse_span(span: Any) -> AudioSpan:
         return AudioSpan(span)
     if not isinstance(span, Mapping) or set(span) - {"path", "start", "end"} or not isinstance(span.get("path"), str):
         raise BadExample("invalid", f"audio={span!r}: must be a path, or an object with path, start and end")
-    start, end = span.get("start") or 0.0, span.get("end")
-    if not isinstance(start, (int, float)) or not isinstance(end, (int, float, type(None))):
-        raise BadExample("invalid", f"start={start!r}, end={end!r}: must be numbers of seconds")
+    if not span["path"]:
+        raise BadExample("invalid", "audio: the path is empty")
+    start, end = span.get("start"), span.get("end")
+    if not all(value is None or _is_seconds(value) for value in (start, end)):
+        raise BadExample("invalid", f"start={_shorten(start)}, end={_shorten(end)}: must be finite numbers of seconds")
+    start = start or 0.0
     if start < 0 or (end is not None and end <= start):
         raise BadExample("invalid", f"start={start}, end={end}: must be 0 <= start < end")
     return AudioSpan(span["path"], float(start), None if end is None else float(end))
+
+
+def _is_seconds(value: Any) -> bool:
+    """Returns whether a value is a finite number. NaN and infinity, which Python reads from JSON, are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_SECONDS
+
+
+def _as_bad_example(check: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+    """Calls a check and turns its UserError into BadExample."""
+    try:
+        check(*args, **kwargs)
+    except UserError as error:
+        raise BadExample("invalid", str(error)) from None
+
+
+def _shorten(value: Any) -> str:
+    """Returns the representation of a value, cut to 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -70,10 +70,13 @@ def from_record(record: bytes, source: str, *, decode_audio: bool = True) -> Exa
       decode_audio: False leaves out the audio, which is fast.
 
     Raises:
-      BadExample: the audio cannot be decoded.
+      BadExample: the audio cannot be decoded, or a text is not UTF-8.
     """
     fields = _fields(record)
-    texts = {name: fields[name].decode() for name in TEXT_FIELDS if name in fields}
+    try:
+        texts = {name: fields[name].decode() for name in TEXT_FIELDS if name in fields}
+    except UnicodeDecodeError as error:
+        raise BadExample("invalid", f"a text of a record is not UTF-8: {error}") from None
     audio = fields["audio"] if decode_audio else b""
     return Example(audio=_decode(audio, fields.get("coding", b"flac")) if audio else None, source=source, **texts)
 

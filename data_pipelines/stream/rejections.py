@@ -31,7 +31,7 @@ class RejectionMonitor:
 
         Raises:
           UserError: the rejections exceed `data.max_bad_share` of the samples by more than three standard deviations;
-            or a clip is too long and `data.too_long` is "error".
+            the first `MIN_SAMPLES` samples are all rejected; or a clip is too long and `data.too_long` is "error".
         """
         self.rejected += 1
         self.on_reject(rejection)
@@ -42,9 +42,14 @@ class RejectionMonitor:
             )
         expected = self._data.max_bad_share * max(self.received, MIN_SAMPLES)
         # The share of a small number of samples may be higher by chance, so three standard deviations are allowed.
-        if self.rejected > expected + 3 * math.sqrt(expected):
+        none_usable = self.rejected == self.received >= MIN_SAMPLES  # no batch could ever be made
+        if none_usable or self.rejected > expected + 3 * math.sqrt(expected):
+            problem = (
+                "so no batch can be made; correct them"
+                if none_usable
+                else f"more than data.max_bad_share={self._data.max_bad_share:g}; correct them or raise this limit"
+            )
             raise UserError(
-                f"{self.rejected} of {self.received} examples cannot be used, more than "
-                f"data.max_bad_share={self._data.max_bad_share:g}; correct them or raise this limit; "
-                f"the last is example {rejection.example} of {rejection.source}, {rejection.reason}: {rejection.detail}"
+                f"{self.rejected} of {self.received} examples cannot be used, {problem}; the last is example "
+                f"{rejection.example} of {rejection.source}, {rejection.reason}: {rejection.detail}"
             )

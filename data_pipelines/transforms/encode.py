@@ -11,7 +11,7 @@ from salmonn_jax.audio.windows import split_windows
 from salmonn_jax.batch import Segment
 from salmonn_jax.config import DataConfig, ModelConfig
 from salmonn_jax.errors import UserError
-from salmonn_jax.prompts import TEXT_SLOT, encode_answer, encode_prompt
+from salmonn_jax.prompts import TEXT_SLOT, add_audio_placeholder, encode_answer, encode_prompt
 from salmonn_jax.tokenizer import Tokenizer
 
 
@@ -82,7 +82,7 @@ def encode_example(
 
     Raises:
       BadExample: the example has more tokens than a row or more encoder windows than `config.max_windows`, or its
-        prompt does not have exactly one position for its clip.
+        prompt has more positions for clips than it has clips (see `salmonn_jax.prompts.add_audio_placeholder`).
     """
     windows = () if example.audio is None else tuple(split_windows(example.audio, config.window_samples))
     has_audio = example.audio is not None
@@ -94,7 +94,7 @@ def encode_example(
         encoded_prompt = encode_prompt(
             tokenizer,
             config.prompt_template,
-            prompt,
+            add_audio_placeholder(prompt, num_clips=1 if has_audio else 0),
             valid_audio_token_counts=valid_audio_token_counts,
             num_audio_tokens=config.num_audio_tokens,
             add_bos_token=config.add_bos_token,

@@ -13,10 +13,7 @@ from typing import Any
 from data_pipelines.examples import BadExample
 from data_pipelines.files import read_json
 from salmonn_jax.errors import UserError, unknown_name
-from salmonn_jax.prompts import AUDIO_PLACEHOLDER
-
-# Marks the position of the clip in a prompt, as in the original.
-SPEECH_TAG = f"<Speech>{AUDIO_PLACEHOLDER}</Speech>"
+from salmonn_jax.prompts import AUDIO_PLACEHOLDER, SPEECH_TAG, add_audio_placeholder
 
 _DEFAULT_FILE = pathlib.Path(__file__).with_name("prompt_templates.json")
 
@@ -59,8 +56,11 @@ class PromptTemplates:
           has_audio: whether the example has a clip. Without a clip the prompt has no position for one.
 
         Raises:
-          BadExample: the task has no templates, or the template needs a question and `question` is blank.
+          BadExample: the task has no templates, the template needs a question and `question` is blank, or `question`
+            contains `<SpeechHere>`.
         """
+        if AUDIO_PLACEHOLDER in question:
+            raise BadExample("invalid", f"question {question!r} must not contain {AUDIO_PLACEHOLDER}")
         if task not in self.by_task:
             unknown = unknown_name("task", task, self.by_task)
             raise BadExample("invalid", f"{unknown} (in {self.location}), or give the example its own prompt")
@@ -68,10 +68,10 @@ class PromptTemplates:
         template = templates[index % len(templates)]
         if "{}" in template and not question.strip():
             raise BadExample("invalid", f"the task {task!r} needs a question, but the example has none")
-        if not has_audio:
-            template = template.replace(SPEECH_TAG, "").strip()
-        elif AUDIO_PLACEHOLDER not in template:
-            template = f"{SPEECH_TAG} {template}"
+        if has_audio:
+            template = add_audio_placeholder(template, num_clips=1)
+        else:
+            template = template.replace(SPEECH_TAG, "").replace(AUDIO_PLACEHOLDER, "").strip()
         return template.replace("{}", question)  # not str.format, because a question may contain braces
 
 
@@ -85,6 +85,8 @@ def _validate(location: str, tasks: Any) -> dict[str, tuple[str, ...]]:
     for task, templates in by_task.items():
         if not isinstance(templates, list) or not templates or not all(isinstance(t, str) and t for t in templates):
             raise UserError(f"{location}: the value of {task!r} must be a non-empty string or a list of them")
+        if any(template.count(AUDIO_PLACEHOLDER) > 1 for template in templates):
+            raise UserError(f"{location}: a template of {task!r} has several {AUDIO_PLACEHOLDER}; keep one")
     if any(AUDIO_PLACEHOLDER in template for templates in by_task.values() for template in templates):
         # Templates of the original contain the position of the clip. Like the original, drop those that do not.
         by_task = {task: [t for t in templates if AUDIO_PLACEHOLDER in t] for task, templates in by_task.items()}

@@ -6,6 +6,7 @@ Data pipelines, evaluation and the Python API use `load_audio`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -196,8 +197,13 @@ def _decode(source: str | os.PathLike | bytes, name: str, start: float, end: flo
         size, file_or_buffer = len(source), io.BytesIO(source)
     else:
         path = pathlib.Path(source)
-        if not path.is_file():
-            raise AudioError("missing", f"no audio file {name}")
+        try:
+            if not path.is_file():
+                raise AudioError("missing", f"no audio file {name}")
+        except OSError as error:  # a path that is too long, or a folder that may not be read
+            shown = name if len(name) < 200 else f"{name[:197]}..."
+            hint = "; are audio and answer swapped?" if error.errno == errno.ENAMETOOLONG else ""
+            raise AudioError("missing", f"no audio file {shown}: {error.strerror}{hint}") from None
         size, file_or_buffer = path.stat().st_size, path
     if size == 0:
         raise AudioError("empty", f"{name} is empty")

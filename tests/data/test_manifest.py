@@ -143,14 +143,23 @@ def test_wrong_annotations_are_rejected(line):
 
 
 def test_an_incomplete_line_does_not_affect_other_lines(folder):
-    (folder / "some.jsonl").write_text('{"answer": "a"}\n{"answer": \n\n{"answer": "c"}')
+    (folder / "some.jsonl").write_text('{"answer": "a", "prompt": "?"}\n{"answer": \n\n{"answer": "c", "prompt": "?"}')
     manifest = Manifest(str(folder / "some.jsonl"))
     assert [manifest[0].answer, manifest[2].answer, len(manifest)] == ["a", "c", 3]
     with pytest.raises(BadExample, match=r"line 2 of .*some\.jsonl"):
         manifest[1]
 
 
-@pytest.mark.parametrize(("content", "name"), [("[1]", "a.json"), ("{", "a.json"), (None, "gone.jsonl")])
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("[1]", "a.json"),
+        ("{", "a.json"),
+        ('{"annotation": 5}', "a.json"),
+        ('{"annotation": {}}', "a.json"),
+        (None, "gone.jsonl"),
+    ],
+)
 def test_unreadable_manifests_raise_user_error(tmp_path, content, name):
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -185,3 +194,114 @@ def test_audio_rules(folder):
     for policy in ("drop", "error"):
         with pytest.raises(BadExample, match="too long"):
             fit_clip(CLIP, AudioRules(maximum_seconds=1, too_long=policy))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "b", "audio": "a.flac", "answer": "party \\ud83c"}',
+        '{"id": "b\\udcff", "audio": "a.flac", "answer": "x"}',
+        '{"id": "b", "audio": "caf\\udce9.wav", "answer": "x"}',
+        '{"id": "b", "audio": ["a.flac", {"path": "\\ud83c.wav"}], "answer": "x"}',
+        '{"id": "b", "audio": "a.flac", "answer": "x", "prompt": "\\udc00"}',
+        '{"id": "b", "audio": "a.flac", "answer": "x", "task": "\\udc00"}',
+        '{"id": "b", "audio": "a.flac", "answer": "x", "question": "\\udc00"}',
+        '{"id": "b", "audio": "a.flac", "answer": "x", "transcript": "\\udc00"}',
+        '{"id": "b", "audio": "a.flac", "answer": "x", "\\udc00": 1}',
+        '{"id": "b", "audio": {"path": "a.flac", "start": 0.5, "end": NaN}, "answer": "x"}',
+        '{"id": "b", "audio": {"path": "a.flac", "start": NaN, "end": 1.0}, "answer": "x"}',
+        '{"id": "b", "audio": {"path": "a.flac", "start": 0, "end": Infinity}, "answer": "x"}',
+        '{"id": "b", "audio": {"path": "a.flac", "start": -Infinity, "end": 1}, "answer": "x"}',
+        '{"id": "b", "audio": {"path": "a.flac", "start": 0, "end": 1' + "0" * 400 + '}, "answer": "x"}',
+        '{"id": "b", "audio": {"path": "a.flac", "start": 0, "end": 1' + "0" * 5000 + '}, "answer": "x"}',
+        '{"id": "b", "audio": {"path": "a.flac", "start": true, "end": 3}, "answer": "x"}',
+        '{"id": "b", "audio": {"path": "a.flac", "start": -1}, "answer": "x"}',
+        '{"id": "b", "audio": {"path": ""}, "answer": "x"}',
+        '{"id": "b", "audio": null, "answer": "x", "task": "asr"}',
+        '{"id": "b", "audio": [], "answer": "x", "task": "asr"}',
+        '{"id": "b", "answer": "x", "task": "asr"}',
+        '{"id": "b", "audio": null, "answer": "x"}',
+        '{"id": "b", "audio": null, "answer": "x", "task": "audiocaption", "prompt": "What?"}',
+        '{"id": "b", "audio": "a.flac", "answer": "x", "task": "text", "prompt": "What?"}',
+        '{"id": "b", "answer": "x"}',
+        '{"id": "b", "answer": "x", "prompt": "Where is <Speech><SpeechHere></Speech>?"}',
+        '{"id": "b", "audio": "a.flac", "answer": "x", "prompt": "<SpeechHere> or <SpeechHere>?"}',
+        '{"id": "b", "audio": "a.flac", "answer": "x", "task": "QA", "question": "<SpeechHere>?"}',
+        '{"id": "b", "audio": ' + "[" * 100_000 + "]" * 100_000 + ', "answer": "x"}',
+        '{"broken',
+    ],
+)
+def test_a_bad_line_is_rejected_by_the_number_of_the_line(folder, line):
+    """Blank lines are counted, and the lines around the bad one are read."""
+    good = '{"id": "g", "audio": "a.flac", "answer": "x"}'
+    (folder / "some.jsonl").write_text(f"\n\n{good}\n\n{line}\n{good}\n")
+    manifest = Manifest(str(folder / "some.jsonl"))
+    assert len(manifest) == 3 and manifest[0] == manifest[2]
+    with pytest.raises(BadExample, match=r"line 5 of .*some\.jsonl: ") as caught:
+        manifest[1]
+    assert caught.value.reason == "invalid" and len(str(caught.value)) < 1000
+    str(caught.value).encode()  # does not repeat surrogates
+
+
+def test_a_surrogate_in_an_annotation_is_rejected(folder):
+    (folder / "a.json").write_text(
+        '{"annotation": [{"path": "a.flac", "text": "\\ud83c"}, {"path": "a.flac", "text": "x"}]}'
+    )
+    manifest = Manifest(str(folder / "a.json"))
+    assert manifest[1].answer == "x"
+    with pytest.raises(BadExample, match=r"annotation 1 of .*unpaired surrogate"):
+        manifest[0]
+
+
+def test_surrogate_pairs_are_text(folder):
+    (folder / "some.jsonl").write_text('{"audio": "a.flac", "answer": "party \\ud83c\\udf89"}\n')
+    assert Manifest(str(folder / "some.jsonl"))[0].answer == "party \U0001f389"
+
+
+def test_text_only_lines(folder):
+    """A line without the field `audio` and without a task has the task "text"."""
+    path = write_manifest(
+        folder, {"prompt": "Who?", "answer": "Goethe"}, {"audio": None, "task": "text", "prompt": "Who?", "answer": "x"}
+    )
+    assert [(e.task, e.audio) for e in map(ManifestSource(path, "mine", AudioRules()).__getitem__, (0, 1))] == [
+        ("text", None), ("text", None),
+    ]  # fmt: skip
+
+
+def test_a_path_that_is_too_long_is_missing(folder):
+    """Checks a line whose audio and answer are swapped."""
+    path = write_manifest(folder, {"audio": "the words that were said " * 400, "answer": "a.flac"})
+    with pytest.raises(BadExample, match="are audio and answer swapped") as caught:
+        ManifestSource(path, "mine", AudioRules())[0]
+    assert caught.value.reason == "missing" and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", ["some.jsonl", "some.json"])
+def test_wider_encodings_are_named(folder, encoding, name):
+    text = '{"audio": "a.flac", "answer": "x"}\n' if name == "some.jsonl" else '{"annotation": []}'
+    (folder / name).write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match="is not UTF-8: convert it, or save it as UTF-8"):
+        Manifest(str(folder / name))
+
+
+def test_a_byte_order_mark_is_accepted(folder):
+    line = b'{"audio": "a.flac", "answer": "x"}\n'
+    for content in (line, b"\n" + line):
+        (folder / "some.jsonl").write_bytes(b"\xef\xbb\xbf" + content)
+        manifest = Manifest(str(folder / "some.jsonl"))
+        assert len(manifest) == 1 and manifest[0].answer == "x"
+    (folder / "a.json").write_bytes(b'\xef\xbb\xbf{"annotation": [{"path": "a.flac", "text": "y"}]}')
+    assert Manifest(str(folder / "a.json"))[0].answer == "y"
+
+
+def test_latin_1_is_rejected_by_line(folder):
+    good = b'{"audio": "a.flac", "answer": "x"}\n'
+    (folder / "some.jsonl").write_bytes(good + b'{"audio": "a.flac", "answer": "caf\xe9"}\n' + good)
+    manifest = Manifest(str(folder / "some.jsonl"))
+    assert manifest[2].answer == "x"
+    with pytest.raises(BadExample, match=r"line 2 of .* not UTF-8 \(byte 0xe9"):
+        manifest[1]
+    (folder / "a.json").write_bytes(b'{"annotation": [{"path": "caf\xe9", "text": "x"}]}')
+    with pytest.raises(UserError, match=r"a\.json is not UTF-8 \(byte 0xe9"):
+        Manifest(str(folder / "a.json"))

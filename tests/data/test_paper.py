@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from data_pipelines.examples import BadExample
+from data_pipelines.prepare.shard_writer import to_json_line
 from data_pipelines.sources import paper
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest import to_example
@@ -390,3 +391,13 @@ def test_unknown_corpora_and_splits_raise_user_error(tmp_path):
         paper.read("librispeach", tmp_path, "train")
     with pytest.raises(UserError, match="unknown split of gigaspeech 'dew'; did you mean 'dev'"):
         paper.read("gigaspeech", tmp_path, "dew")
+
+
+def test_a_row_that_is_not_utf8_is_rejected(tmp_path):
+    """The other rows of the file are read."""
+    header, rows = b"ytid,caption,is_audioset_eval\n", (b"a,x,False\n", b"b,caf\xe9,False\n", b"c,y,False\n")
+    (tmp_path / "musiccaps-public.csv").write_bytes(header + b"".join(rows))
+    first, wrong, last = read("musiccaps", tmp_path)
+    assert (first.answer, last.answer) == ("x", "y")
+    assert isinstance(wrong, BadExample) and "not Unicode text" in wrong.detail
+    assert json.loads(to_json_line({"detail": wrong.detail})) == {"detail": wrong.detail}

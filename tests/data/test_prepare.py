@@ -27,6 +27,7 @@ from salmonn_jax.errors import UserError
 from tests.data.test_minicorpus import tone
 
 LENGTHS = (1.0, 1.3, 2.0, 1.7, 1.1)
+TEXT = {"task": "text", "prompt": "Say it."}  # fields of a text-only example
 
 
 def noise(seed: int, seconds: float) -> np.ndarray:
@@ -42,7 +43,7 @@ def folder(tmp_path) -> pathlib.Path:
         name = f"{i}.{'wav' if i % 2 else 'flac'}"
         soundfile.write(tmp_path / name, noise(i, seconds), 16_000, subtype="PCM_16")
         lines.append({"id": f"clip {i}", "audio": name, "answer": f"größe {i}", "transcript": f"größe {i}"})
-    lines.append({"id": "text", "answer": "Paris", "task": "qa", "prompt": "Capital?", "question": "of France"})
+    lines.append({"id": "text", "answer": "Paris", "task": "text", "prompt": "Capital?", "question": "of France"})
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return tmp_path
 
@@ -82,13 +83,13 @@ def test_prepared_examples_equal_the_manifest(folder, audio, capsys):
             assert (example.answer, example.transcript, example.prompt) == (f"größe {i}", f"größe {i}", "")
         text = examples[5]
         assert text.audio is None
-        assert (text.prompt, text.question, text.answer, text.task) == ("Capital?", "of France", "Paris", "qa")
+        assert (text.prompt, text.question, text.answer, text.task) == ("Capital?", "of France", "Paris", "text")
     assert [example.audio for example in source.read_texts()] == [None] * 6
 
     statistics = json.loads((folder / "data" / "train.statistics.json").read_text(encoding="utf-8"))
     assert statistics["tasks"]["asr"]["seconds"] == {"min": 1.0, "mean": 1.42, "max": 2.0}
     assert statistics["tasks"]["asr"]["characters"] == {"min": 7, "mean": 7, "max": 7}
-    assert statistics["tasks"]["qa"]["clips"] == 0
+    assert statistics["tasks"]["text"]["clips"] == 0
     assert rejected(folder / "data") == []
     assert not list((folder / "data").glob("*unfinished*"))
 
@@ -215,6 +216,21 @@ def test_rejected_entries_are_counted_and_listed(folder, capsys):
     assert [example.id for example in PreparedSource(folder / "data", "mine", "train")] == ["good", "good too"]
 
 
+def test_bad_lines_are_listed_and_the_rest_is_prepared(folder):
+    """Checks texts with surrogates, which cannot be written as UTF-8."""
+    bad = ('{"audio": "0.flac", "answer": "\\ud83c"}', '{"id": "\\udcff", "audio": "0.flac", "answer": "x"}')
+    lines = [
+        *bad,
+        '{"id": "own prompt", "audio": "0.flac", "answer": "x", "prompt": "What is said?"}',
+        '{"\\udc00": 1}',
+    ]
+    (folder / "bad.jsonl").write_text("".join(f"{line}\n\n" for line in lines))
+    prepare(folder / "bad.jsonl", folder / "data", max_rejected_share=0.8)
+    (example,) = PreparedSource(folder / "data", "mine", "train")
+    assert example.id == "own prompt"
+    assert [row["detail"].split(" of ")[0] for row in rejected(folder / "data")] == ["line 1", "line 3", "line 7"]
+
+
 def test_repaired_files_are_read_again(folder):
     (folder / "1.wav").rename(folder / "away")
     with pytest.raises(UserError, match=r"1 of 6 entries are rejected, 1 of them as 'missing': see .*rejected\.jsonl"):
@@ -312,11 +328,11 @@ def test_manifest_audio_and_output_may_be_urls(folder):
 def test_statistics_include_answer_lengths_in_tokens(folder, capsys, monkeypatch):
     monkeypatch.setattr(shard_writer, "load_tokenizer", lambda path: types.SimpleNamespace(encode=str.split))
     config = PrepareConfig(origin="two", tokenizer="unused: load_tokenizer is replaced")
-    entries = [ManifestEntry(id="1", answer="one two three"), ManifestEntry(id="2", answer="one")]
+    entries = [ManifestEntry(id="1", answer="one two three", **TEXT), ManifestEntry(id="2", answer="one", **TEXT)]
     dataset.prepare_split(lambda: iter(entries), config, str(folder / "data"), "train")
     assert "1/2.0/3" in capsys.readouterr().out
     statistics = json.loads((folder / "data" / "train.statistics.json").read_text())
-    assert statistics["tasks"]["asr"]["tokens"] == {"min": 1, "mean": 2, "max": 3}
+    assert statistics["tasks"]["text"]["tokens"] == {"min": 1, "mean": 2, "max": 3}
 
 
 def test_entries_after_a_wrong_entry_are_read(folder):
@@ -327,7 +343,7 @@ def test_entries_after_a_wrong_entry_are_read(folder):
             self.remaining = [
                 ManifestEntry(id="1", audio=(AudioSpan(str(folder / "1.wav")),), answer="a"),
                 None,
-                ManifestEntry(id="2", answer="b"),
+                ManifestEntry(id="2", answer="b", **TEXT),
             ]
 
         def __iter__(self):

@@ -98,10 +98,35 @@ def test_prompt_templates_can_be_pickled():
     assert copy.render(*arguments, has_audio=True) == BUILT_IN.render(*arguments, has_audio=True)
 
 
-@pytest.mark.parametrize("tasks", [[], {"asr": []}, {"asr": [1]}, {"asr": 3}, {"asr": [""]}])
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [],
+        {"asr": []},
+        {"asr": [1]},
+        {"asr": 3},
+        {"asr": [""]},
+        {"asr": ["<SpeechHere><SpeechHere>"]},
+        {"asr": ["\ud83c"]},
+    ],
+)
 def test_a_file_of_another_format_raises_user_error(tmp_path, tasks):
     with pytest.raises(UserError, match=r"templates\.json"):
         write_and_load(tmp_path / "templates.json", tasks)
+
+
+def test_a_question_with_a_placeholder_is_rejected():
+    with pytest.raises(BadExample, match="must not contain <SpeechHere>"):
+        BUILT_IN.render("QA", "<SpeechHere>?", 0, has_audio=True)
+
+
+@pytest.mark.parametrize("content", [b'{"asr": ["caf\xe9"]}', '{"asr": ["x"]}'.encode("utf-16")])
+def test_a_file_in_another_encoding_raises_user_error(tmp_path, content):
+    (tmp_path / "templates.json").write_bytes(content)
+    with pytest.raises(UserError, match="is not UTF-8"):
+        PromptTemplates.load(str(tmp_path / "templates.json"))
+    (tmp_path / "templates.json").write_bytes(b"\xef\xbb\xbf" + b'{"asr": ["x"]}')
+    assert PromptTemplates.load(str(tmp_path / "templates.json")).by_task == {"asr": ("x",)}
 
 
 def test_an_unreadable_file_raises_user_error(tmp_path):

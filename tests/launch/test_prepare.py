@@ -17,7 +17,7 @@ from tests.data.test_minicorpus import tone
 def manifest(tmp_path):
     """Returns the path of a manifest with one stereo clip and one text-only example."""
     soundfile.write(tmp_path / "a.wav", np.stack([tone(300, 1.0), tone(400, 1.0)], axis=1), 16_000)
-    lines = [{"id": "1", "audio": "a.wav", "answer": "tone"}, {"id": "2", "answer": "text"}]
+    lines = [{"id": "1", "audio": "a.wav", "answer": "tone"}, {"id": "2", "prompt": "Say it.", "answer": "text"}]
     path = tmp_path / "all.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -28,7 +28,7 @@ def test_prepare_manifest(manifest, tmp_path, capsys):
     prepare.main([*arguments, "--split", "dev", "--audio", "pcm", "--channels", "mean", "--too-long", "chunk"])
     output = capsys.readouterr().out
     assert "mine dev: 2 examples\n" in output
-    assert output.count("\n") == 3
+    assert output.count("\n") == 4
     source = PreparedSource(tmp_path / "data" / "mine", "mine", "dev")
     expected = (tone(300, 1.0).astype(int) + tone(400, 1.0)) / 2
     np.testing.assert_allclose(source[0].audio, expected, atol=0.5)
@@ -92,7 +92,40 @@ def test_arguments_after_beam_are_passed_to_beam(manifest, tmp_path, monkeypatch
 def test_inspect_prints_what_a_run_reads(tmp_path, capsys):
     page = tmp_path / "inspect.html"
     data = f"data.data_dir={tmp_path / 'tones'}"
-    prepare.main(["inspect", "debug", data, "--batches", "2", "--output", str(page)])
+    # Overrides may precede and follow the options.
+    prepare.main(["inspect", "debug", data, "--batches", "2", "--output", str(page), "data.packing=pad", "seed=1"])
     out = capsys.readouterr().out
     assert "tones" in out and "words" in out and "2 batches, 16.0 examples each" in out
     assert "Which tone is this?" in page.read_text()
+
+
+@pytest.mark.parametrize("extra", [["--nonsense", "seed=1"], ["seed=1", "--nonsense"], ["seed=1", "-x"]])
+def test_unknown_options_of_inspect_are_errors(extra, capsys):
+    assert "unrecognized arguments" in error_line(["inspect", "debug", "--batches", "1", *extra], capsys)
+
+
+def test_wrong_overrides_after_options_are_errors(capsys):
+    assert "sed" in error_line(["inspect", "debug", "--batches", "1", "sed=1"], capsys)
+
+
+def test_arguments_after_a_manifest_are_errors(manifest, capsys):
+    line = error_line(["manifest", str(manifest), "--output", "none", "seed=1"], capsys)
+    assert "unrecognized arguments: seed=1" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jsonl", b"", "the source 'empty' has no examples"),
+        ("blank.jsonl", b"\n \n", "the source 'blank' has no examples"),
+        ("empty.json", b'{"annotation": []}', "the source 'empty' has no examples"),
+        ("bad.jsonl", b'{"answer": "x", "audio": null}\n' * 2, "examples cannot be used, so no batch can be made"),
+    ],
+)
+def test_a_source_without_usable_examples_is_one_line(tmp_path, capsys, name, content, message):
+    """A limit of 1 accepts any share of bad examples, but a run needs some good ones."""
+    (tmp_path / name).write_bytes(content)
+    prepare.main(["inspect", "debug", f"data.data_dir={tmp_path / 'tones'}", "--batches", "1"])  # makes a tokenizer
+    data = ["data.corpus=files", f"data.data_dir={tmp_path}", f'data.mixture={{"{name.split(".")[0]}": 1}}']
+    options = ["data.max_bad_share=1", "--model", str(tmp_path / "tones")]
+    assert message in error_line(["inspect", "debug", *data, *options], capsys)

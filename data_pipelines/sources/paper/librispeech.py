@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.readers import parse_rows, require_path, sentence_case
+from data_pipelines.sources.paper.readers import NOT_UTF8, parse_rows, require_path, sentence_case
 from salmonn_jax.errors import UserError
 
 DOWNLOAD_HINT = (
@@ -56,7 +56,7 @@ def _utterances(folder: pathlib.Path, subsets: Sequence[pathlib.Path]) -> Iterat
     for subset in subsets:
         for file in sorted(subset.glob("*/*/*.trans.txt")):
             chapter = file.parent.relative_to(folder).as_posix()
-            for line in file.read_text("utf-8").splitlines():
+            for line in file.read_text("utf-8", NOT_UTF8).splitlines():
                 name, _, words = line.partition(" ")
                 if name:
                     yield Utterance(name, f"{chapter}/{name}.flac", words)
@@ -84,7 +84,7 @@ def _asr(folder: pathlib.Path, split: str) -> ManifestEntries:
 
 def _gender(folder: pathlib.Path, split: str) -> ManifestEntries:
     """Reads the gender of the speakers from SPEAKERS.TXT. The split "train" is train-clean-100, as in the paper."""
-    lines = require_path(folder, "SPEAKERS.TXT", DOWNLOAD_HINT).read_text("utf-8").splitlines()
+    lines = require_path(folder, "SPEAKERS.TXT", DOWNLOAD_HINT).read_text("utf-8", NOT_UTF8).splitlines()
     fields = [line.split("|") for line in lines if "|" in line and not line.startswith(";")]
     genders = {speaker.strip(): _GENDERS[sex.strip()] for speaker, sex, *_ in fields if sex.strip() in _GENDERS}
 
@@ -107,7 +107,7 @@ def _phones(folder: pathlib.Path, split: str) -> ManifestEntries:
     def aligned() -> Iterator[tuple[Utterance, list[str]]]:
         for utterance in all_utterances:
             grid = (folder / utterance.path).with_suffix(".TextGrid")
-            phones = read_phones(grid.read_text("utf-8")) if grid.exists() else None
+            phones = read_phones(grid.read_text("utf-8", NOT_UTF8)) if grid.exists() else None
             if phones is not None:
                 yield utterance, phones
 

@@ -20,6 +20,9 @@ Row = TypeVar("Row")
 # Tab-separated files of Common Voice and CoVoST have no quotes; a backslash escapes a character.
 TSV: Mapping[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "escapechar": "\\"}
 
+# Bytes that are not UTF-8 become surrogates, for which `ManifestEntry` rejects the row. Other rows are not affected.
+NOT_UTF8 = "surrogateescape"
+
 _CHUNK = 1 << 20  # characters
 _SEPARATOR = re.compile(r"[\s,]*")
 _AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus"}  # common formats that libsndfile decodes
@@ -56,7 +59,7 @@ def read_csv_rows(
     Raises:
       UserError: a column is missing.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors=NOT_UTF8, newline="") as file:
         rows = csv.DictReader(file, **dialect)
         missing = sorted(set(columns) - set(rows.fieldnames or ()))
         if missing:
@@ -81,7 +84,7 @@ def read_json_array(
       UserError: the file has no such list, an item is not an object with these fields, or the file is truncated.
     """
     fields, decoder, num_items = set(fields), json.JSONDecoder(), 0
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig", errors=NOT_UTF8) as file:
         text = file.read(_CHUNK)
         head = re.search(rf'"{re.escape(key)}"\s*:\s*\[', text)
         if head is None:

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from data_pipelines.sources.manifest_entry import AudioSpan, ManifestEntry
 from data_pipelines.sources.paper.corpus import ManifestEntries, PaperCorpus
-from data_pipelines.sources.paper.readers import parse_rows, require_path
+from data_pipelines.sources.paper.readers import NOT_UTF8, parse_rows, require_path
 from salmonn_jax.errors import UserError
 
 DOWNLOAD_HINT = (
@@ -40,9 +40,8 @@ def _verification(folder: pathlib.Path, split: str) -> ManifestEntries:
     utterance of the same speaker, from another video if possible, and one with an utterance of another speaker.
     """
     if split == "test":
-        return parse_rows(
-            _parse_trial, require_path(folder, "veri_test.txt", DOWNLOAD_HINT).read_text("utf-8").splitlines()
-        )
+        file = require_path(folder, "veri_test.txt", DOWNLOAD_HINT)
+        return parse_rows(_parse_trial, file.read_text("utf-8", NOT_UTF8).splitlines())
     speakers = [
         speaker for speaker in map(_videos, _folders(require_path(folder, "dev/wav", DOWNLOAD_HINT))) if speaker
     ]
