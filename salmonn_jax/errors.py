@@ -17,6 +17,19 @@ class UserError(Exception):
     """Bad input. The message is one line that names the problem and its fix. Entry points exit with code 2."""
 
 
+class AudioError(UserError):
+    """Audio that cannot be used.
+
+    Attributes:
+      reason: one of "missing", "undecodable", "incomplete", "empty", "not finite", "out of range"
+        and "too long".
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
 class RunError(Exception):
     """Failure of a run whose input was valid. The message is one line. Entry points exit with code 1."""
 

@@ -107,7 +107,7 @@ def _difference(layer: str, actual: np.ndarray | None, expected: np.ndarray) -> 
 
 def _encode_prompt(model: api.Model, prompt: str, clip_lengths: Sequence[int]) -> prompts.EncodedPrompt:
     """Tokenizes the prompt with placeholders for clips of `clip_lengths` samples."""
-    prompt = api.AUDIO_PROMPT_PREFIX + prompt if clip_lengths and prompts.AUDIO_PLACEHOLDER not in prompt else prompt
+    prompt = prompts.add_audio_placeholder(prompt, num_clips=len(clip_lengths))
     return prompts.encode_prompt(
         model.tokenizer,
         model.config.prompt_template,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from salmonn_jax.audio.files import decode_flac, load_audio
+from salmonn_jax.audio.decoding import decode_flac
+from salmonn_jax.audio.files import load_audio
 from salmonn_jax.errors import AudioWarning, UserError
 
 PCM = np.random.default_rng(0).integers(-32768, 32768, 4000, dtype=np.int16)
