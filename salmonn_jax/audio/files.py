@@ -55,7 +55,7 @@ def load_audio(
 
     Args:
       source: path of a file, contents of a file, or a pair of samples and their rate in Hz. Samples have the shape
-        [samples] or [samples, channels] and are integers of any width or floats in -1 to 1.
+        [samples] or [samples, channels] and are int8, int16, int32 or uint8, or floats in -1 to 1.
       start_seconds: start of the segment to read.
       end_seconds: end of the segment to read; None reads to the end of the audio.
       channels: "first" uses the first channel, as the original SALMONN, and "mean" the mean of all channels.
@@ -146,9 +146,10 @@ def _as_float32(samples: np.ndarray, name: str) -> np.ndarray:
         return samples.astype(np.float32)
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128) / 128
-    if not np.issubdtype(samples.dtype, np.signedinteger):
+    if samples.dtype not in (np.int8, np.int16, np.int32):  # no audio fills the range of int64
         raise AudioError(
-            "undecodable", f"{name} has samples of type {samples.dtype}; they must be signed integers, uint8 or floats"
+            "undecodable",
+            f"{name} has samples of type {samples.dtype}; they must be int8, int16, int32, uint8 or floats",
         )
     return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
 
