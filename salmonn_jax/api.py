@@ -25,7 +25,6 @@ from salmonn_jax.models.salmonn import Salmonn, answer_losses
 from salmonn_jax.prompts import TEXT_SLOT, add_audio_placeholder, encode_answer, encode_prompt, stop_tokens
 from salmonn_jax.sharding import Placement
 
-
 Audio = AudioSource | None  # see `salmonn_jax.audio.files.load_audio`; None is a prompt without audio
 
 

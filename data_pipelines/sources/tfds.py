@@ -2,8 +2,8 @@
 
     {"folder": "gs://bucket/fluent/1.0.0", "audio": "speech", "answer": "text", "task": "asr"}
 
-The data sets must consist of ArrayRecord files (built with `file_format="array_record"`). Audio features are read without
-TensorFlow, which is only needed for other features that TFDS decodes with it, such as images.
+The data sets must consist of ArrayRecord files (built with `file_format="array_record"`). Audio features are read
+without TensorFlow, which is only needed for other features that TFDS decodes with it, such as images.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines import corpora
 from data_pipelines.sources.prepared import PreparedSource
 from launch import cli, prepare
 from tests.data.test_minicorpus import tone
@@ -122,10 +123,10 @@ def test_arguments_after_a_manifest_are_errors(manifest, capsys):
         ("bad.jsonl", b'{"answer": "x", "audio": null}\n' * 2, "examples cannot be used, so no batch can be made"),
     ],
 )
-def test_a_source_without_usable_examples_is_one_line(tmp_path, capsys, name, content, message):
+def test_a_source_without_usable_examples_is_one_line(tmp_path, monkeypatch, capsys, name, content, message):
     """A limit of 1 accepts any share of bad examples, but a run needs some good ones."""
     (tmp_path / name).write_bytes(content)
-    prepare.main(["inspect", "debug", f"data.data_dir={tmp_path / 'tones'}", "--batches", "1"])  # makes a tokenizer
+    corpora.open_corpus("tones", tmp_path)  # writes a tokenizer
+    monkeypatch.setattr("data_pipelines.from_config.find_tokenizer_dir", lambda *args: tmp_path)
     data = ["data.corpus=files", f"data.data_dir={tmp_path}", f'data.mixture={{"{name.split(".")[0]}": 1}}']
-    options = ["data.max_bad_share=1", "--model", str(tmp_path / "tones")]
-    assert message in error_line(["inspect", "debug", *data, *options], capsys)
+    assert message in error_line(["inspect", "debug", "--batches", "1", *data, "data.max_bad_share=1"], capsys)
