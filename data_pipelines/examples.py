@@ -46,9 +46,9 @@ class BadExample(Exception):
     """An example that cannot be used. The example is skipped and counted; this error alone does not end a run.
 
     Attributes:
-      reason: short category, by which rejections are counted: "missing", "unreachable", "undecodable",
-        "incomplete", "empty", "not finite", "out of range", "silent", "too long", "does not fit", "invalid", or "noise" if the recording that augmentation
-        mixes in cannot be used.
+      reason: short category, by which rejections are counted: "missing", "unreachable", "undecodable", "incomplete",
+        "empty", "not finite", "out of range", "silent", "too long", "does not fit", "invalid", or "noise" if the
+        recording that augmentation mixes in cannot be used.
       detail: what exactly is wrong.
     """
 

@@ -68,12 +68,12 @@ def _read_from_start(container, name: str, start: float, end: float | None) -> t
     first, last = sample_range(start, end, rate)
     kept, position, frame = [], 0, first_frame
     while frame is not None and (last is None or position < last):
-        kept.append(_cut(frame.samples, first - position, None if last is None else last - position))
+        _keep(kept, frame.samples, first - position, None if last is None else last - position)
         position += len(frame.samples)
         last_frame, frame = frame, next(frames, None)
     if last is None:
         _check_whole(container, name, position / rate, first_frame, last_frame)
-    return _join(kept), rate
+    return (_join(kept) if kept else first_frame.samples[:0]), rate
 
 
 def _read_after_seek(container, name: str, start: float, end: float | None) -> tuple[np.ndarray, int] | None:
@@ -96,7 +96,7 @@ def _read_after_seek(container, name: str, start: float, end: float | None) -> t
                 return None
         if last is not None and position >= last:
             break
-        kept.append(_cut(frame.samples, first - position, None if last is None else last - position))
+        _keep(kept, frame.samples, first - position, None if last is None else last - position)
         position += len(frame.samples)
     return (_join(kept), rate) if kept else (opening[0].samples[:0], rate)
 
@@ -130,8 +130,11 @@ def _frames(container, name: str) -> Iterator[_Frame]:
         yield _Frame(samples, rate, None if frame.pts is None else float(frame.pts * frame.time_base))
 
 
-def _cut(samples: np.ndarray, first: int, last: int | None) -> np.ndarray:
-    return samples[max(first, 0) : None if last is None else max(last, 0)]
+def _keep(kept: list[np.ndarray], samples: np.ndarray, first: int, last: int | None) -> None:
+    """Appends the samples from `first` to before `last`. An empty slice would keep its frame in memory."""
+    part = samples[max(first, 0) : None if last is None else max(last, 0)]
+    if len(part):
+        kept.append(part)
 
 
 def _join(parts: list[np.ndarray]) -> np.ndarray:
