@@ -26,13 +26,13 @@ _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwe
 # Keys that do not change the weights' meaning or the forward pass of any supported model. Those of transformers'
 # `PreTrainedConfig` in versions 4 and 5 come first, then those that exporters and trainers add.
 _NO_EFFECT_NAMES = """
-    _name_or_path _commit_hash _attn_implementation _attn_implementation_autoset _experts_implementation
-    attn_implementation transformers_version architectures torch_dtype dtype torchscript use_bfloat16 tf_legacy_loss
-    return_dict output_hidden_states output_attentions output_scores return_dict_in_generate use_cache
-    gradient_checkpointing chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention
+    _name_or_path _model_name_or_path _commit_hash _attn_implementation _attn_implementation_autoset
+    _experts_implementation attn_implementation transformers_version architectures torch_dtype dtype torchscript
+    use_bfloat16 tf_legacy_loss return_dict output_hidden_states output_attentions output_scores return_dict_in_generate
+    use_cache gradient_checkpointing chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention
     cross_attention_hidden_size tie_encoder_decoder tie_last_hidden_states finetuning_task num_labels id2label label2id
     problem_type task_specific_params tokenizer_class prefix bos_token_id eos_token_id pad_token_id sep_token_id
-    decoder_start_token_id
+    unk_token_id cls_token_id mask_token_id decoder_start_token_id
 
     max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups num_return_sequences
     diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size

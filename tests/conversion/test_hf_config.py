@@ -182,7 +182,7 @@ def test_published_language_models(name):
     found = read(values)
     context = {"llama-7b": 2048, "mistral-7b-instruct-v0.1": 4096}.get(name) or values["max_position_embeddings"]
     assert found.max_position_embeddings == context
-    assert found.rope_theta == values.get("rope_theta", 10_000)
+    assert found.rope_theta == (values | values.get("rope_parameters", {})).get("rope_theta", 10_000)
     assert (found.rope_scaling is not None) == name.startswith("llama-3.")
     assert found.tie_word_embeddings == values.get("tie_word_embeddings", False)
     written = hf_config.language_model_json(found)

@@ -18,11 +18,17 @@ from salmonn_jax.planning import accounting, aot, hlo
 DEBUG = get_preset("debug")
 
 
-@pytest.mark.parametrize("remat", ["none", pytest.param("dots", marks=pytest.mark.slow), "full"])
-def test_the_formula_gives_the_operations_of_the_compiled_step(remat):
-    preset = dataclasses.replace(DEBUG, recipe=dataclasses.replace(DEBUG.recipe, remat_policy=remat))
+QWEN3 = {"attention_bias": "qkvo", "qk_norm": True, "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("remat", "changes"), [("none", {}), pytest.param("dots", QWEN3, marks=pytest.mark.slow), ("full", QWEN3)]
+)
+def test_the_formula_gives_the_operations_of_the_compiled_step(remat, changes):
+    model = dataclasses.replace(DEBUG.model, llama=dataclasses.replace(DEBUG.model.llama, **changes))
+    preset = dataclasses.replace(DEBUG, model=model, recipe=dataclasses.replace(DEBUG.recipe, remat_policy=remat))
     program = compile_train_step(preset, sharding.make_mesh({}, jax.devices()[:1]))
-    flops = accounting.step_flops(DEBUG.model, DEBUG.recipe.data, remat_policy=remat)
+    flops = accounting.step_flops(model, DEBUG.recipe.data, remat_policy=remat)
     assert hlo.dot_flops(program.hlo_text) == pytest.approx(flops.hardware_flops, rel=1e-3)
 
 
