@@ -1,19 +1,24 @@
 """Convert checkpoints: python -m launch.convert to-jax salmonn --whisper DIR --beats FILE --llm DIR --output MODEL
 
---checkpoint FILE adds the original's .pth; without it, the trained parameters get random values. Settings that the
-tensors do not determine are taken from the options, then from the configuration in FILE, then from the original's
-defaults.
+--checkpoint FILE adds the original's .pth. Without it, the result is a model to be trained: Q-Former, projection and
+adapters get random values. Settings that the tensors do not determine are taken from the options, then from the
+configuration in FILE, then from the defaults.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from typing import Any
 
 from launch import cli
 
+_SETTINGS_HELP = """The defaults are those of the original. A model to be trained (no --checkpoint) differs in this:
+its Q-Former is not wider than the LLM (hidden size: the largest multiple of 64 up to the LLM's, at most 768; heads of
+64; feed-forward of 4 times the hidden size), alpha is 4 times the rank, the loss has no [PAD] class, and the prompt
+template is the chat template of the LLM, if it has one. What was chosen is printed."""
 _SOURCE_HELP = {
     "whisper": "Hugging Face directory or OpenAI .pt file",
     "beats": "BEATs .pt file",
@@ -56,16 +61,7 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
     )
     salmonn.add_argument("--llm", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["llama"])
     salmonn.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="SALMONN .pth file")
-    salmonn.add_argument("--qformer-heads", type=int, metavar="N", help="attention heads of the Q-Former")
-    salmonn.add_argument("--second-per-window", type=float, metavar="SECONDS", help="length of a Q-Former window")
-    salmonn.add_argument("--second-stride", type=float, metavar="SECONDS", help="stride of the Q-Former windows")
-    salmonn.add_argument("--lora-alpha", type=float, metavar="ALPHA", help="numerator of the LoRA scale alpha / rank")
-    salmonn.add_argument(
-        "--audio-tokens",
-        choices=("window", "clip"),
-        default="window",
-        help="audio tokens in a prompt: of the whole window, as in the original, or of the clip only, for new training",
-    )
+    _add_settings(salmonn)
     salmonn.add_argument(
         "--own-checkpoint",
         action="store_true",
@@ -79,6 +75,42 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
     for kind in kinds.choices.values():
         kind.add_argument("--output", required=True, type=pathlib.Path, metavar="MODEL", help="directory to write")
         _add_verbose(kind)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `salmonn_jax.conversion.settings.SalmonnOptions`, each under the name of its field."""
+    group = parser.add_argument_group("settings", _SETTINGS_HELP)
+    for flag, value_type, metavar, help in (
+        ("--audio-window-seconds", float, "S", "encoder input; less than Whisper's 30 s cuts its position table"),
+        ("--qformer-hidden-size", int, "N", "hidden size of the Q-Former"),
+        ("--qformer-num-hidden-layers", int, "N", "layers of the Q-Former"),
+        ("--qformer-num-attention-heads", int, "N", "attention heads of the Q-Former"),
+        ("--qformer-intermediate-size", int, "N", "hidden size of the Q-Former's feed-forward network"),
+        ("--num-speech-query-token", int, "N", "queries, and so audio tokens, per Q-Former window"),
+        ("--second-per-window", float, "S", "length of a Q-Former window"),
+        ("--second-stride", float, "S", "stride of the Q-Former windows"),
+        ("--lora-rank", int, "N", "rank of the adapters"),
+        ("--lora-alpha", float, "ALPHA", "numerator of the LoRA scale alpha / rank"),
+    ):
+        group.add_argument(flag, type=value_type, metavar=metavar, help=help)
+    group.add_argument(
+        "--lora-target-modules",
+        nargs="*",
+        metavar="NAME",
+        help="projections with an adapter, such as q_proj v_proj; no name: no adapters",
+    )
+    group.add_argument(
+        "--prompt-template",
+        metavar="NAME|TEXT",
+        help="vicuna, llama3, chatml or mistral, without a system prompt; or a text with {} in place of the prompt, in "
+        "which \\n is a new line",
+    )
+    group.add_argument(
+        "--audio-tokens",
+        choices=("window", "clip"),
+        help="audio tokens in a prompt: of the whole window (default), as in the original, or of the clip only, for "
+        "new training",
+    )
 
 
 def _add_to_torch(parser: argparse.ArgumentParser) -> None:
@@ -183,32 +215,29 @@ def run_to_jax_component(arguments: argparse.Namespace) -> None:
 
 def run_to_jax_salmonn(arguments: argparse.Namespace) -> None:
     """Converts a whole SALMONN to a model directory."""
-    from salmonn_jax.conversion import settings, to_jax
+    from salmonn_jax.conversion import settings, summary, to_jax
+    from salmonn_jax.tokenizer import load_tokenizer
 
-    options = settings.SalmonnOptions(
-        num_attention_heads=arguments.qformer_heads,
-        second_per_window=arguments.second_per_window,
-        second_stride=arguments.second_stride,
-        lora_alpha=arguments.lora_alpha,
-        audio_tokens=arguments.audio_tokens,
-    )
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(settings.SalmonnOptions)}
+    if arguments.lora_target_modules is not None:
+        values["lora_target_modules"] = tuple(arguments.lora_target_modules)
     plan = to_jax.plan_salmonn(
         arguments.whisper,
         arguments.beats,
         arguments.llm,
         arguments.checkpoint,
-        options,
+        settings.SalmonnOptions(**values),
         own_checkpoint=arguments.own_checkpoint,
     )
+    for line in summary.describe(plan, load_tokenizer(arguments.llm)):
+        print(line)
     _execute_plan(plan, arguments.output, verbose=arguments.verbose)
 
 
 def _execute_plan(plan: Any, output: pathlib.Path, *, verbose: bool) -> None:
-    """Prints the options and the ignored tensors of a `ConversionPlan`, and writes the model directory."""
+    """Prints the ignored tensors of a `ConversionPlan`, and writes the model directory."""
     from salmonn_jax.conversion import mapping, to_jax
 
-    for name, (value, origin) in plan.resolved_options.items():
-        print(f"{name}: {value} (from {origin})", file=sys.stderr)
     ignored = [f"ignored {name}: {reason}" for name, reason in plan.ignored.items()]
     for line in ignored if verbose else mapping.summarize_ignored(plan.ignored):
         print(line, file=sys.stderr)

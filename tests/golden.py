@@ -90,7 +90,7 @@ class GoldenSet:
             self.directory / "beats.pt",
             self.directory / "vicuna",
             self.directory / "salmonn.pth",
-            settings.SalmonnOptions(num_attention_heads=4),
+            settings.SalmonnOptions(qformer_num_attention_heads=4),
         )
         return jax.device_put({path: full_array(p).astype(np.float32) for path, p in (plan.base | plan.delta).items()})
 

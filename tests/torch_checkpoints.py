@@ -7,6 +7,8 @@ activations. Tests whose packages are missing are skipped with the reason.
 from __future__ import annotations
 
 import importlib
+import itertools
+import json
 import pathlib
 from typing import Any
 
@@ -61,6 +63,69 @@ def write_llama(
     tokenizer = MINI.directory / "vicuna" / "tokenizer.model"
     (directory / "tokenizer.model").write_bytes(tokenizer.read_bytes())
     return directory
+
+
+def write_tokenizer(
+    directory: pathlib.Path,
+    special_tokens: tuple[str, ...],
+    *,
+    bos_token: str | None,
+    eos_token: str,
+    adds_bos: bool = False,
+    **config: Any,
+) -> pathlib.Path:
+    """Writes a byte-level BPE tokenizer, as transformers saves it. It replaces the tokenizer of `write_llama`.
+
+    Args:
+      directory: directory to write.
+      special_tokens: special tokens, which get the ids from 0.
+      bos_token: start token, or None.
+      eos_token: end token.
+      adds_bos: whether the tokenizer adds the start token to a text, as that of LLaMA 3.
+      **config: further fields of `tokenizer_config.json`, such as `chat_template`.
+
+    Returns:
+      `directory`.
+    """
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=list(special_tokens),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["a dog barks, what is heard in this clip?", "user assistant system"], trainer)
+    if adds_bos:
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{bos_token} $A", special_tokens=[(bos_token, tokenizer.token_to_id(bos_token))]
+        )
+    (directory / "tokenizer.model").unlink(missing_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos_token, "eos_token": eos_token} | config
+    (directory / "tokenizer_config.json").write_text(json.dumps(values))
+    return directory
+
+
+def chain_tokens(llm: pathlib.Path, token_ids: list[int]) -> None:
+    """Changes the weights of `write_llama` so that the model continues each of these tokens with the next one."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(llm)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "o_proj" in name or "down_proj" in name or "lm_head" in name:
+                value.zero_()
+        model.model.norm.weight.fill_(1.0)
+        embedding = torch.nn.functional.normalize(torch.randn(model.model.embed_tokens.weight.shape), dim=1)
+        model.model.embed_tokens.weight.copy_(embedding)
+        for token, next_token in itertools.pairwise(token_ids):
+            model.lm_head.weight[next_token] += embedding[token]
+    model.save_pretrained(llm)
 
 
 def write_whisper(directory: pathlib.Path, **changes: Any) -> pathlib.Path:

@@ -124,7 +124,7 @@ def _torch_activations(
     """Returns the PyTorch activations by layer. Only one PyTorch model is in memory at a time."""
     activations: Activations = {}
     if paths.whisper:
-        activations |= torch_reference.whisper_activations(paths.whisper, pcm)
+        activations |= torch_reference.whisper_activations(paths.whisper, pcm, config.audio.whisper_frames)
     if paths.beats:
         activations |= torch_reference.beats_activations(paths.beats, pcm)
     if paths.checkpoint:

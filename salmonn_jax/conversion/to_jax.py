@@ -15,18 +15,19 @@ from typing import Any
 import jax
 
 from salmonn_jax import model_directory, weights
-from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig
-from salmonn_jax.conversion import mapping, settings, tables, tensors, torch_checkpoints, vicuna
+from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, from_dict
+from salmonn_jax.conversion import mapping, prompt_format, settings, tables, tensors, torch_checkpoints, vicuna
 from salmonn_jax.conversion.mapping import LazyParam
+from salmonn_jax.conversion.prompt_format import PromptFormat
+from salmonn_jax.conversion.settings import Setting
+from salmonn_jax.conversion.torch_checkpoints import WhisperCheckpoint
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_output
 from salmonn_jax.models import parameters
-from salmonn_jax.tokenizer import load_tokenizer
+from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 
 # Patterns of the parameters that the original trains. A SALMONN checkpoint holds exactly these.
 ORIGINAL_TRAINABLE = ("query_tokens", "qformer", "norms", "projection", "adapters")  # what the original trains
-
-
 # Flags of the original's `config` that must be true. The other values are not supported here.
 _REQUIRED_FLAGS = ("use_speech_Qformer", "window_level_Qformer")
 
@@ -41,7 +42,9 @@ class ConversionPlan:
       delta: trained parameters by path; empty without a SALMONN checkpoint.
       newly_initialized: paths of the trained parameters that get random values, without a SALMONN checkpoint.
       tokenizer_dir: directory with the tokenizer files.
-      resolved_options: value and origin of each field of `SalmonnOptions` that a checkpoint can have.
+      settings: settings of Q-Former, adapters and loss by name; empty for a single component.
+      prompt_origin: origin of the prompt template; empty for a single component.
+      whisper_seconds: length of Whisper's position table before it is cut to the encoder input.
       ignored: reason why each ignored tensor or entry of the checkpoints is not needed.
     """
 
@@ -50,7 +53,9 @@ class ConversionPlan:
     delta: dict[str, LazyParam] = dataclasses.field(default_factory=dict)
     newly_initialized: frozenset[str] = frozenset()
     tokenizer_dir: pathlib.Path | None
-    resolved_options: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
+    prompt_origin: str = ""
+    whisper_seconds: float | None = None
     ignored: dict[str, str]
 
     @property
@@ -76,20 +81,16 @@ def plan_salmonn(
       beats: BEATs `.pt` file; None for a model whose only encoder is Whisper.
       llm: Hugging Face directory of the language model.
       checkpoint: SALMONN `.pth` of the original; None for a model that is not trained yet.
-      options: settings that override those of the checkpoint.
+      options: options of the user.
       own_checkpoint: whether the user trained the checkpoint. If so, only the hidden size of the language model is
         checked.
 
     Raises:
       UserError: a checkpoint cannot be read, or does not fit the others.
     """
-    if checkpoint is not None and options.audio_tokens != "window":
-        raise UserError(
-            f"--audio-tokens {options.audio_tokens}: the model of {checkpoint} was trained with the audio tokens of "
-            "the whole window; omit this option or --checkpoint"
-        )
     whisper_checkpoint, llm_checkpoint = torch_checkpoints.open_whisper(whisper), torch_checkpoints.open_llama(llm)
-    load_tokenizer(llm)  # raises UserError if it is absent or damaged
+    tokenizer = load_tokenizer(llm)
+    audio = _audio_config(options, whisper_checkpoint, checkpoint)
     beats_checkpoint = None if beats is None else torch_checkpoints.open_beats(beats)
     state_dict, checkpoint_config, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
     if checkpoint is not None:
@@ -97,19 +98,25 @@ def plan_salmonn(
         vicuna.check_llm(hidden_size, checkpoint, llm_checkpoint.config, llm, own_checkpoint=own_checkpoint)
         if beats_checkpoint is None and "ln_audio.weight" in state_dict:
             raise UserError(f"{checkpoint} was trained with BEATs; give its file with --beats")
-    resolved = settings.resolve_options(options, checkpoint_config, checkpoint)
-    values = {name: value for name, (value, _) in resolved.items()}
-    config = ModelConfig(
-        audio=AudioConfig(window_seconds=whisper_checkpoint.window_seconds, tokens=options.audio_tokens),
-        whisper=whisper_checkpoint.config,
-        beats=beats_checkpoint and beats_checkpoint.config,
-        qformer=settings.qformer_config(state_dict, values, whisper_checkpoint.window_seconds, checkpoint),
-        llama=llm_checkpoint.config,
-        lora=settings.lora_config(state_dict, values["lora_alpha"], checkpoint_config),
-        prompt_template=values["prompt_template"],
-        pad_classes=1,
-    )
-    shapes = _parameter_shapes(config)
+    if checkpoint is None or options.prompt_template is not None:
+        prompt = prompt_format.resolve(llm, tokenizer, options.prompt_template)
+    else:
+        prompt = prompt_format.from_checkpoint(llm, tokenizer, checkpoint_config, checkpoint)
+    resolved = settings.resolve(options, llm_checkpoint.config, checkpoint, state_dict, checkpoint_config)
+    values = {
+        "audio": dataclasses.asdict(audio),
+        "whisper": dataclasses.asdict(whisper_checkpoint.config),
+        "beats": beats_checkpoint and dataclasses.asdict(beats_checkpoint.config),
+        "qformer": dataclasses.asdict(settings.qformer_config(resolved, audio.window_seconds)),
+        "llama": dataclasses.asdict(llm_checkpoint.config),
+        "lora": dataclasses.asdict(settings.lora_config(resolved, llm_checkpoint.config)),
+        "pad_classes": resolved["pad_classes"].value,
+    }
+    config = from_dict(ModelConfig, values | _prompt_fields(prompt))
+    _check_vocabulary(config, tokenizer, llm)
+    if audio.window_seconds < whisper_checkpoint.window_seconds:
+        whisper_checkpoint = _cut_positions(whisper_checkpoint, audio.whisper_frames)
+    shapes = parameter_shapes(config)
     trainable_paths = original_trainable_paths(shapes)
     frozen = {path: shape for path, shape in shapes.items() if path not in trainable_paths}
     components = [c for c in (whisper_checkpoint, beats_checkpoint, llm_checkpoint) if c is not None]
@@ -126,7 +133,9 @@ def plan_salmonn(
         delta={path: params[path] for path in trainable_paths} if state_dict else {},
         newly_initialized=frozenset() if state_dict else frozenset(trainable_paths),
         tokenizer_dir=pathlib.Path(llm),
-        resolved_options=resolved,
+        settings=resolved,
+        prompt_origin=prompt.origin,
+        whisper_seconds=whisper_checkpoint.window_seconds,
         ignored=ignored,
     )
 
@@ -147,8 +156,6 @@ def plan_component(kind: str, path: pathlib.Path) -> ConversionPlan:
         "llama": torch_checkpoints.open_llama,
     }[kind](path)
     mapping.check_copies(checkpoint.table, checkpoint.tensors)
-    if kind == "llama":
-        load_tokenizer(path)  # raises UserError if it is absent or damaged
     disabled = dict.fromkeys({"whisper", "beats", "qformer", "llama"} - {kind})
     # A language model without the rest gets the bare prompt and no adapters.
     config = ModelConfig(
@@ -156,9 +163,13 @@ def plan_component(kind: str, path: pathlib.Path) -> ConversionPlan:
     )
     if kind == "whisper":
         config = dataclasses.replace(config, audio=AudioConfig(window_seconds=checkpoint.window_seconds))
+    if kind == "llama":
+        tokenizer = load_tokenizer(path)
+        stop_token_ids = prompt_format.read_stop_tokens(path, tokenizer, tokenizer.eos_token_id)
+        config = dataclasses.replace(config, stop_token_ids=stop_token_ids)
     return ConversionPlan(
         config=config,
-        base=mapping.match_checkpoints(checkpoint.match_args(_parameter_shapes(config))),
+        base=mapping.match_checkpoints(checkpoint.match_args(parameter_shapes(config))),
         tokenizer_dir=pathlib.Path(path) if kind == "llama" else None,
         ignored=mapping.ignored_tensors(checkpoint.table, checkpoint.tensors),
     )
@@ -195,7 +206,63 @@ def original_trainable_paths(paths: Iterable[str]) -> set[str]:
     return {path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns)}
 
 
-def _parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _audio_config(
+    options: settings.SalmonnOptions, whisper: WhisperCheckpoint, checkpoint: pathlib.Path | None
+) -> AudioConfig:
+    """Returns the encoder input of a model.
+
+    Raises:
+      UserError: it is longer than Whisper's position table, or differs from that with which `checkpoint` was trained.
+    """
+    seconds = options.audio_window_seconds
+    for name, changed in (("audio_tokens", options.audio_tokens == "clip"), ("audio_window_seconds", seconds)):
+        if checkpoint is not None and changed:
+            raise UserError(
+                f"{options.flag(name)}: the model of {checkpoint} was trained with the audio tokens of the whole "
+                f"window of {whisper.window_seconds:g} s; omit this option or --checkpoint"
+            )
+    if seconds is not None and seconds > whisper.window_seconds:
+        raise UserError(
+            f"{options.flag('audio_window_seconds')}: must be at most {whisper.window_seconds:g}, the seconds that "
+            "Whisper's position table covers"
+        )
+    values = {"window_seconds": whisper.window_seconds if seconds is None else seconds}
+    return from_dict(AudioConfig, values | {"tokens": options.audio_tokens or "window"}, path_prefix="audio: ")
+
+
+def _cut_positions(checkpoint: WhisperCheckpoint, num_frames: int) -> WhisperCheckpoint:
+    """Returns a Whisper checkpoint whose position table is cut to its first `num_frames` rows."""
+    name = next(rule.torch_name for rule in checkpoint.table.rules if rule.path == "whisper/positions")
+    if name not in checkpoint.tensors:  # matching reports it
+        return checkpoint
+    table = checkpoint.tensors[name]
+    cut = tensors.LazyTensor((num_frames, *table.shape[1:]), table.dtype, lambda: table.read()[:num_frames])
+    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, name: cut})
+
+
+def _prompt_fields(prompt: PromptFormat) -> dict[str, Any]:
+    """Returns the fields of `ModelConfig` that a prompt format sets."""
+    return {name: value for name, value in dataclasses.asdict(prompt).items() if name != "origin"}
+
+
+def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, llm: pathlib.Path) -> None:
+    """Raises UserError if the language model has no embedding for a token of the template, or too short a context."""
+    tokens = [*tokenizer.prefix_tokens, *tokenizer.encode(config.prompt_template)]
+    if max(tokens) >= config.llama.vocab_size:
+        raise UserError(
+            f"the tokenizer of {llm} encodes the prompt template with token {max(tokens)}, but the model has "
+            f"vocab_size={config.llama.vocab_size}; the two files do not belong together"
+        )
+    needed, context = len(tokens) + config.num_audio_tokens, config.llama.max_position_embeddings
+    if needed >= context:
+        raise UserError(
+            f"a prompt with the {config.num_audio_tokens} audio tokens of one window has at least {needed} tokens, but "
+            f"the context of {llm} has {context}; use fewer queries, a larger --second-stride or a shorter "
+            "--audio-window-seconds"
+        )
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each parameter of a model, by path."""
     return {path: leaf.shape for path, leaf in parameters.model_structure(config).shapes.items()}
 

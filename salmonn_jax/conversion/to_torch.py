@@ -20,9 +20,11 @@ from salmonn_jax.config import ModelConfig
 from salmonn_jax.conversion import hf_config, mapping, safetensors_writer, tables
 from salmonn_jax.conversion.mapping import Destination
 from salmonn_jax.conversion.safetensors_writer import PendingTensor
+from salmonn_jax.conversion.tensors import read_json
 from salmonn_jax.conversion.to_jax import original_trainable_paths
 from salmonn_jax.errors import UserError, import_optional
 from salmonn_jax.files import atomic_output
+from salmonn_jax.prompts import stop_tokens
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.weights import StoredParam
 
@@ -51,11 +53,19 @@ def write_salmonn_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> N
             f"{directory} has model.audio.tokens={config.audio.tokens}: the original always uses 'window', so it "
             "cannot run this model; convert its language model with `to-torch peft` or `to-torch llama`"
         )
+    if config.audio.window_seconds != 30:
+        raise UserError(
+            f"{directory} has model.audio.window_seconds={config.audio.window_seconds:g}: the original always encodes "
+            "30 s, so it cannot run this model; convert its language model with `to-torch peft` or `to-torch llama`"
+        )
     trained = {path: params[path] for path in original_trainable_paths(params)}
     destinations = mapping.destinations(tables.SALMONN, {path: value.shape for path, value in trained.items()})
     model = {name: _to_torch(_torch_array(trained, destination)) for name, destination in destinations.items()}
     model_section = {
         "prompt_template": config.prompt_template,
+        "add_bos_token": config.add_bos_token,
+        "stop_token_ids": list(config.stop_token_ids) or None,
+        "pad_classes": config.pad_classes,
         "num_speech_query_token": config.qformer.num_speech_query_token,
         "second_per_window": config.qformer.second_per_window,
         "second_stride": config.qformer.second_stride,
@@ -134,7 +144,7 @@ def write_hf_llama(
         for name, destination in mapping.destinations(table, shapes).items()
     }
     shards = _shards({name: tensor.nbytes for name, tensor in tensors.items()})
-    config_json, special_tokens = hf_config.language_model_json(config.llama), _special_tokens(directory)
+    config_json, special_tokens = hf_config.language_model_json(config.llama), _special_tokens(directory, config)
     with atomic_output(output) as unfinished:
         unfinished.mkdir()
         weight_map = {}
@@ -145,6 +155,7 @@ def write_hf_llama(
         index = {"metadata": {"total_size": sum(x.nbytes for x in tensors.values())}, "weight_map": weight_map}
         _write_json(unfinished / "model.safetensors.index.json", index)
         model_directory.copy_tokenizer(pathlib.Path(directory), unfinished)
+        _add_stop_tokens(unfinished / "generation_config.json", special_tokens)
         dtype = str(params["llama/embedding"].dtype)
         _write_json(unfinished / "config.json", config_json | {"torch_dtype": dtype} | special_tokens)
 
@@ -209,13 +220,25 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
     return shards
 
 
-def _special_tokens(directory: pathlib.Path) -> dict[str, int]:
-    """Returns the special token ids for `config.json`, or nothing if the model has no tokenizer."""
+def _special_tokens(directory: pathlib.Path, config: ModelConfig) -> dict[str, int | list[int]]:
+    """Returns the special token ids for `config.json`, or nothing if the model has no tokenizer.
+
+    `eos_token_id` is a list if there are several stop tokens, as transformers has it.
+    """
     try:
         tokenizer = load_tokenizer(directory)
     except UserError:  # a language model may have been converted without a tokenizer
         return {}
-    return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    stop_token_ids = stop_tokens(config.stop_token_ids, tokenizer)
+    eos_token_id = list(stop_token_ids) if len(stop_token_ids) > 1 else stop_token_ids[0]
+    bos_token = {} if tokenizer.bos_token_id is None else {"bos_token_id": tokenizer.bos_token_id}
+    return bos_token | {"eos_token_id": eos_token_id}
+
+
+def _add_stop_tokens(path: pathlib.Path, special_tokens: dict[str, int | list[int]]) -> None:
+    """Writes the stop tokens to a copied `generation_config.json`, which transformers reads before `config.json`."""
+    if path.is_file() and special_tokens:
+        _write_json(path, read_json(path) | {"eos_token_id": special_tokens["eos_token_id"]})
 
 
 def _to_torch(value: np.ndarray):

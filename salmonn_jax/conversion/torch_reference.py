@@ -20,19 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from salmonn_jax.config import SAMPLE_RATE, ModelConfig
+from salmonn_jax.config import HOP_LENGTH, SAMPLE_RATE, ModelConfig
 from salmonn_jax.conversion import tensors
 from salmonn_jax.errors import UserError, import_optional
 
 Activations = dict[str, np.ndarray]
 
 
-def whisper_activations(path: pathlib.Path, pcm: np.ndarray) -> Activations:
+def whisper_activations(path: pathlib.Path, pcm: np.ndarray, num_frames: int) -> Activations:
     """Runs the Whisper encoder.
 
     Args:
       path: Hugging Face directory or OpenAI `.pt` file.
       pcm: int16[samples] at 16 kHz.
+      num_frames: T, the encoder frames of a window; the position table is cut to them.
 
     Returns:
       Features float32[M,2T], layers and output float32[T,D].
@@ -40,31 +41,35 @@ def whisper_activations(path: pathlib.Path, pcm: np.ndarray) -> Activations:
     import torch
 
     load = _hf_whisper if pathlib.Path(path).is_dir() else _openai_whisper
-    features, encoder, layers = load(path, pcm / 32768.0)
+    features, encoder, layers = load(path, pcm / 32768.0, num_frames)
     with torch.no_grad(), _record_hidden_states(layers, "whisper") as hidden_states:
         output = encoder(features[None])
     output = output if isinstance(output, torch.Tensor) else output.last_hidden_state
     return {"whisper features": features.numpy(), **hidden_states, "whisper output": output[0].numpy()}
 
 
-def _hf_whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
+def _hf_whisper(path: pathlib.Path, samples: np.ndarray, num_frames: int) -> tuple[Any, Any, Any]:
     """Returns features, encoder and encoder layers, computed and loaded with transformers."""
     import torch
 
     transformers = _import_package("transformers")
     model = transformers.WhisperModel.from_pretrained(path, dtype=torch.float32).encoder.eval()
+    model.embed_positions = torch.nn.Embedding.from_pretrained(model.embed_positions.weight[:num_frames])
+    model.config.max_source_positions = num_frames
     extractor = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
+    extractor.n_samples = num_frames * 2 * HOP_LENGTH
     features = extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
     return features.float(), model, model.layers
 
 
-def _openai_whisper(path: pathlib.Path, samples: np.ndarray) -> tuple[Any, Any, Any]:
+def _openai_whisper(path: pathlib.Path, samples: np.ndarray, num_frames: int) -> tuple[Any, Any, Any]:
     """Returns features, encoder and encoder layers, computed and loaded with openai-whisper."""
     whisper = _import_package("whisper")
     checkpoint = tensors.load_torch(path)
     model = whisper.model.Whisper(whisper.model.ModelDimensions(**checkpoint["dims"]))
     model.load_state_dict(checkpoint["model_state_dict"])
-    padded = whisper.audio.pad_or_trim(samples.astype(np.float32))
+    model.encoder.positional_embedding = model.encoder.positional_embedding[:num_frames]
+    padded = whisper.audio.pad_or_trim(samples.astype(np.float32), num_frames * 2 * HOP_LENGTH)
     features = whisper.audio.log_mel_spectrogram(padded, n_mels=checkpoint["dims"]["n_mels"])
     return features, model.encoder.eval().float(), model.encoder.blocks
 

@@ -31,7 +31,7 @@ def arguments(output, **changes) -> list[str]:
         "--beats": MINI.directory / "beats.pt",
         "--llm": MINI.directory / "vicuna",
         "--checkpoint": MINI.directory / "salmonn.pth",
-        "--qformer-heads": 4,
+        "--qformer-num-attention-heads": 4,
         "--output": output,
     } | changes
     return ["to-jax", "salmonn", *(str(word) for pair in parts.items() if pair[1] is not None for word in pair)]
@@ -51,7 +51,9 @@ def untrained(tmp_path_factory):
     """The golden set converted without its checkpoint, for a model that reads the audio tokens of the clip alone."""
     MINI.require()
     output = tmp_path_factory.mktemp("untrained") / "model"
-    convert.main(arguments(output, **{"--checkpoint": None, "--qformer-heads": None, "--audio-tokens": "clip"}))
+    convert.main(
+        arguments(output, **{"--checkpoint": None, "--qformer-num-attention-heads": None, "--audio-tokens": "clip"})
+    )
     return output
 
 
@@ -257,9 +259,9 @@ def test_options_of_the_command_line_and_defaults(tmp_path, capsys):
     assert model["lora"]["alpha"] == 12
     capsys.readouterr()
     with pytest.raises(UserError, match="Q-Former: hidden_size=32: must be a multiple of num_attention_heads=5"):
-        convert.main(arguments(tmp_path / "x", **{"--checkpoint": bare, "--qformer-heads": 5}))
+        convert.main(arguments(tmp_path / "x", **{"--checkpoint": bare, "--qformer-num-attention-heads": 5}))
     with pytest.raises(UserError, match="Q-Former: hidden_size=32: must be a multiple of num_attention_heads=12"):
-        convert.main(arguments(tmp_path / "x", **{"--checkpoint": bare, "--qformer-heads": None}))
+        convert.main(arguments(tmp_path / "x", **{"--checkpoint": bare, "--qformer-num-attention-heads": None}))
     convert.main(arguments(tmp_path / "plain", **{"--checkpoint": bare}))
     output_text = capsys.readouterr().err
     for line in ("second_per_window: 0.333333", "second_stride: 0.333333", "lora_alpha: 32.0"):
@@ -269,12 +271,12 @@ def test_options_of_the_command_line_and_defaults(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"--qformer-heads": 0}, "Q-Former: num_attention_heads=0: must be greater than 0"),
+        ({"--qformer-num-attention-heads": 0}, "Q-Former: num_attention_heads=0: must be greater than 0"),
         ({"--second-per-window": 60}, "--second-per-window 60.0: must be <= 30"),
         ({"--second-per-window": -1}, "Q-Former: second_per_window=-1.0: must be greater than 0"),
         ({"--second-stride": 0}, "Q-Former: second_stride=0.0: must be greater than 0"),
         (
-            {"--checkpoint": None, "--qformer-heads": 5},
+            {"--checkpoint": None, "--qformer-num-attention-heads": 5},
             "Q-Former: hidden_size=768: must be a multiple of num_attention_heads=5",
         ),
         ({"--beats": None}, "was trained with BEATs"),
@@ -390,7 +392,7 @@ def test_the_checkpoint_comes_back_byte_for_byte(directory, tmp_path):
         convert.main(["to-torch", "salmonn", "--model", str(directory), "--output", str(output)])
     # The checkpoint that we write names its number of Q-Former heads, which the original's does not.
     again = tmp_path / "again"
-    convert.main(arguments(again, **{"--checkpoint": output, "--qformer-heads": None}))
+    convert.main(arguments(again, **{"--checkpoint": output, "--qformer-num-attention-heads": None}))
     one, two = (model_directory.read_config_json(place) for place in (directory, again))
     assert one["model"] == two["model"] and one["base"]["fingerprint"] == two["base"]["fingerprint"]
     assert weights.fingerprint(weights.load(directory / "delta")) == weights.fingerprint(weights.load(again / "delta"))

@@ -144,7 +144,7 @@ def test_the_golden_salmonn(golden_set, layers, tmp_path):
         whisper=folder / "whisper", beats=folder / "beats.pt", llm=folder / "vicuna", checkpoint=folder / "salmonn.pth"
     )
     words = ["--whisper", files.whisper, "--beats", files.beats, "--llm", files.llm, "--checkpoint", files.checkpoint]
-    run("to-jax", "salmonn", *words, "--qformer-heads", 4, "--output", tmp_path / "model")
+    run("to-jax", "salmonn", *words, "--qformer-num-attention-heads", 4, "--output", tmp_path / "model")
     agree(tmp_path / "model", files, layers=layers, clip=golden_set.clip_path(0))
 
 
@@ -221,7 +221,7 @@ def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, CheckpointPaths]
         "to-jax",
         "salmonn",
         *words,
-        "--qformer-heads",
+        "--qformer-num-attention-heads",
         shape.get("num_attention_heads", 4),
         "--output",
         folder / "model",
@@ -332,3 +332,26 @@ def test_real_language_model(real_weights, tmp_path):
     assert "Paris" in chat.text and chat.finish_reason == "stop"
     run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
     equal_tensors(tmp_path / "back", source)
+
+
+@pytest.mark.slow
+def test_real_chat_model_answers_as_in_transformers(real_weights, tmp_path):
+    """64 greedy tokens after the chat template of SmolLM2, in float32, with no option that names the template."""
+    import torch
+    import transformers
+
+    source, question = real_weights / "smollm2-135m", "Write a story about a dog and a duck."
+    words = ["--whisper", real_weights / "whisper-base", "--llm", source]
+    run("to-jax", "salmonn", *words, "--output", tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    llm = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    theirs = llm.generate(**prompt, max_new_tokens=64, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
+    model = salmonn_jax.load(tmp_path / "model")
+    (ours,) = model.generate([None], question, max_new_tokens=64)
+    assert len(theirs) == 64 and ours.token_ids == theirs
+    (stopped,) = model.generate([None], "What is the capital of France?", max_new_tokens=64)
+    assert "Paris" in stopped.text and "<|im_end|>" not in stopped.text
+    assert (stopped.finish_reason, stopped.token_ids[-1]) == ("stop", tokenizer.convert_tokens_to_ids("<|im_end|>"))
