@@ -18,7 +18,6 @@ from salmonn_jax import model_directory, weights
 from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, from_dict
 from salmonn_jax.conversion import mapping, prompt_format, settings, tables, tensors, torch_checkpoints, vicuna
 from salmonn_jax.conversion.mapping import LazyParam
-from salmonn_jax.conversion.prompt_format import PromptFormat
 from salmonn_jax.conversion.settings import Setting
 from salmonn_jax.conversion.torch_checkpoints import WhisperCheckpoint
 from salmonn_jax.errors import UserError
@@ -103,16 +102,18 @@ def plan_salmonn(
     else:
         prompt = prompt_format.from_checkpoint(llm, tokenizer, checkpoint_config, checkpoint)
     resolved = settings.resolve(options, llm_checkpoint.config, checkpoint, state_dict, checkpoint_config)
-    values = {
-        "audio": dataclasses.asdict(audio),
-        "whisper": dataclasses.asdict(whisper_checkpoint.config),
-        "beats": beats_checkpoint and dataclasses.asdict(beats_checkpoint.config),
-        "qformer": dataclasses.asdict(settings.qformer_config(resolved, audio.window_seconds)),
-        "llama": dataclasses.asdict(llm_checkpoint.config),
-        "lora": dataclasses.asdict(settings.lora_config(resolved, llm_checkpoint.config)),
-        "pad_classes": resolved["pad_classes"].value,
-    }
-    config = from_dict(ModelConfig, values | _prompt_fields(prompt))
+    config = _model_config(
+        audio=audio,
+        whisper=whisper_checkpoint.config,
+        beats=beats_checkpoint and beats_checkpoint.config,
+        qformer=settings.qformer_config(resolved, audio.window_seconds),
+        llama=llm_checkpoint.config,
+        lora=settings.lora_config(resolved, llm_checkpoint.config),
+        pad_classes=resolved["pad_classes"].value,
+        prompt_template=prompt.prompt_template,
+        add_bos_token=prompt.add_bos_token,
+        stop_token_ids=prompt.stop_token_ids,
+    )
     _check_vocabulary(config, tokenizer, llm)
     if audio.window_seconds < whisper_checkpoint.window_seconds:
         whisper_checkpoint = _cut_positions(whisper_checkpoint, audio.whisper_frames)
@@ -156,17 +157,14 @@ def plan_component(kind: str, path: pathlib.Path) -> ConversionPlan:
         "llama": torch_checkpoints.open_llama,
     }[kind](path)
     mapping.check_copies(checkpoint.table, checkpoint.tensors)
-    disabled = dict.fromkeys({"whisper", "beats", "qformer", "llama"} - {kind})
-    # A language model without the rest gets the bare prompt and no adapters.
-    config = ModelConfig(
-        **disabled, **{kind: checkpoint.config}, lora=LoraConfig(target_modules=()), prompt_template="{}"
-    )
+    fields = dict.fromkeys(("whisper", "beats", "qformer", "llama")) | {kind: checkpoint.config}
     if kind == "whisper":
-        config = dataclasses.replace(config, audio=AudioConfig(window_seconds=checkpoint.window_seconds))
+        fields["audio"] = AudioConfig(window_seconds=checkpoint.window_seconds)
     if kind == "llama":
         tokenizer = load_tokenizer(path)
-        stop_token_ids = prompt_format.read_stop_tokens(path, tokenizer, tokenizer.eos_token_id)
-        config = dataclasses.replace(config, stop_token_ids=stop_token_ids)
+        fields["stop_token_ids"] = prompt_format.read_stop_tokens(path, tokenizer, tokenizer.eos_token_id)
+    # A language model without the rest gets the bare prompt and no adapters.
+    config = _model_config(**fields, lora=LoraConfig(target_modules=()), prompt_template="{}")
     return ConversionPlan(
         config=config,
         base=mapping.match_checkpoints(checkpoint.match_args(parameter_shapes(config))),
@@ -240,9 +238,12 @@ def _cut_positions(checkpoint: WhisperCheckpoint, num_frames: int) -> WhisperChe
     return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, name: cut})
 
 
-def _prompt_fields(prompt: PromptFormat) -> dict[str, Any]:
-    """Returns the fields of `ModelConfig` that a prompt format sets."""
-    return {name: value for name, value in dataclasses.asdict(prompt).items() if name != "origin"}
+def _model_config(**fields: Any) -> ModelConfig:
+    """Returns the configuration of a model. Raises UserError if its parts do not go together."""
+    values = {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value for name, value in fields.items()
+    }
+    return from_dict(ModelConfig, values)
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, llm: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def questions() -> list[str]:
 
 def test_configuration(directory):
     config = from_dict(ModelConfig, model_directory.read_config_json(directory)["model"])
-    assert config == dataclasses.replace(MINI.config, pad_classes=1)
+    assert config == dataclasses.replace(MINI.config, pad_classes=1, stop_token_ids=(2,))
 
 
 def test_audio_tokens_of_each_clip_alone(model, clips):
@@ -141,11 +142,14 @@ def test_audio_tokens_of_a_recording_of_95_seconds(request, name, tokens_of_last
 def test_options_and_ignored_tensors_are_printed(tmp_path, capsys):
     MINI.require()
     convert.main(arguments(tmp_path / "model", **{"--lora-alpha": 16}))
-    output_text = capsys.readouterr().err
-    assert "num_attention_heads: 4 (from the command line)" in output_text
-    assert "second_per_window: 0.333333 (from the checkpoint)" in output_text
-    assert "lora_alpha: 16.0 (from the command line)" in output_text
-    assert "ignored 1 key (speech_Qformer.bert.embeddings.position_ids): an index buffer, not a weight" in output_text
+    captured = capsys.readouterr()
+    assert "qformer_num_attention_heads: 4 (from the command line)" in captured.out
+    assert "qformer_hidden_size: 32 (from the checkpoint)" in captured.out
+    assert "second_per_window: 0.333333 (from the checkpoint)" in captured.out
+    assert "lora_alpha: 16.0 (from the command line)" in captured.out
+    assert "prompt template: vicuna (from the checkpoint)" in captured.out
+    assert re.search(r"qformer +[\d,]+  trained", captured.out)
+    assert "ignored 1 key (speech_Qformer.bert.embeddings.position_ids): an index buffer, not a weight" in captured.err
     config = json.loads((tmp_path / "model" / "config.json").read_text())["model"]
     assert config["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
 
@@ -263,9 +267,9 @@ def test_options_of_the_command_line_and_defaults(tmp_path, capsys):
     with pytest.raises(UserError, match="Q-Former: hidden_size=32: must be a multiple of num_attention_heads=12"):
         convert.main(arguments(tmp_path / "x", **{"--checkpoint": bare, "--qformer-num-attention-heads": None}))
     convert.main(arguments(tmp_path / "plain", **{"--checkpoint": bare}))
-    output_text = capsys.readouterr().err
-    for line in ("second_per_window: 0.333333", "second_stride: 0.333333", "lora_alpha: 32.0"):
-        assert f"{line} (from the original's default)" in output_text
+    output_text = capsys.readouterr().out
+    for line in ("second_per_window: 0.333333", "second_stride: 0.333333", "lora_alpha: 32.0", "pad_classes: 1"):
+        assert f"{line} (the original's default)" in output_text
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,7 @@ def test_options_of_the_command_line_and_defaults(tmp_path, capsys):
         ({"--second-stride": 0}, "Q-Former: second_stride=0.0: must be greater than 0"),
         (
             {"--checkpoint": None, "--qformer-num-attention-heads": 5},
-            "Q-Former: hidden_size=768: must be a multiple of num_attention_heads=5",
+            "Q-Former: hidden_size=64: must be a multiple of num_attention_heads=5",
         ),
         ({"--beats": None}, "was trained with BEATs"),
         ({"--llm": MINI.directory / "whisper"}, "model_type='whisper'; supported: llama"),
