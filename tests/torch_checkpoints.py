@@ -125,7 +125,7 @@ def chain_tokens(llm: pathlib.Path, token_ids: list[int]) -> None:
         model.model.embed_tokens.weight.copy_(embedding)
         for token, next_token in itertools.pairwise(token_ids):
             model.lm_head.weight[next_token] += embedding[token]
-    model.save_pretrained(llm)
+    model.save_pretrained(llm, max_shard_size="100KB")
 
 
 def write_whisper(directory: pathlib.Path, **changes: Any) -> pathlib.Path:

