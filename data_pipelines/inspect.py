@@ -184,12 +184,14 @@ def write_html(path: pathlib.Path, statistics: BatchStatistics, shares: Mapping[
     """
     import jinja2
 
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        TEMPLATE.read_text("utf-8")
+    )
     page = template.render(
         title=title, rows=table_rows(statistics, shares), summary=summary_lines(statistics), samples=statistics.samples
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
+    path.write_text(page, "utf-8")
 
 
 def _segments(batch: Batch) -> Iterator[tuple[int, np.ndarray]]:

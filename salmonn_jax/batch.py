@@ -57,7 +57,7 @@ def collate(
     Args:
       rows: segments of each row.
       seq_len: tokens per row.
-      window_samples: samples per clip; longer clips are cut.
+      window_samples: samples per clip; no clip may be longer.
       num_audio_tokens: audio tokens per clip.
       num_clips: clip slots of the batch; by default as many as there are clips.
     """
@@ -107,8 +107,8 @@ def fill_batch(batch: Batch, rows: Sequence[Sequence[Segment]], *, num_audio_tok
     """Writes rows of segments and their clips into an empty batch, in order.
 
     Args:
-      batch: batch of padding, modified in place. It must have enough rows, tokens per row and clip slots. Clips and
-        transcripts that are too long are cut.
+      batch: batch of padding, modified in place. It must have enough rows, tokens per row, clip slots and
+        samples per clip. Transcripts that are too long are cut.
       rows: segments of each row.
       num_audio_tokens: audio tokens per clip.
       clip_offset: index of the first clip of `batch` in the whole batch, if `batch` is a slice.
@@ -133,7 +133,6 @@ def fill_batch(batch: Batch, rows: Sequence[Sequence[Segment]], *, num_audio_tok
                 transcript_ids = segment.transcript[: batch.transcript.shape[1]]
                 batch.transcript[clip, : len(transcript_ids)] = transcript_ids
             for pcm in segment.clips:
-                length = min(len(pcm), batch.pcm.shape[1])
-                batch.pcm[clip, :length], batch.pcm_length[clip] = pcm[:length], length
+                batch.pcm[clip, : len(pcm)], batch.pcm_length[clip] = pcm, len(pcm)
                 clip += 1
             start = end
