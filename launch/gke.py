@@ -10,7 +10,7 @@ import dataclasses
 import math
 import pathlib
 
-from launch.job import BUCKET_MOUNT_ROOT, MOUNT_OPTIONS, Command, Job, render_template
+from launch.job import BUCKET_MOUNT_ROOT, MOUNT_OPTIONS, SIGTERM_EXIT_CODE, Command, Job, render_template
 from salmonn_jax.errors import UserError
 from salmonn_jax.planning.topologies import CLOUD_NAMES
 
@@ -51,6 +51,7 @@ class GkeBackend:
             chips=chips,
             directory=BUCKET_MOUNT_ROOT,
             mount_options=MOUNT_OPTIONS,
+            sigterm_exit_code=SIGTERM_EXIT_CODE,
         )
         return Command(("kubectl", "create", "--filename=-"), manifest)
 

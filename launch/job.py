@@ -21,6 +21,8 @@ MOUNT_OPTIONS = (
     "metadata-cache-ttl-secs=0",
     "metadata-cache-negative-ttl-secs=0",
 )
+# Exit code of an unfinished run after SIGTERM. With 0, the services would take the run for finished and not restart it.
+SIGTERM_EXIT_CODE = 143
 LIBTPU_FLAGS_FILE = pathlib.Path(__file__).parent / "tpu" / "libtpu_flags.json"
 _GCS_URL = re.compile(r"((?:[\w.]+=)?)gs://([^/]+)(.*)")
 

@@ -82,6 +82,7 @@ def run(preset: Preset, arguments: argparse.Namespace) -> int:
             recipe.data.clips,
             recipe.data.streams,
             recipe.remat_policy,
+            recipe.gradient_accumulation_steps,
         )
         for placement in placements
     ]
@@ -126,12 +127,20 @@ def compile_plan(preset: Preset, topology: Topology, trial: Trial) -> Plan:
         preset.model,
         data,
         remat_policy=trial.remat_policy,
+        gradient_accumulation_steps=trial.gradient_accumulation_steps,
         tensor_shards=trial.mesh.get("tensor", 1),
         num_devices=topology.chips,
     )
     projected = None
     if train.temporary is not None:
-        projected = projection.project(train, flops, topology, clips=clips, num_train_steps=recipe.num_train_steps)
+        projected = projection.project(
+            train,
+            flops,
+            topology,
+            clips=clips,
+            num_train_steps=recipe.num_train_steps,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        )
     return planner.Plan(
         name=preset.name,
         config={"name": preset.name, "model": config.to_dict(preset.model), "recipe": config.to_dict(recipe)},
@@ -163,6 +172,7 @@ def compile_train_step(preset: Preset, mesh: jax.sharding.Mesh, hbm_limit: float
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
         jax.eval_shape(functools.partial(init_train_state, recipe), weights.trained),
     )
+    sharding.check_batch(recipe.data, mesh, recipe.gradient_accumulation_steps)
     batch = aot.abstract_batch(preset.model, recipe.data, mesh)
     return aot.compile_train_step(make_train_step(recipe, structure, mesh), state, weights.frozen, batch, hbm_limit)
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from launch import cli
 from launch.gke import GkeBackend
-from launch.job import Backend, Command, Job, referenced_buckets, to_mounted_path
+from launch.job import SIGTERM_EXIT_CODE, Backend, Command, Job, referenced_buckets, to_mounted_path
 from launch.tpu_vm import TpuVmBackend
 from launch.train import require_model, resolve_preset
 from salmonn_jax.errors import UserError
@@ -119,7 +119,7 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
         raise UserError(f"--name {name}: must be at most 40 characters of a-z, 0-9 and -, and begin with a letter")
     train_arguments = ["--output", arguments.output, *(["--model", arguments.model] if arguments.model else [])]
-    train_arguments += arguments.overrides
+    train_arguments += ["--sigterm-exit-code", str(SIGTERM_EXIT_CODE), *arguments.overrides]
     return Job(
         name=name,
         topology=topology,
@@ -138,7 +138,8 @@ def check_mesh(recipe: Any, topology: Any) -> None:
 
     chips_per_slice = topology.chips // topology.slices
     devices = [_StubDevice(index, index // chips_per_slice) for index in range(topology.chips)]
-    sharding.check_batch(recipe.data, sharding.make_mesh(recipe.mesh, devices))
+    mesh = sharding.make_mesh(recipe.mesh, devices)
+    sharding.check_batch(recipe.data, mesh, recipe.gradient_accumulation_steps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Train one stage: python -m launch.train CONFIG --output RUN [--model MODEL] [field=value ...]
 
 The same command starts a run and resumes it. If RUN holds a run with the same configuration, training resumes from its
-latest checkpoint and produces the same losses as an uninterrupted run.
+latest whole checkpoint and produces the same losses as an uninterrupted run. SIGTERM ends the run after the current
+step with a checkpoint and exit code 0; a second SIGTERM ends it at once.
 """
 
 from __future__ import annotations
@@ -40,6 +41,13 @@ def main() -> None:
         help="print all stacks and exit if no step ends within this time (default: %(default)g)",
     )
     parser.add_argument(
+        "--sigterm-exit-code",
+        type=int,
+        default=0,
+        metavar="CODE",
+        help="exit code of an unfinished run that SIGTERM ended; not 0 for schedulers that restart only failed jobs",
+    )
+    parser.add_argument(
         "--print-config", action="store_true", help="print every field with its value and meaning, and exit"
     )
     arguments = parser.parse_intermixed_args()
@@ -51,7 +59,9 @@ def main() -> None:
         parser.error("the following arguments are required: --output")
     preset = require_model(preset)
     cli.start_jax()
-    train(preset, arguments.output, arguments.model, watchdog_minutes=arguments.watchdog_minutes)
+    is_finished = train(preset, arguments.output, arguments.model, watchdog_minutes=arguments.watchdog_minutes)
+    if not is_finished:
+        sys.exit(arguments.sigterm_exit_code)
 
 
 def resolve_preset(name: str, overrides: list[str], model_dir: pathlib.Path | None = None) -> Preset:
@@ -111,14 +121,17 @@ def print_config(preset: Preset) -> None:
 
 def train(
     preset: Preset, output: pathlib.Path, model_dir: pathlib.Path | None, *, watchdog_minutes: float = 30.0
-) -> None:
-    """Trains until the last step of the recipe; resumes if `output` already holds this run.
+) -> bool:
+    """Trains until the last step of the recipe or SIGTERM; resumes if `output` already holds this run.
 
     Args:
       preset: name, recipe and model of the run.
       output: run directory.
       model_dir: model or run directory with the initial weights; None for random weights.
       watchdog_minutes: the program prints the stacks of all threads and exits if no step ends within this time.
+
+    Returns:
+      Whether the run is finished; False if SIGTERM ended it.
 
     Raises:
       UserError: the recipe, the data or the model do not fit together, or `output` holds another run.
@@ -130,6 +143,7 @@ def train(
     from data_pipelines.rejection_log import RejectionLog
     from salmonn_jax import distributed, sharding
     from salmonn_jax.models.parameters import describe_trainable
+    from salmonn_jax.preemption import StopRequest
     from salmonn_jax.tokenizer import load_tokenizer
     from salmonn_jax.training import run_directory
     from salmonn_jax.training.checkpoint import Checkpoints, abstract_like
@@ -140,7 +154,7 @@ def train(
 
     recipe, model = preset.recipe, preset.model
     mesh = sharding.make_mesh(recipe.mesh)
-    sharding.check_batch(recipe.data, mesh)
+    sharding.check_batch(recipe.data, mesh, recipe.gradient_accumulation_steps)
     corpus = corpora.open_corpus(recipe.data.corpus, recipe.data.data_dir, audio_rules(model, recipe.data))
     tokenizer_dir = find_tokenizer_dir(corpus, model_dir)
     data = make_training_data(
@@ -182,14 +196,33 @@ def train(
         )
         watchdog = distributed.Watchdog(60 * watchdog_minutes, "waiting for a step to end")
         try:
-            with distributed.exit_on_peer_failure():
-                train_loop(recipe, run.structure, run.frozen, state, data, mesh, checkpoints, metric_writer, watchdog)
+            with distributed.exit_on_peer_failure(), StopRequest() as stop_request:
+                num_steps = train_loop(
+                    recipe,
+                    run.structure,
+                    run.frozen,
+                    state,
+                    data,
+                    mesh,
+                    checkpoints,
+                    metric_writer,
+                    watchdog,
+                    stop_request,
+                )
         except DivergenceError:  # All processes raise it at the same step, so each can wait for the checkpoint.
             checkpoints.close()
             raise
         finally:
             watchdog.stop()
             metric_writer.close()
+    is_finished = num_steps == recipe.num_train_steps
+    if not is_finished and jax.process_index() == 0:
+        print(
+            f"{output}: SIGTERM ended the run after step {num_steps} of {recipe.num_train_steps}, which is saved; the "
+            "same command resumes it",
+            file=sys.stderr,
+        )
+    return is_finished
 
 
 if __name__ == "__main__":

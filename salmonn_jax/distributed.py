@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from salmonn_jax.accelerators import TPU_DEVICES, has_device
@@ -82,6 +83,13 @@ def barrier(name: str, timeout_seconds: float = BARRIER_TIMEOUT_SECONDS) -> None
         raise TimeoutError(
             f"barrier {name!r}: not every process arrived within {timeout_seconds:.0f} s ({_first_line(error)})"
         ) from None
+
+
+def broadcast_from_main(value: int) -> int:
+    """Returns the value that process 0 passes. Every process calls it; `value` is a 32-bit integer."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def preflight(storage: pathlib.Path, timeout_seconds: float = 300) -> None:

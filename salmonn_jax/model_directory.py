@@ -10,7 +10,7 @@
 
 The weights of a model are those of its base, except for the parameters in its delta. `config.json` names the base,
 which may be in another directory, and its fingerprint. Both kinds of directory can be loaded as a model; a run
-directory gives the model of its latest checkpoint.
+directory gives the model of its latest whole checkpoint.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import jax
 
 from salmonn_jax import config as configuration
 from salmonn_jax import distributed, weights
+from salmonn_jax.checkpoint_files import DELTA, newest_whole_checkpoint
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_write
@@ -36,7 +37,6 @@ from salmonn_jax.sharding import LOCAL, Placement
 from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
-CHECKPOINTS_DIR = "checkpoints"
 FINGERPRINT_FILE = "base.fingerprint"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 # Files that are copied but not read here: a conversion back to Hugging Face needs them.
@@ -60,6 +60,7 @@ class LoadedModel:
     params: Params  # base with the delta applied
     tokenizer: Tokenizer | None  # None if the model has no language model
     base: BaseWeights
+    delta_path: pathlib.Path | None  # checkpoint of the delta; None if the model has none
     delta_param_paths: frozenset[str]  # paths of the parameters that are in the delta
     fingerprint: str  # fingerprint of base and delta together, for prediction records
 
@@ -102,7 +103,7 @@ def load_model(directory: pathlib.Path, placement: Placement = LOCAL, activation
     fingerprint = (
         base.fingerprint if delta_path is None else _combine_fingerprints(base.fingerprint, weights.fingerprint(delta))
     )
-    return LoadedModel(config, structure, params | delta, tokenizer, base, frozenset(delta), fingerprint)
+    return LoadedModel(config, structure, params | delta, tokenizer, base, delta_path, frozenset(delta), fingerprint)
 
 
 def _delta_placement(placement: Placement) -> Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
@@ -149,12 +150,15 @@ def find_base(directory: pathlib.Path, description: dict[str, Any]) -> BaseWeigh
 
 
 def latest_delta(directory: pathlib.Path) -> pathlib.Path | None:
-    """Returns the path of the delta of a model directory or of a run's latest checkpoint; None if there is none."""
+    """Returns the path of the delta of a model directory or of a run's latest checkpoint; None if there is none.
+
+    A checkpoint that is not whole is reported and passed over (see `newest_whole_checkpoint`).
+    """
     directory = pathlib.Path(directory)
-    if (directory / "delta").is_dir():
-        return directory / "delta"
-    steps = sorted(int(p.name) for p in directory.glob(f"{CHECKPOINTS_DIR}/*") if p.name.isdigit())
-    return directory / CHECKPOINTS_DIR / str(steps[-1]) / "delta" if steps else None
+    if (directory / DELTA).is_dir():
+        return directory / DELTA
+    checkpoint = newest_whole_checkpoint(directory)
+    return None if checkpoint is None else checkpoint / DELTA
 
 
 def can_start_run(directory: pathlib.Path) -> bool:

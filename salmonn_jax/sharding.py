@@ -216,13 +216,24 @@ def make_global_batch(local_batch: Batch, mesh: Mesh, num_streams: int) -> Batch
     )
 
 
-def check_batch(data: DataConfig, mesh: Mesh) -> None:
-    """Raises UserError if rows, clips or streams are not multiples of the number of data shards of the mesh."""
+def check_batch(data: DataConfig, mesh: Mesh, gradient_accumulation_steps: int = 1) -> None:
+    """Raises UserError if a batch cannot be split into data shards, and these into micro-batches of whole streams.
+
+    Args:
+      data: sizes of the batch.
+      mesh: device mesh.
+      gradient_accumulation_steps: number of micro-batches.
+    """
     shards = num_data_shards(mesh)
     if data.streams % shards:
         raise UserError(
             f"data.streams={data.streams}: must be a multiple of {shards}, the number of data shards of the mesh "
             f"{dict(mesh.shape)}; change it, which also changes the order of the data, or change the mesh"
+        )
+    if data.streams // shards % gradient_accumulation_steps:
+        raise UserError(
+            f"gradient_accumulation_steps={gradient_accumulation_steps}: must divide {data.streams // shards}, the "
+            f"streams of each of the {shards} data shards of the mesh {dict(mesh.shape)} (data.streams={data.streams})"
         )
     for name, size in (("rows", data.rows), ("clips", data.clips)):
         if size % shards:

@@ -117,10 +117,22 @@ def load(path: pathlib.Path, placement: Callable[[str, jax.ShapeDtypeStruct], ja
 
 def open_params(path: pathlib.Path) -> dict[str, StoredParam]:
     """Opens a checkpoint without reading it. The returned parameters can be read piece by piece."""
+    return flatten_params(_open_arrays(path))
+
+
+def _open_arrays(path: pathlib.Path) -> Any:
+    """Returns the tree of a checkpoint with a `StoredParam` in place of each array."""
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _StreamReader()))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
-        return flatten_params(checkpointer.restore(path.resolve()))
+        return checkpointer.restore(path.resolve())
+
+
+def read_all(path: pathlib.Path) -> None:
+    """Reads all arrays of a checkpoint, one piece at a time, and drops them. Raises an error if one is not readable."""
+    for array in jax.tree.leaves(_open_arrays(path)):
+        for _ in array.pieces():
+            pass
 
 
 def unflatten_params(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +254,8 @@ class _StreamWriter(ocp.type_handlers.TypeHandler):
 
 class _StreamReader(ocp.type_handlers.TypeHandler):
     """Orbax type handler that opens arrays as `StoredParam`s instead of reading them."""
+
+    _array_metadata_store = None  # Orbax warns about a handler that does not have this attribute
 
     def typestr(self) -> str:
         return "jax.Array"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -113,7 +114,10 @@ def test_fewer_devices_have_the_losses_of_eight(folder, whole, devices):
 def test_one_process_goes_on_where_two_stopped(folder, whole, capsys):
     """Checks that after step 2 the stream states of both processes are read by one."""
     run = copy_run(whole, folder / "moved", last_step=2)
-    assert sorted(path.name for path in (run / "checkpoints" / "2" / "data").glob("*.json")) == ["0.json", "1.json"]
+    assert sorted(path.name for path in (run / "checkpoints" / "2" / "data").glob("*.json")) == [
+        "0-of-2.json",
+        "1-of-2.json",
+    ]
     train(debug_preset(folder / ".cache" / "tones"), run, None)
     assert "resuming from step 2" in capsys.readouterr().err
     assert_close_losses(run, whole)
@@ -133,6 +137,21 @@ def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):
     assert "error: process 0 of 2 gave up" in told or "error: gave up after 60 s of waiting for a step" in told
     finish(folder, start(folder, *words))
     assert losses(folder / "killed") == losses(whole)
+
+
+def test_sigterm_to_one_process_stops_both_after_the_same_step(folder, whole):
+    """SIGTERM arrives during the start. The same command then resumes, with the losses of the uninterrupted run."""
+    words = ("launch.train", "debug", "--output", "stopped")
+    started = start(folder, *words)
+    begin = time.monotonic()
+    while "process 1 of 2" not in (folder / "process-1.log").read_text() and time.monotonic() < begin + DEADLINE:
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)
+    finish(folder, started)
+    (said,) = re.findall("stopped: SIGTERM ended the run after step (.) of 6", (folder / "process-0.log").read_text())
+    assert (folder / "stopped" / "checkpoints" / said / "data" / "1-of-2.json").is_file()
+    finish(folder, start(folder, *words))
+    assert losses(folder / "stopped") == losses(whole)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -170,6 +171,8 @@ _reader: SampleReader  # reader of this worker process
 
 def _start_worker(reader: SampleReader) -> None:
     global _reader
+    # Some schedulers send SIGTERM to all processes of a job. The main process then finishes its step and ends workers.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _reader = reader
 
 

@@ -34,7 +34,7 @@ export {{ name }}={{ value | quote }}
 exec /opt/salmonn/venv/bin/{{ argv | map("quote") | join(" ") }}
 END
 
-# systemd restarts the job, except after bad input (exit code 2). The TPU driver locks memory, so its limit is infinite.
+# systemd restarts the job, except after bad input (exit code 2), and sends SIGTERM only to its main process. The TPU driver locks memory, so its limit is infinite.
 cat >/etc/systemd/system/salmonn.service <<'END'
 [Unit]
 Description=salmonn_jax
@@ -44,6 +44,7 @@ StartLimitBurst={{ max_restarts + 1 }}
 [Service]
 WorkingDirectory=/opt/salmonn
 ExecStart=/bin/bash /opt/salmonn/train.sh
+KillMode=mixed
 Restart=on-failure
 RestartSec=30
 RestartPreventExitStatus=2

@@ -161,10 +161,22 @@ class Recipe:
     remat_policy: Literal["none", "dots", "full"] = Field(
         "none", description="rematerialisation of the language model's layers, see `salmonn_jax.models.common`"
     )
+    gradient_accumulation_steps: PositiveInt = Field(
+        1,
+        description="micro-batches into which the batch of a step is split to save memory; the gradient is that of the "
+        "whole batch; it must divide data.streams",
+    )
+
+    @model_validator(mode="after")
+    def _check_micro_batches(self) -> Self:
+        check_multiple(
+            "data.streams", self.data.streams, "gradient_accumulation_steps", self.gradient_accumulation_steps
+        )
+        return self
 
 
 # Fields that may change when a run is resumed: placement, checkpointing, mixture and data loading.
-MUTABLE_RECIPE_FIELDS = ("mesh", "remat_policy", "save_every", "max_to_keep")
+MUTABLE_RECIPE_FIELDS = ("mesh", "remat_policy", "gradient_accumulation_steps", "save_every", "max_to_keep")
 MUTABLE_DATA_FIELDS = (
     "data_dir",
     "mixture",

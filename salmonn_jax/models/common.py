@@ -29,6 +29,40 @@ BERT_INIT = jax.nn.initializers.variance_scaling(0.02**2 * 768, "fan_in", "norma
 FAN_IN_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
+@jax.custom_vjp
+def matmul(x: Array, kernel: Array) -> Array:
+    """Multiplies float[...,D_in] activations by a float[D_in,D_out] kernel in the dtype of the activations.
+
+    The gradient of the kernel is accumulated over all tokens, and over all devices, in float32. JAX's own derivative
+    computes it in the dtype of the activations: each device would round its part to bfloat16 before the sum.
+    """
+    return x @ kernel.astype(x.dtype)
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(residuals: tuple[Array, Array], y_gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    token_axes = tuple(range(x.ndim - 1))
+    kernel_gradient = jax.lax.dot_general(
+        x, y_gradient, ((token_axes, token_axes), ((), ())), preferred_element_type=jnp.float32
+    )
+    return y_gradient @ kernel.astype(x.dtype).T, kernel_gradient.astype(kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def cast_broadcast(param: Array, x: Array) -> Array:
+    """Returns a parameter with the shape and dtype of activations `x`.
+
+    The parameter is cast after it is broadcast, so that its gradient is summed over tokens and devices in float32.
+    """
+    return jnp.broadcast_to(param, x.shape).astype(x.dtype)
+
+
 class Linear(nnx.Module):
     """Linear layer y = x @ kernel (+ bias), with kernel float[D_in,D_out]."""
 
@@ -45,8 +79,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = matmul(x, self.kernel[...])
+        return y if self.bias is None else y + cast_broadcast(self.bias[...], y)
 
 
 class LayerNorm(nnx.Module):
@@ -79,7 +113,7 @@ class Conv1d(nnx.Module):
         y = jax.lax.conv_general_dilated(
             x, kernel, (self.stride,), [(pad, pad)], dimension_numbers=("NWC", "WIO", "NWC")
         )
-        return y + self.bias[...].astype(x.dtype)
+        return y + cast_broadcast(self.bias[...], y)
 
 
 def gelu(x: Array) -> Array:

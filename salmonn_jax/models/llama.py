@@ -21,6 +21,7 @@ from salmonn_jax.config import LlamaConfig, LoraConfig
 from salmonn_jax.models.common import (
     NORMAL_INIT,
     Linear,
+    cast_broadcast,
     merge_heads,
     scan_layers,
     split_heads,
@@ -49,7 +50,7 @@ class RMSNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=-1, keepdims=True) + self.epsilon)
         # The original casts to the input's dtype before it multiplies by the scale.
-        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        return y.astype(x.dtype) * cast_broadcast(self.scale[...], x)
 
 
 class LlamaLayer(nnx.Module):

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from salmonn_jax.config import LoraConfig
-from salmonn_jax.models.common import FAN_IN_INIT, Linear, dropout
+from salmonn_jax.models.common import FAN_IN_INIT, Linear, dropout, matmul
 
 # torch's kaiming_uniform_(a=sqrt(5)), with which PEFT initialises A.
 KAIMING_UNIFORM_INIT = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -43,8 +43,8 @@ class LoraLinear(Linear):
         y = super().__call__(x)
         if lora_scale is None:
             return y
-        low_rank = dropout(x, self.dropout_rate, dropout_key) @ self.lora_a[...].astype(x.dtype)
-        return y + (low_rank @ self.lora_b[...].astype(x.dtype) * jnp.asarray(lora_scale, x.dtype))
+        low_rank = matmul(dropout(x, self.dropout_rate, dropout_key), self.lora_a[...])
+        return y + matmul(low_rank, self.lora_b[...]) * jnp.asarray(lora_scale, x.dtype)
 
 
 class PlainLinear(Linear):

@@ -116,8 +116,9 @@ class QFormer(nnx.Module):
         """
         input_key, layers_key = split_key(dropout_key, 2)
         num_clips, num_windows = frames.shape[0], count_windows(frames.shape[1], self.config)
-        x = dropout(self.norm(queries.astype(frames.dtype)), self.config.dropout, input_key)
-        x = jnp.broadcast_to(x, (num_clips, num_windows, *x.shape))
+        # Float32 up to the broadcast, so that the gradient of the queries is summed over clips in float32.
+        x = dropout(self.norm(queries.astype(jnp.float32)), self.config.dropout, input_key)
+        x = jnp.broadcast_to(x, (num_clips, num_windows, *x.shape)).astype(frames.dtype)
         layer_keys = None if layers_key is None else jax.random.split(layers_key, self.config.num_hidden_layers)
         x, _ = scan_layers(
             "qformer", lambda x, layer, layer_key: (layer(x, frames, layer_key), None), x, self.layers, layer_keys

@@ -59,7 +59,13 @@ class StepFlops:
 
 
 def step_flops(
-    model: ModelConfig, data: DataConfig, *, remat_policy: str = "none", tensor_shards: int = 1, num_devices: int = 1
+    model: ModelConfig,
+    data: DataConfig,
+    *,
+    remat_policy: str = "none",
+    gradient_accumulation_steps: int = 1,
+    tensor_shards: int = 1,
+    num_devices: int = 1,
 ) -> StepFlops:
     """Returns the FLOPs of a `training.step` that trains the parameters which the released models train.
 
@@ -67,6 +73,7 @@ def step_flops(
       model: configuration of the model.
       data: shape of the batch.
       remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
+      gradient_accumulation_steps: micro-batches of a step.
       tensor_shards: size of the mesh axis `tensor`.
       num_devices: devices of the mesh.
     """
@@ -87,7 +94,9 @@ def step_flops(
         attention=3 * attention_flops,
         lora=3 * adapter_flops,
         remat=remat_flops(model, remat_policy, tokens, layers_flops, attention_flops, adapter_flops),
-        duplicated=(tensor_shards - 1) * sum(audio_flops.values()) if clips % num_devices else 0,
+        duplicated=(tensor_shards - 1) * sum(audio_flops.values())
+        if clips // gradient_accumulation_steps % num_devices
+        else 0,
     )
 
 

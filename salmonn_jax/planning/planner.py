@@ -30,6 +30,7 @@ class Trial:
       clips: audio slots of a global batch.
       streams: data streams.
       remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
+      gradient_accumulation_steps: micro-batches of a step.
     """
 
     mesh: dict[str, int]
@@ -37,6 +38,7 @@ class Trial:
     clips: int
     streams: int
     remat_policy: str
+    gradient_accumulation_steps: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,14 +134,15 @@ def search(make_plan: MakePlan, trials: Sequence[Trial], topology: Topology, log
     """
     plans = []
     for trial in trials:
-        shards = topology.chips // trial.mesh.get("tensor", 1)
+        # Each data shard has at least one stream in every micro-batch.
+        parts = topology.chips // trial.mesh.get("tensor", 1) * trial.gradient_accumulation_steps
         gcd = math.gcd(trial.rows, trial.clips)
 
         @functools.cache
-        def try_batch(remat: str, multiple: int, trial: Trial = trial, shards: int = shards, gcd: int = gcd):
+        def try_batch(remat: str, multiple: int, trial: Trial = trial, parts: int = parts, gcd: int = gcd):
             """Returns the plan for `multiple` times the smallest batch; None if it does not fit or does not compile."""
-            rows, clips = (multiple * shards * n // gcd for n in (trial.rows, trial.clips))
-            trial = dataclasses.replace(trial, rows=rows, clips=clips, streams=shards, remat_policy=remat)
+            rows, clips = (multiple * parts * n // gcd for n in (trial.rows, trial.clips))
+            trial = dataclasses.replace(trial, rows=rows, clips=clips, streams=parts, remat_policy=remat)
             try:
                 plans.append(_make_and_log_plan(make_plan, trial, log))
             except aot.CompilationError as error:

@@ -3,8 +3,8 @@
 Assumptions:
   * Matrix products reach `MATMUL_EFFICIENCY` of the chip's peak FLOP/s. Published training runs of dense models reach
     0.45 to 0.7.
-  * Frozen weights are read from HBM twice per step, in the forward and the backward pass. The reads overlap with matrix
-    products.
+  * Frozen weights are read from HBM twice per micro-batch, in the forward and the backward pass. The reads overlap with
+    matrix products.
   * Collectives use a ring over one axis of the slice in both directions. They do not overlap with matrix products.
   * The data pipeline is never slower than the step.
 """
@@ -48,7 +48,13 @@ class Projection:
 
 
 def project(
-    program: CompiledProgram, flops: StepFlops, topology: Topology, *, clips: int, num_train_steps: int
+    program: CompiledProgram,
+    flops: StepFlops,
+    topology: Topology,
+    *,
+    clips: int,
+    num_train_steps: int,
+    gradient_accumulation_steps: int,
 ) -> Projection:
     """Returns the projection of a training stage.
 
@@ -58,10 +64,11 @@ def project(
       topology: the slices.
       clips: clips in a step.
       num_train_steps: steps of the stage.
+      gradient_accumulation_steps: micro-batches of a step.
     """
     chip = topology.chip
     products = flops.hardware_flops / topology.chips / (MATMUL_EFFICIENCY * chip.peak_flops)
-    memory = 2 * program.frozen / chip.hbm_bandwidth
+    memory = 2 * gradient_accumulation_steps * program.frozen / chip.hbm_bandwidth
     collective = sum(c.times * _collective_seconds(c.kind, c.bytes, topology) for c in program.collectives)
     seconds = max(products, memory) + collective
     return Projection(

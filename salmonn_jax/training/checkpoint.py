@@ -6,8 +6,10 @@ Frozen weights are not in a checkpoint. The training loop saves checkpoints, and
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -15,8 +17,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.args import CheckpointArgs, register_with_handler
 
+from salmonn_jax import checkpoint_files, distributed
 from salmonn_jax.batch import Batch
-from salmonn_jax.model_directory import CHECKPOINTS_DIR
+from salmonn_jax.checkpoint_files import CHECKPOINTS_DIR, DATA, DELTA, OPTIMIZER
 from salmonn_jax.training.step import TrainState
 from salmonn_jax.weights import flatten_params, unflatten_params
 
@@ -45,14 +48,12 @@ class _StreamStatesHandler(ocp.CheckpointHandler):
     """
 
     def save(self, directory: Any, args: StreamStatesSave) -> None:
-        (pathlib.Path(directory) / f"{jax.process_index()}.json").write_text(json.dumps(args.states))
+        name = checkpoint_files.stream_states_file(jax.process_index(), jax.process_count())
+        (pathlib.Path(directory) / name).write_text(json.dumps(args.states))
 
     def restore(self, directory: Any, args: StreamStatesRestore) -> dict[str, Any]:
         del args
-        states: dict[str, Any] = {}
-        for path in sorted(pathlib.Path(directory).glob("*.json")):
-            states |= json.loads(path.read_text())
-        return states
+        return checkpoint_files.read_stream_states(pathlib.Path(directory))
 
 
 @register_with_handler(_StreamStatesHandler, for_save=True)
@@ -70,9 +71,22 @@ class StreamStatesRestore(CheckpointArgs):
 
 
 class Checkpoints:
-    """The checkpoints in `RUN/checkpoints`. Saving is asynchronous, and an interrupted save leaves no checkpoint."""
+    """The checkpoints in `RUN/checkpoints`. Saving is asynchronous, and an interrupted save leaves no checkpoint.
+
+    Checkpoints that are newer than the newest whole one are renamed to STEP.damaged-N, so that their steps can be saved
+    again. Every process creates this object.
+
+    Raises:
+      UserError: there are checkpoints, but none is whole.
+    """
 
     def __init__(self, run_dir: pathlib.Path, *, max_to_keep: int):
+        newest = checkpoint_files.newest_whole_checkpoint(run_dir)
+        if newest is not None and distributed.is_main_process():
+            for path in checkpoint_files.checkpoint_paths(run_dir):
+                if int(path.name) > int(newest.name):
+                    _set_aside(path)
+        distributed.barrier("damaged checkpoints are renamed")
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager((run_dir / CHECKPOINTS_DIR).resolve(), options=options)
 
@@ -86,9 +100,9 @@ class Checkpoints:
         It must be called before the batch of the next step is taken from `data_iterator`.
         """
         items = {
-            "delta": ocp.args.StandardSave(unflatten_params(state.trainable)),
-            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-            "data": StreamStatesSave(data_iterator.get_state()),
+            DELTA: ocp.args.StandardSave(unflatten_params(state.trainable)),
+            OPTIMIZER: ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+            DATA: StreamStatesSave(data_iterator.get_state()),
         }
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
@@ -103,19 +117,27 @@ class Checkpoints:
           The restored training state.
         """
         items = {
-            "delta": ocp.args.StandardRestore(unflatten_params(abstract_state.trainable)),
-            "optimizer": ocp.args.StandardRestore({"step": abstract_state.step, "state": abstract_state.opt_state}),
-            "data": StreamStatesRestore(),
+            DELTA: ocp.args.StandardRestore(unflatten_params(abstract_state.trainable)),
+            OPTIMIZER: ocp.args.StandardRestore({"step": abstract_state.step, "state": abstract_state.opt_state}),
+            DATA: StreamStatesRestore(),
         }
         restored = self._manager.restore(self.latest_step(), args=ocp.args.Composite(**items))
-        data_iterator.set_state(restored["data"])
-        optimizer = restored["optimizer"]
-        return TrainState(optimizer["step"], flatten_params(restored["delta"]), optimizer["state"])
+        data_iterator.set_state(restored[DATA])
+        optimizer = restored[OPTIMIZER]
+        return TrainState(optimizer["step"], flatten_params(restored[DELTA]), optimizer["state"])
 
     def close(self) -> None:
         """Waits until all checkpoints are saved, and closes the manager."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _set_aside(checkpoint: pathlib.Path) -> None:
+    """Renames a checkpoint to STEP.damaged-N with the first N that is free, and says so on stderr."""
+    names = (f"{checkpoint.name}.damaged-{number}" for number in itertools.count(1))
+    target = next(path for name in names if not (path := checkpoint.with_name(name)).exists())
+    checkpoint.rename(target)
+    print(f"warning: checkpoint {checkpoint} is now {target.name}", file=sys.stderr)
 
 
 def abstract_like(state: TrainState) -> TrainState:

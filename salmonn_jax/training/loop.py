@@ -6,12 +6,13 @@ import math
 
 import jax
 
-from salmonn_jax import sharding
+from salmonn_jax import distributed, sharding
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import Recipe
 from salmonn_jax.distributed import Watchdog
 from salmonn_jax.errors import RunError
 from salmonn_jax.models.parameters import ModelStructure, Params
+from salmonn_jax.preemption import StopRequest
 from salmonn_jax.training.checkpoint import Checkpoints, DataIterator
 from salmonn_jax.training.metric_writer import MetricWriter
 from salmonn_jax.training.step import TrainState, make_train_step
@@ -31,8 +32,9 @@ def train(
     checkpoints: Checkpoints,
     metric_writer: MetricWriter,
     watchdog: Watchdog,
-) -> TrainState:
-    """Trains from `state` to the last step and returns the final state, which is saved.
+    stop_request: StopRequest,
+) -> int:
+    """Trains from `state` to the last step, or until a stop is requested, and saves the final state.
 
     Each iteration (1) saves a checkpoint if one is due and the loss so far is finite, (2) takes the next batch,
     (3) starts the training step, and (4) logs the metrics of the previous step. Resuming relies on (1) preceding (2).
@@ -48,6 +50,10 @@ def train(
       checkpoints: checkpoints of the run; closed at the end.
       metric_writer: receives the metrics of each step.
       watchdog: gets a heartbeat for each finished step.
+      stop_request: the loop ends when a stop is requested and the current step is finished.
+
+    Returns:
+      The number of finished steps: `recipe.num_train_steps` unless a stop was requested.
 
     Raises:
       DivergenceError: the loss of a step is not finite. No checkpoint contains that step.
@@ -55,7 +61,10 @@ def train(
     train_step = make_train_step(recipe, structure, mesh)
     pending = None
     with jax.transfer_guard("disallow"):
-        for step in range(int(jax.device_get(state.step)), recipe.num_train_steps):
+        num_steps = int(jax.device_get(state.step))
+        for step in range(num_steps, recipe.num_train_steps):
+            if stop_request.reached(step):
+                break
             if step % recipe.save_every == 0 and step != checkpoints.latest_step():
                 _write_metrics(metric_writer, watchdog, pending)  # first, so that a diverged step is not saved
                 pending = None
@@ -67,11 +76,13 @@ def train(
                 state, metrics = train_step(state, frozen, batch)
             _write_metrics(metric_writer, watchdog, pending)
             pending = step + 1, metrics
+            num_steps = step + 1
         _write_metrics(metric_writer, watchdog, pending)
-        if recipe.num_train_steps != checkpoints.latest_step():
+        if num_steps != checkpoints.latest_step():
             checkpoints.save(state, data_iterator)
     checkpoints.close()
-    return state
+    distributed.barrier("the last checkpoint is saved")  # the end of one process may end the others
+    return num_steps
 
 
 def _write_metrics(

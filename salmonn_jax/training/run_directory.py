@@ -84,7 +84,7 @@ def _start_run(
         # Checkpoints contain only what this run trains. If the delta of the initial model has other parameters too, the
         # run needs a new base that includes them.
         if not loaded.delta_param_paths <= placement.trainable_paths:
-            base = model_directory.save_merged_base(output, base, model_directory.latest_delta(model_dir))
+            base = model_directory.save_merged_base(output, base, loaded.delta_path)
     description = {"recipe": configuration.to_dict(recipe), "start": {"model": initial_fingerprint}}
     model_directory.write_config_and_tokenizer(output, structure.config, base, tokenizer_dir, **description)
     return _split_params(structure, params, placement)

@@ -19,6 +19,7 @@ from salmonn_jax.batch import Batch
 from salmonn_jax.config import HOP_LENGTH, SAMPLE_RATE, ModelConfig, Recipe
 from salmonn_jax.models.parameters import ModelStructure, Params, trainable_paths
 from salmonn_jax.models.salmonn import answer_losses
+from salmonn_jax.training.accumulation import split_batch, sum_over_micro_batches
 from salmonn_jax.training.optimizer import make_optimizer
 
 
@@ -35,6 +36,22 @@ def init_train_state(recipe: Recipe, trainable: Params) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), trainable, make_optimizer(recipe).init(trainable))
 
 
+class LossTotals(NamedTuple):
+    """Numbers of tokens by which the summed losses of a batch are divided, as int32 scalars of at least 1."""
+
+    targets: Array  # answer tokens
+    transcript_tokens: Array  # tokens of the transcripts that the CTC loss counts
+
+
+def loss_totals(recipe: Recipe, model_config: ModelConfig, batch: Batch) -> LossTotals:
+    """Returns the totals of a batch."""
+    targets = jnp.maximum(batch.loss_mask[:, 1:].sum(), 1)
+    if not recipe.ctc_weight:
+        return LossTotals(targets, jnp.ones((), jnp.int32))
+    num_valid = batch_num_valid_audio_tokens(model_config, batch.pcm_length)
+    return LossTotals(targets, jnp.maximum(ctc_token_counts(num_valid, batch.transcript).sum(), 1))
+
+
 def batch_loss(
     recipe: Recipe,
     structure: ModelStructure,
@@ -43,6 +60,7 @@ def batch_loss(
     batch: Batch,
     num_shards: int,
     dropout_key: Array | None,
+    totals: LossTotals | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Computes the loss of a batch: the mean over all answer tokens, as in the original, plus the weighted CTC loss.
 
@@ -51,9 +69,11 @@ def batch_loss(
       structure: structure of the model.
       trainable: trainable parameters by path.
       frozen: frozen parameters by path.
-      batch: the global batch.
+      batch: the global batch, or a micro-batch of it.
       num_shards: number of data shards.
       dropout_key: random key of dropout; None turns dropout off.
+      totals: totals of the global batch, so that the results of its micro-batches can be summed. By default those of
+        `batch`.
 
     Returns:
       The loss as a float32 scalar, and a dictionary of float32 scalars: `loss` (without CTC), `accuracy` of the
@@ -68,13 +88,14 @@ def batch_loss(
         remat_policy=recipe.remat_policy,
     )
     losses, target_mask = answer_losses(logits, batch, structure.config.pad_classes)
-    num_targets = jnp.maximum(target_mask.sum(), 1)
+    totals = loss_totals(recipe, structure.config, batch) if totals is None else totals
     correct = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & target_mask
-    metrics = {"loss": losses.sum() / num_targets, "accuracy": correct.sum() / num_targets}
+    metrics = {"loss": losses.sum() / totals.targets, "accuracy": correct.sum() / totals.targets}
     if not recipe.ctc_weight:
         return metrics["loss"], metrics
     num_valid = batch_num_valid_audio_tokens(structure.config, batch.pcm_length)
-    metrics["ctc"] = ctc_loss(model.llama.embedding[...], audio_tokens, num_valid, batch.transcript, recipe.ctc_blank)
+    clip_losses = ctc_losses(model.llama.embedding[...], audio_tokens, num_valid, batch.transcript, recipe.ctc_blank)
+    metrics["ctc"] = clip_losses.sum() / totals.transcript_tokens
     return metrics["loss"] + recipe.ctc_weight * metrics["ctc"], metrics
 
 
@@ -93,12 +114,13 @@ def batch_num_valid_audio_tokens(model_config: ModelConfig, pcm_length: Array) -
     return jnp.asarray(tokens_by_frames, jnp.int32)[-(-pcm_length // samples_per_frame)]
 
 
-def ctc_loss(embedding: Array, audio_tokens: Array, num_valid_tokens: Array, transcript: Array, blank_id: int) -> Array:
-    """Computes a CTC loss on the audio tokens, with the language model's token embeddings as output projection.
+def ctc_losses(
+    embedding: Array, audio_tokens: Array, num_valid_tokens: Array, transcript: Array, blank_id: int
+) -> Array:
+    """Computes CTC losses on the audio tokens, with the language model's token embeddings as output projection.
 
     The loss moves audio tokens close to the embeddings of the spoken words. A model with random initial weights
-    otherwise learns this very slowly. The original has pretrained components and does not use this loss. Clips without
-    a transcript do not count, nor do clips with fewer audio tokens than their transcript needs.
+    otherwise learns this very slowly. The original has pretrained components and does not use this loss.
 
     Args:
       embedding: float[V,D] token embeddings.
@@ -108,7 +130,7 @@ def ctc_loss(embedding: Array, audio_tokens: Array, num_valid_tokens: Array, tra
       blank_id: token id of CTC's blank.
 
     Returns:
-      float32 scalar, the mean over transcript tokens.
+      float32[A], the loss of each clip; 0 for clips that do not count (see `ctc_token_counts`).
     """
     logits = audio_tokens.astype(jnp.float32) @ embedding.astype(jnp.float32).T
     is_padding = transcript < 0
@@ -116,11 +138,23 @@ def ctc_loss(embedding: Array, audio_tokens: Array, num_valid_tokens: Array, tra
     losses = optax.ctc_loss(
         logits, logit_paddings, jnp.maximum(transcript, 0), is_padding.astype(jnp.float32), blank_id=blank_id
     )
+    return jnp.where(ctc_token_counts(num_valid_tokens, transcript) > 0, losses, 0)
+
+
+def ctc_token_counts(num_valid_tokens: Array, transcript: Array) -> Array:
+    """Returns int32[A] transcript tokens of each clip that the CTC loss counts.
+
+    Clips with fewer audio tokens than their transcript needs do not count.
+
+    Args:
+      num_valid_tokens: int32[A] audio tokens of each clip that the language model reads.
+      transcript: int32[A,U] token ids, -1 for padding.
+    """
+    is_padding = transcript < 0
     num_transcript_tokens = (~is_padding).sum(axis=1)
     # An alignment needs one audio token per transcript token, and one for the blank between two equal tokens.
     repeats = ((transcript[:, 1:] == transcript[:, :-1]) & ~is_padding[:, 1:]).sum(axis=1)
-    clip_mask = (num_transcript_tokens > 0) & (num_transcript_tokens + repeats <= num_valid_tokens)
-    return jnp.where(clip_mask, losses, 0).sum() / jnp.maximum(jnp.where(clip_mask, num_transcript_tokens, 0).sum(), 1)
+    return jnp.where(num_transcript_tokens + repeats <= num_valid_tokens, num_transcript_tokens, 0)
 
 
 def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Callable:
@@ -136,7 +170,7 @@ def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Ca
       mesh: device mesh.
     """
     optimizer, schedule = make_optimizer(recipe), recipe.lr_schedule.create(recipe.num_train_steps)
-    num_shards = sharding.num_data_shards(mesh)
+    num_shards, num_micro_batches = sharding.num_data_shards(mesh), recipe.gradient_accumulation_steps
     replicated, batch_shardings = sharding.replicated(mesh), sharding.batch_shardings(mesh, recipe.data.clips)
     trainable_set = trainable_paths(structure.shapes, recipe.trainable)
     placement = sharding.Placement(mesh)
@@ -147,11 +181,21 @@ def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Ca
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
 
-        def loss(trainable):
-            return batch_loss(recipe, structure, trainable, frozen, batch, num_shards, dropout_key)
+        totals = loss_totals(recipe, structure.config, batch)
 
-        # Only trainable parameters are differentiated, so frozen ones need no memory for gradients.
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        def metrics_and_gradient(batch: Batch, dropout_key: Array) -> tuple[dict[str, Array], Params]:
+            def loss(trainable: Params) -> tuple[Array, dict[str, Array]]:
+                return batch_loss(recipe, structure, trainable, frozen, batch, num_shards, dropout_key, totals)
+
+            # Only trainable parameters are differentiated, so frozen ones need no memory for gradients.
+            (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+            return metrics, gradient
+
+        if num_micro_batches == 1:
+            metrics, gradient = metrics_and_gradient(batch, dropout_key)
+        else:
+            micro_batches = split_batch(batch, num_micro_batches, structure.config.num_audio_tokens, mesh)
+            metrics, gradient = sum_over_micro_batches(metrics_and_gradient, micro_batches, dropout_key)
         updates, optimizer_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": schedule(state.step)}

@@ -53,6 +53,18 @@ def test_debug_on_a_slice(debug_plan):
 
 
 @pytest.mark.tpu_compiler
+def test_gradients_are_summed_in_float32(compiler, tmp_path):
+    """Activations are bfloat16, and the chips exchange four bytes for each trained parameter."""
+    output = tmp_path / "plan.json"
+    dtypes = ("activation_dtype=bfloat16", "frozen_dtype=bfloat16")
+    done = plan("debug", *dtypes, "--topology", "v5e-8", "--train-only", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    train = json.loads(output.read_text())["plan"]["programs"][0]
+    sent = sum(one["bytes"] * one["times"] for one in train["collectives"])
+    assert 0.99 * train["trained"] < sent < 1.01 * train["trained"]
+
+
+@pytest.mark.tpu_compiler
 def test_the_committed_debug_plan_is_what_the_code_gives(debug_plan):
     (entry,) = [e for e in json.loads(plan_table.PLANS_FILE.read_text()) if e["command"][0] == "debug"]
     assert entry["command"] == ["debug", "--topology", "v5e-8"]

@@ -98,7 +98,7 @@ def test_queued_resource(monkeypatch, capsys):
     assert argv[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "debug-v5e-8"]
     flags = {"--accelerator-type=v5litepod-8", "--runtime-version=v2-alpha-tpuv5-lite", "--zone=us-west4-a", "--spot"}
     assert flags | {"--node-id=debug-v5e-8", "--metadata-from-file=startup-script=/dev/stdin"} <= set(argv)
-    train = "python -m launch.train debug --output /gcs/lab/runs/debug 'mesh={\"fsdp\": 8}'"
+    train = "python -m launch.train debug --output /gcs/lab/runs/debug --sigterm-exit-code 143 'mesh={\"fsdp\": 8}'"
     assert f"exec /opt/salmonn/venv/bin/{train}\n" in script
     for bucket in ("lab", "wheels"):
         assert re.search(rf"^mountpoint -q /gcs/{bucket} \|\| gcsfuse .* {bucket} /gcs/{bucket}$", script, re.MULTILINE)
@@ -142,7 +142,8 @@ def test_jobset(slices, spot, monkeypatch, capsys):
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": "4"}
     train = ["python", "-m", "launch.train", "debug", "--output", "/gcs/lab/runs/debug"]
-    assert container["command"] == [*train, "--model", "/gcs/models/base", "data.clips=16", "data.streams=16"]
+    train += ["--model", "/gcs/models/base", "--sigterm-exit-code", "143", "data.clips=16", "data.streams=16"]
+    assert container["command"] == train
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     assert variables["JAX_COMPILATION_CACHE_DIR"] == "/gcs/lab/.cache/xla"
     assert ("LIBTPU_INIT_ARGS" in variables) == (slices > 1)
@@ -169,7 +170,7 @@ def test_bad_input_ends_a_jobset_and_preemption_does_not_count(monkeypatch, caps
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     spec = yaml.safe_load(dry_run(monkeypatch, capsys, *GKE)[1])["spec"]
     exits, disrupted = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
-    assert exits["onExitCodes"]["values"] == [2] and disrupted["onPodConditions"][0]["type"] == "DisruptionTarget"
+    assert exits["onExitCodes"]["values"] == [2, 143] and disrupted["onPodConditions"][0]["type"] == "DisruptionTarget"
 
     def action(message: str) -> str:
         for rule in spec["failurePolicy"]["rules"]:
@@ -183,6 +184,7 @@ def test_bad_input_ends_a_jobset_and_preemption_does_not_count(monkeypatch, caps
     )
     preempted = "Pod lab/debug-v5e-8-slice-0-1 has condition DisruptionTarget matching FailJob rule at index 1"
     assert action(bad_input) == "FailJobSet"
+    assert action(bad_input.replace("code 2", "code 143")) == "RestartJobSetAndIgnoreMaxRestarts"
     assert action(preempted) == "RestartJobSetAndIgnoreMaxRestarts"
 
 

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from launch import cli, train
+from salmonn_jax.checkpoint_files import find_damage
 from salmonn_jax.model_directory import load_model
+from salmonn_jax.training.metric_writer import FileMetricWriter
 from tests.runs import copy_run, debug_preset, losses
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -55,6 +57,53 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, debug_run, monkeypatc
     run_command(monkeypatch, folder, "debug", "--output", "killed")
     assert "killed: resuming from step" in capsys.readouterr().err
     assert losses(folder / "killed") == losses(debug_run)
+
+
+def test_sigterm_saves_after_the_current_step_and_the_run_goes_on(folder, debug_run, monkeypatch, capsys):
+    """SIGTERM arrives when step 2 is logged, while step 3 runs; the run has no regular checkpoint after step 3."""
+    log = FileMetricWriter.log
+
+    def send_sigterm(self, step, metrics):
+        log(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)  # until the thread that waits for signals has read it
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(FileMetricWriter, "log", send_sigterm)
+        run_command(patch, folder, "debug", "--output", "stopped", "--sigterm-exit-code", "0")
+    assert stopped.value.code == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "SIGTERM" in line]
+    assert said == ["stopped: SIGTERM ended the run after step 3 of 6, which is saved; the same command resumes it"]
+    assert (folder / "stopped" / "checkpoints" / "3").is_dir()
+    run_command(monkeypatch, folder, "debug", "--output", "stopped")
+    assert "stopped: resuming from step 3" in capsys.readouterr().err
+    assert losses(folder / "stopped") == losses(debug_run)
+
+
+def test_a_run_goes_on_before_a_damaged_checkpoint(folder, debug_run, monkeypatch, capsys):
+    """The newest checkpoint is renamed, and its step is saved again."""
+    run = copy_run(debug_run, folder / "damaged", last_step=6)
+    (run / "checkpoints" / "6.damaged-1").mkdir()
+    (run / "checkpoints" / "6" / "commit_success.txt").unlink()
+    run_command(monkeypatch, folder, "debug", "--output", "damaged")
+    said = capsys.readouterr().err
+    assert "warning: checkpoint damaged/checkpoints/6 is not whole (it has no commit_success.txt)" in said
+    assert "6 is now 6.damaged-2" in said and "damaged: resuming from step 4" in said
+    assert find_damage(run / "checkpoints" / "6") is None
+    assert losses(run) == losses(debug_run)
+
+
+def test_no_checkpoint_is_whole(folder, debug_run, monkeypatch, capsys):
+    """A run is never started from the beginning without being asked to."""
+    run = copy_run(debug_run, folder / "all damaged", last_step=2)
+    shutil.rmtree(run / "checkpoints" / "2" / "delta")
+    with pytest.raises(SystemExit) as stopped:
+        run_command(monkeypatch, folder, "debug", "--output", "all damaged")
+    assert stopped.value.code == 2
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("error: no checkpoint in all damaged/checkpoints is whole; ")
+    assert (run / "checkpoints" / "2").is_dir() and losses(run) == losses(debug_run)
 
 
 @pytest.mark.slow
@@ -151,6 +200,15 @@ def whole(folder, debug_run):
             ("debug", "--output", "x", "data.streams=4", 'mesh={"data": 8}'),
             "data.streams=4: must be a multiple of 8, the number of data shards",
         ),
+        (
+            ("debug", "--output", "x", "gradient_accumulation_steps=3"),
+            "data.streams=8: must be a multiple of gradient_accumulation_steps=3",
+        ),
+        (
+            ("debug", "--output", "x", "gradient_accumulation_steps=2", 'mesh={"data": 8}'),
+            "gradient_accumulation_steps=2: must divide 1, the streams of each of the 8 data shards",
+        ),
+        (("debug", "--output", "x", "gradient_accumulation_steps=0"), "gradient_accumulation_steps=0: must be"),
         (("debug", "--output", "x", "data.packing=pac"), "must be 'pack' or 'pad'"),
         (("debug", "--output", "x", "data.mixture.wrods=1"), "did you mean 'words'"),
         (("debug", "--output", "x", "data.clips=24"), "data.clips=24: must be at most rows=16"),

@@ -32,6 +32,19 @@ def test_the_formula_gives_the_operations_of_the_compiled_step(remat, changes):
     assert hlo.dot_flops(program.hlo_text) == pytest.approx(flops.hardware_flops, rel=1e-3)
 
 
+def test_micro_batches_need_less_memory_for_the_same_operations():
+    """Every row and clip needs the same temporary memory, of which four micro-batches need a fourth at a time."""
+    device = sharding.make_mesh({}, jax.devices()[:1])
+    whole, parts = (
+        compile_train_step(
+            dataclasses.replace(DEBUG, recipe=dataclasses.replace(DEBUG.recipe, gradient_accumulation_steps=n)), device
+        )
+        for n in (1, 4)
+    )
+    assert hlo.dot_flops(parts.hlo_text) == hlo.dot_flops(whole.hlo_text)
+    assert parts.temporary < 0.5 * whole.temporary
+
+
 def test_the_13b_costs_four_operations_a_parameter_and_token():
     model, data = get_preset("salmonn_13b_stage2").model, get_preset("salmonn_13b_stage2").recipe.data
     flops = accounting.step_flops(model, data, remat_policy="full")

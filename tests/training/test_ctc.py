@@ -14,9 +14,15 @@ from salmonn_jax.batch import Segment, collate
 from salmonn_jax.config import Recipe
 from salmonn_jax.configs import get_preset
 from salmonn_jax.prompts import TEXT_SLOT
-from salmonn_jax.training.step import batch_loss, batch_num_valid_audio_tokens, ctc_loss
+from salmonn_jax.training.step import batch_loss, batch_num_valid_audio_tokens, ctc_losses, ctc_token_counts
 
 BLANK = 3
+
+
+def ctc_loss(embedding, audio_tokens, num_valid_tokens, transcript, blank_id):
+    """Returns the mean CTC loss over transcript tokens, as the training step computes it."""
+    losses = ctc_losses(embedding, audio_tokens, num_valid_tokens, transcript, blank_id)
+    return losses.sum() / ctc_token_counts(num_valid_tokens, transcript).sum()
 
 
 def collapse(path: tuple[int, ...]) -> list[int]:

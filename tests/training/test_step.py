@@ -13,12 +13,14 @@ import pytest
 from data_pipelines import corpora
 from data_pipelines.from_config import make_training_data
 from salmonn_jax import sharding
+from salmonn_jax.batch import Batch
 from salmonn_jax.config import AdamW, Lion, Recipe, WarmupConstant, WarmupCosine
 from salmonn_jax.configs import get_preset
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
 from salmonn_jax.models import parameters
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.training import optimizer
+from salmonn_jax.training.accumulation import sum_over_micro_batches
 from salmonn_jax.training.step import init_train_state, make_train_step
 
 MODEL, RECIPE = get_preset("debug").model, get_preset("debug").recipe
@@ -42,10 +44,10 @@ def split(params, chosen):
     return {p: x for p, x in params.items() if p in chosen}, {p: x for p, x in params.items() if p not in chosen}
 
 
-def take_steps(recipe: Recipe, mesh, batches):
+def take_steps(recipe: Recipe, mesh, batches, model=MODEL):
     """Returns the initial parameters, the state after a step on each batch, and the metrics of each step."""
-    structure = parameters.model_structure(MODEL)
-    params = parameters.init_params(MODEL, recipe.seed)
+    structure = parameters.model_structure(model)
+    params = parameters.init_params(model, recipe.seed)
     chosen = parameters.trainable_paths(params, recipe.trainable)
     trainable, frozen = split(params, chosen)
     state = jax.device_put(init_train_state(recipe, trainable), sharding.replicated(mesh))
@@ -90,6 +92,48 @@ def test_sharded_equals_unsharded(batches, unsharded, sizes):
     for path in set(alone.trainable) - UNUSED:
         value = alone.trainable[path]
         np.testing.assert_allclose(spread.trainable[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "micro_batches"),
+    [({}, 4), pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 2, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_micro_batches_equal_the_whole_batch(batches, sizes, micro_batches):
+    """Two steps with the CTC loss, of the whole batch on one device and of micro-batches on the mesh `sizes`.
+
+    Dropout is off, because each micro-batch has its own key. The micro-batches have unequal numbers of answer and
+    transcript tokens.
+    """
+    model = dataclasses.replace(
+        MODEL,
+        qformer=dataclasses.replace(MODEL.qformer, dropout=0.0),
+        lora=dataclasses.replace(MODEL.lora, dropout=0.0),
+    )
+    recipe = dataclasses.replace(RECIPE, ctc_weight=0.5, ctc_blank=3)
+    transcripts = np.where(np.arange(2) < np.arange(8)[:, None] % 3, np.arange(8)[:, None] + 4, -1).astype(np.int32)
+    batches = [batch._replace(transcript=transcripts) for batch in batches]
+    answers = [batch.loss_mask.reshape(micro_batches, -1).sum(axis=1) for batch in batches]
+    assert all(len(set(counts)) > 1 for counts in answers)
+    _, whole, expected = take_steps(recipe, one_device(), batches, model)
+    devices = jax.devices()[: math.prod(sizes.values())]
+    recipe = dataclasses.replace(recipe, gradient_accumulation_steps=micro_batches)
+    _, state, metrics = take_steps(recipe, sharding.make_mesh(sizes, devices), batches, model)
+    for ours, theirs in zip(metrics, expected, strict=True):
+        assert theirs["ctc"] > 0
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
+    for path in set(whole.trainable) - UNUSED:
+        np.testing.assert_allclose(state.trainable[path], whole.trainable[path], rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_each_micro_batch_has_its_own_dropout_key():
+    """Sums one-hot vectors at the index of the micro-batch, times a random number of its key."""
+    batch = Batch(*[np.arange(3)[:, None]] * len(Batch._fields))
+    draws = sum_over_micro_batches(
+        lambda batch, key: jax.nn.one_hot(batch.tokens[0], 3) * jax.random.uniform(key), batch, jax.random.key(0)
+    )
+    assert len(set(np.asarray(draws).tolist())) == 3
 
 
 @pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])

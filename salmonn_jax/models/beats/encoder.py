@@ -20,7 +20,9 @@ from salmonn_jax.models.common import (
     NORMAL_INIT,
     LayerNorm,
     Linear,
+    cast_broadcast,
     gelu,
+    matmul,
     merge_heads,
     scan_layers,
     split_heads,
@@ -62,7 +64,7 @@ class PositionalConv(nnx.Module):
             dimension_numbers=("NWC", "WIO", "NWC"),
             feature_group_count=self.groups,
         )
-        return gelu(y + self.bias[...].astype(x.dtype))
+        return gelu(y + cast_broadcast(self.bias[...], y))
 
 
 class BeatsLayer(nnx.Module):
@@ -132,7 +134,7 @@ class Beats(nnx.Module):
 
     def __call__(self, fbank: Array, valid: Array) -> Array:
         """Encodes float[A,frames,M] to float[A,T,D]; `valid` bool[A,T] masks attention keys (see `token_masks`)."""
-        x = self.patch_proj(self.patch_norm(self._patches(fbank) @ self.patch_kernel[...].astype(fbank.dtype)))
+        x = self.patch_proj(self.patch_norm(matmul(self._patches(fbank), self.patch_kernel[...])))
         x = jnp.where(valid[..., None], x, 0)
         x = self.norm(x + self.positional_conv(x))
         bias = self._position_bias(x.shape[1])

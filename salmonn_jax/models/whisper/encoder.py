@@ -17,6 +17,7 @@ from salmonn_jax.models.common import (
     Conv1d,
     LayerNorm,
     Linear,
+    cast_broadcast,
     gelu,
     merge_heads,
     scan_layers,
@@ -59,7 +60,7 @@ class WhisperEncoder(nnx.Module):
 
     def __call__(self, log_mel: Array) -> Array:
         x = gelu(self.conv2(gelu(self.conv1(log_mel))))
-        x = x + self.positions[...].astype(x.dtype)
+        x = x + cast_broadcast(self.positions[...], x)
         x, _ = scan_layers("whisper", lambda x, layer: (layer(x), None), x, self.layers)
         return self.norm(x)
 
