@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -29,27 +30,36 @@ BERT_INIT = jax.nn.initializers.variance_scaling(0.02**2 * 768, "fan_in", "norma
 FAN_IN_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
-@jax.custom_vjp
-def matmul(x: Array, kernel: Array) -> Array:
-    """Multiplies float[...,D_in] activations by a float[D_in,D_out] kernel in the dtype of the activations.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: Array, kernel: Array, output_dtype: str | None = None) -> Array:
+    """Multiplies float[...,D_in] activations by a float[D_in,D_out] kernel, cast to the dtype of the activations.
 
     The gradient of the kernel is accumulated over all tokens, and over all devices, in float32. JAX's own derivative
     computes it in the dtype of the activations: each device would round its part to bfloat16 before the sum.
+
+    Args:
+      x: activations.
+      kernel: parameter, usually float32.
+      output_dtype: dtype of the result; by default that of the activations.
     """
-    return x @ kernel.astype(x.dtype)
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=output_dtype)
 
 
-def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, kernel), (x, kernel)
+def _matmul_forward(x: Array, kernel: Array, output_dtype: str | None) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, kernel, output_dtype), (x, kernel)
 
 
-def _matmul_backward(residuals: tuple[Array, Array], y_gradient: Array) -> tuple[Array, Array]:
+def _matmul_backward(
+    output_dtype: str | None, residuals: tuple[Array, Array], y_gradient: Array
+) -> tuple[Array, Array]:
+    del output_dtype
     x, kernel = residuals
     token_axes = tuple(range(x.ndim - 1))
     kernel_gradient = jax.lax.dot_general(
         x, y_gradient, ((token_axes, token_axes), ((), ())), preferred_element_type=jnp.float32
     )
-    return y_gradient @ kernel.astype(x.dtype).T, kernel_gradient.astype(kernel.dtype)
+    x_gradient = y_gradient @ kernel.astype(x.dtype).T
+    return x_gradient.astype(x.dtype), kernel_gradient.astype(kernel.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

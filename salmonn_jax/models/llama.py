@@ -22,6 +22,7 @@ from salmonn_jax.models.common import (
     NORMAL_INIT,
     Linear,
     cast_broadcast,
+    matmul,
     merge_heads,
     scan_layers,
     split_heads,
@@ -179,7 +180,7 @@ class Llama(nnx.Module):
     def logits(self, hidden: Array) -> Array:
         """Returns the logits float32[...,V] of hidden states float[...,D]."""
         kernel = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return matmul(hidden, kernel, "float32")
 
     def empty_cache(self, num_rows: int, num_slots: int, dtype: jnp.dtype) -> KVCache:
         """Returns an empty KV cache.
