@@ -84,9 +84,7 @@ def save_streamed(
     registry = ocp.type_handlers.create_type_handler_registry((_Leaf, writer))
     tree = unflatten_params({name: _Leaf(name, value) for name, value in params.items()})
     save_args = ocp.args.PyTreeSave(tree, save_args=jax.tree.map(_save_args, tree, is_leaf=_is_leaf))
-    single_process = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="streamed"
-    )
+    single_process = _single_process("streamed")
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, multiprocessing_options=single_process)
     with convert_disk_errors(path), ocp.Checkpointer(handler, multiprocessing_options=single_process) as checkpointer:
         checkpointer.save(path.resolve(), args=save_args, force=True)
@@ -116,16 +114,28 @@ def load(path: pathlib.Path, placement: Callable[[str, jax.ShapeDtypeStruct], ja
 
 
 def open_params(path: pathlib.Path) -> dict[str, StoredParam]:
-    """Opens a checkpoint without reading it. The returned parameters can be read piece by piece."""
+    """Opens a checkpoint without reading it. The returned parameters can be read piece by piece.
+
+    Unlike `load`, it does not wait for other processes.
+    """
     return flatten_params(_open_arrays(path))
 
 
 def _open_arrays(path: pathlib.Path) -> Any:
     """Returns the tree of a checkpoint with a `StoredParam` in place of each array."""
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _StreamReader()))
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with ocp.Checkpointer(handler) as checkpointer:
+    single_process = _single_process("opened")
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, multiprocessing_options=single_process)
+    with ocp.Checkpointer(handler, multiprocessing_options=single_process) as checkpointer:
         return checkpointer.restore(path.resolve())
+
+
+def _single_process(barrier_prefix: str) -> ocp.options.MultiprocessingOptions:
+    """Returns the options of a checkpointer in this process that does not wait for other processes."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=barrier_prefix
+    )
 
 
 def read_all(path: pathlib.Path) -> None:
