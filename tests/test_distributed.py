@@ -139,6 +139,7 @@ def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):
     assert losses(folder / "killed") == losses(whole)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_after_the_same_step(folder, whole):
     """SIGTERM arrives during the start. The same command then resumes, with the losses of the uninterrupted run."""
     words = ("launch.train", "debug", "--output", "stopped")
