@@ -21,33 +21,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import DataConfig
 from salmonn_jax.errors import UserError, unknown_name
+from salmonn_jax.models.common import ShardingRules
+from salmonn_jax.models.salmonn import SHARDING_RULES
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 CLIP_SPEC = PartitionSpec(MESH_AXES)  # the encoders are not tensor-parallel, so clips are split over `tensor` as well
 
-P = PartitionSpec
 # Sharding rules of frozen weights: (regular expression of the path, mesh axis of each dimension). Each path matches one
-# rule. `fsdp` splits the dimension that is gathered layer by layer. `tensor` splits attention heads, the feed-forward
-# hidden size and the vocabulary, so that attention and feed-forward network need one all-reduce each. The encoders are
-# too small for tensor parallelism to pay for an all-reduce in every layer. The weights that SALMONN adds are too small
-# to be split. An axis of size 1 has no effect, so the sizes of the mesh choose between replication, fsdp and tensor.
-FROZEN_RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"llama/embedding", P("tensor", "fsdp")),
-    (r"llama/layers/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
-    (r"llama/layers/(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
-    (r"llama/layers/(q|k|v|gate|up)_proj/bias", P(None, "tensor")),
-    (r"llama/layers/(o|down)_proj/bias", P()),
-    (r"llama/lm_head/kernel", P("fsdp", "tensor")),
-    (r"llama/(layers/(attention|ffn|q|k)_)?norm/scale", P()),
-    (r"(whisper|beats)/layers/\w+/kernel", P(None, "fsdp", None)),
-    (r"(whisper|beats)/layers/(\w+/(bias|scale)|gate_scale)", P()),
-    (r"(whisper/conv[12]|beats/patch_proj)/kernel", P()),
-    (r"(whisper/conv[12]|beats/(patch_proj|positional_conv))/bias", P()),
-    (r"whisper/positions|beats/(patch_kernel|relative_bias|positional_conv/(direction|magnitude))", P()),
-    (r"(whisper/norm|beats/(patch_)?norm)/(scale|bias)", P()),
-    (r"query_tokens|(qformer|ln_speech|ln_audio|projection)/.*|.*/lora_[ab]", P()),
-)
+# rule. Each component in `salmonn_jax.models` declares its own. `fsdp` splits the dimension that is gathered layer by
+# layer. `tensor` splits the language model only: the encoders are too small for tensor parallelism to pay for an
+# all-reduce in every layer. An axis of size 1 has no effect, so the sizes of the mesh choose between replication, fsdp
+# and tensor.
+FROZEN_RULES: ShardingRules = SHARDING_RULES
 
 
 def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -25,7 +25,8 @@ from salmonn_jax.config import BeatsConfig, LlamaConfig, ModelConfig, QFormerCon
 from salmonn_jax.conversion import mapping, settings, tables, to_jax
 from salmonn_jax.conversion.mapping import LazyParam
 from salmonn_jax.models import parameters
-from salmonn_jax.models.salmonn import EncoderOutput, Salmonn, answer_losses
+from salmonn_jax.models.encoder import EncoderOutput
+from salmonn_jax.models.salmonn import Salmonn, answer_losses
 
 SHARED = pathlib.Path(os.environ.get("SALMONN_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
 NUM_CLIPS = 3
@@ -134,19 +135,19 @@ class GoldenSet:
         return self.structure.merge(self.params_with_pad)
 
     @functools.cached_property
-    def frames_alone(self) -> EncoderOutput:
-        """The encoders' frames of each clip alone."""
+    def frames_alone(self) -> dict[str, EncoderOutput]:
+        """The encoders' outputs of each clip alone."""
         return self._encode(self.clips[1])
 
     @functools.cached_property
-    def frames_padded(self) -> EncoderOutput:
+    def frames_padded(self) -> dict[str, EncoderOutput]:
         """The encoders' frames of the batch of all clips, padded to the longest as the original pads for BEATs."""
         return self._encode(np.full(NUM_CLIPS, self.clips[1].max()))
 
-    def _encode(self, padded_length: np.ndarray) -> EncoderOutput:
+    def _encode(self, padded_length: np.ndarray) -> dict[str, EncoderOutput]:
         return run_encoders(self.model, *self.clips, padded_length.astype(np.int32))
 
-    def batch_frames(self, clips: Sequence[int]) -> EncoderOutput:
+    def batch_frames(self, clips: Sequence[int]) -> dict[str, EncoderOutput]:
         """Returns the frames of a batch of these clips in three rows; rows beyond the batch hold unused frames."""
         lengths, longest = self.clips[1], self.clips[1][clips].max()
         frames = self.frames_padded if longest == lengths.max() else self._encode(np.maximum(lengths, longest))
@@ -198,13 +199,13 @@ class GoldenSet:
 
 
 @jax.jit
-def run_encoders(model: Salmonn, pcm: Array, pcm_length: Array, padded_length: Array) -> EncoderOutput:
+def run_encoders(model: Salmonn, pcm: Array, pcm_length: Array, padded_length: Array) -> dict[str, EncoderOutput]:
     """Runs both encoders (see `Salmonn.run_encoders`)."""
     return model.run_encoders(pcm, pcm_length, padded_length)
 
 
 def forward(
-    model: Salmonn, frames: EncoderOutput, batch: Batch, lora_scale: Array | float, pad_classes: int
+    model: Salmonn, frames: dict[str, EncoderOutput], batch: Batch, lora_scale: Array | float, pad_classes: int
 ) -> tuple[Array, Array, Array, Array]:
     """Runs the model on the encoders' frames, without dropout.
 

@@ -138,7 +138,7 @@ def test_another_optimizer_and_schedule():
             "model.llama.hidden_size.a=30: model.llama.hidden_size is 32 and has no fields",
         ),
         ("model.llama", "'model.llama' is not a configuration override; write field=value"),
-        ("model.llama=null", "model.qformer needs whisper and llama"),
+        ("model.llama=null", "model.qformer needs an encoder (whisper or beats) and llama"),
         ("model.audio.window_seconds=0.1", "model.audio.window_seconds=0.1 is shorter than a window of the Q-Former"),
         ("model.prompt_template=Answer:", "model.prompt_template='Answer:': must contain {}"),
         ("model.prompt_template={} {}", "must contain {}, the place of the prompt, exactly once"),

@@ -6,6 +6,7 @@ They can be compared, printed, stored with a checkpoint and read back. Named con
 
 from __future__ import annotations
 
+from salmonn_jax.config.encoder import EncoderConfig
 from salmonn_jax.config.model import (
     HOP_LENGTH,
     MUTABLE_MODEL_FIELDS,
@@ -40,6 +41,7 @@ __all__ = [
     "AudioConfig",
     "BeatsConfig",
     "DataConfig",
+    "EncoderConfig",
     "Lion",
     "LlamaConfig",
     "LoraConfig",

@@ -7,7 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 
+from salmonn_jax.config.encoder import EncoderConfig
 from salmonn_jax.config.typed import STRICT, NonNegativeInt, PositiveInt, check_multiple
+from salmonn_jax.models.beats.config import BeatsConfig
+from salmonn_jax.models.whisper.config import WhisperConfig
 
 SAMPLE_RATE = 16_000  # Hz
 HOP_LENGTH = 160  # samples between two feature frames (10 ms) of Whisper's log-mel and of BEATs' filter bank
@@ -52,51 +55,9 @@ class AudioConfig:
         return round(self.minimum_seconds * SAMPLE_RATE)
 
     @property
-    def whisper_frames(self) -> int:
-        """Returns the number of Whisper encoder frames in one window, at 50 frames a second."""
+    def num_frames(self) -> int:
+        """Returns the number of encoder frames in one window, at 50 frames a second."""
         return self.window_samples // (2 * HOP_LENGTH)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class WhisperConfig:
-    """Whisper encoder (Radford et al. 2022), with the field names of transformers. The defaults are large-v2."""
-
-    num_mel_bins: PositiveInt = Field(80, description="features per log-mel frame")
-    d_model: PositiveInt = Field(1280, description="hidden size")
-    encoder_layers: PositiveInt = Field(32, description="transformer layers")
-    encoder_attention_heads: PositiveInt = Field(20, description="attention heads")
-    encoder_ffn_dim: PositiveInt = Field(5120, description="hidden size of the feed-forward network")
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        check_multiple("d_model", self.d_model, "encoder_attention_heads", self.encoder_attention_heads)
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class BeatsConfig:
-    """BEATs encoder (Chen et al. 2022), with the original field names. The defaults are the iter3+ AS2M checkpoint."""
-
-    num_mel_bins: PositiveInt = Field(128, description="features per filter-bank frame")
-    input_patch_size: PositiveInt = Field(16, description="a patch covers this many frames and this many mel bins")
-    embed_dim: PositiveInt = Field(512, description="size of a patch embedding")
-    encoder_embed_dim: PositiveInt = Field(768, description="hidden size of the transformer")
-    encoder_layers: PositiveInt = Field(12, description="transformer layers")
-    encoder_attention_heads: PositiveInt = Field(12, description="attention heads")
-    encoder_ffn_embed_dim: PositiveInt = Field(3072, description="hidden size of the feed-forward network")
-    conv_pos: PositiveInt = Field(128, description="kernel size of the convolutional position embedding, in tokens")
-    conv_pos_groups: PositiveInt = Field(16, description="groups of that convolution")
-    num_buckets: PositiveInt = Field(320, description="buckets of the relative position bias")
-    max_distance: PositiveInt = Field(
-        800, description="in tokens; positions at this distance or farther share the last bucket"
-    )
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        for name in ("encoder_attention_heads", "conv_pos_groups"):
-            check_multiple("encoder_embed_dim", self.encoder_embed_dim, name, getattr(self, name))
-        check_multiple("num_mel_bins", self.num_mel_bins, "input_patch_size", self.input_patch_size)
-        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -217,7 +178,8 @@ class ModelConfig:
 
     A component set to None is left out. `beats=None` gives a SALMONN with Whisper as its only encoder, which the
     original also supports. A single component can be configured by setting all others to None. A Q-Former needs
-    Whisper and the language model.
+    an encoder and the language model. Each field of an `EncoderConfig` class is an encoder; their frames are
+    concatenated in the order of the fields.
     """
 
     audio: AudioConfig = Field(AudioConfig(), description="encoder input")
@@ -246,8 +208,9 @@ class ModelConfig:
 
     @model_validator(mode="after")
     def _check_components(self) -> Self:
-        if self.qformer and not (self.whisper and self.llama):
-            raise ValueError("qformer needs whisper and llama; set qformer=null, or add the missing ones")
+        if self.qformer and not (self.encoders and self.llama):
+            names = " or ".join(self.encoder_classes())
+            raise ValueError(f"qformer needs an encoder ({names}) and llama; set qformer=null, or add what is missing")
         if self.qformer and self.num_windows < 1:
             raise ValueError(
                 f"audio.window_seconds={self.audio.window_seconds:g} is shorter than a window of the Q-Former, "
@@ -268,11 +231,32 @@ class ModelConfig:
             )
         return self
 
+    @classmethod
+    def encoder_classes(cls) -> dict[str, type[EncoderConfig]]:
+        """Returns the configuration class of each encoder that a model can have, by the name of its field."""
+        return {
+            name: option
+            for name, field in cls.__pydantic_fields__.items()
+            for option in (field.annotation, *getattr(field.annotation, "__args__", ()))
+            if isinstance(option, type) and issubclass(option, EncoderConfig)
+        }
+
+    @property
+    def encoders(self) -> dict[str, EncoderConfig]:
+        """Returns the configurations of the encoders of this model by name, in the order of their frames."""
+        encoders = {name: getattr(self, name) for name in self.encoder_classes()}
+        return {name: encoder for name, encoder in encoders.items() if encoder is not None}
+
+    @property
+    def encoder_hidden_size(self) -> int:
+        """Returns the size of a frame of all encoders together, which the Q-Former reads."""
+        return sum(encoder.output_size for encoder in self.encoders.values())
+
     @property
     def num_windows(self) -> int:
         """Returns the number of Q-Former windows in an encoder window, without the frames after the last whole one."""
         qformer = self.qformer
-        return (self.audio.whisper_frames - qformer.window_frames) // qformer.stride_frames + 1
+        return (self.audio.num_frames - qformer.window_frames) // qformer.stride_frames + 1
 
     @property
     def num_audio_tokens(self) -> int:

@@ -140,8 +140,8 @@ class Recipe:
     lr_schedule: Schedule = Field(WarmupCosine(), discriminator="name", description="learning rate")
     trainable: tuple[str, ...] = Field(
         ("query_tokens", "qformer", "norms", "projection", "adapters"),
-        description="trained parameters: query_tokens, qformer, norms, projection, adapters, whisper, beats, llm, or "
-        "regular expressions for whole parameter paths",
+        description="trained parameters: query_tokens, qformer, norms, projection, adapters, llm, an encoder such as "
+        "whisper or beats, or regular expressions for whole parameter paths",
     )
     num_train_steps: PositiveInt = Field(90_000, description="training steps")
     seed: NonNegativeInt = Field(42, description="seed of initial weights, data order and dropout")

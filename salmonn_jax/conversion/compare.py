@@ -124,7 +124,7 @@ def _torch_activations(
     """Returns the PyTorch activations by layer. Only one PyTorch model is in memory at a time."""
     activations: Activations = {}
     if paths.whisper:
-        activations |= torch_reference.whisper_activations(paths.whisper, pcm, config.audio.whisper_frames)
+        activations |= torch_reference.whisper_activations(paths.whisper, pcm, config.audio.num_frames)
     if paths.beats:
         activations |= torch_reference.beats_activations(paths.beats, pcm)
     if paths.checkpoint:
@@ -166,17 +166,17 @@ def _compute_activations(model: Salmonn, batch, with_audio: bool) -> dict[str, j
     """Returns all activations of the model with their batch axis. Those of stacked layers are one array per stack."""
     config, activations = model.config, {}
     with record_hidden_states() as hidden_states:
-        frames = model.run_encoders(batch.pcm, batch.pcm_length)
+        encoder_outputs = model.run_encoders(batch.pcm, batch.pcm_length)
         if config.whisper:
             log_mel = features.log_mel_spectrogram(batch.pcm, config.whisper.num_mel_bins)
             activations["whisper features"] = log_mel.swapaxes(1, 2)
-            activations["whisper output"] = frames.whisper
+            activations["whisper output"] = encoder_outputs["whisper"].frames
         if config.beats:
             activations["beats features"] = features.fbank(batch.pcm, config.beats.num_mel_bins)
-            activations["beats output"] = frames.beats
+            activations["beats output"] = encoder_outputs["beats"].frames
         if with_audio:
-            activations["encoder frames"] = model.concat_encoder_frames(frames)
-            activations["audio tokens"] = model.compute_audio_tokens(frames)
+            activations["encoder frames"] = model.concat_encoder_frames(encoder_outputs)
+            activations["audio tokens"] = model.compute_audio_tokens(encoder_outputs)
         if config.llama and batch.tokens.shape[1]:
             audio_tokens = activations.get("audio tokens", jnp.zeros((0, 0, config.llama.hidden_size)))
             x = model.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens)

@@ -116,7 +116,7 @@ def plan_salmonn(
     )
     _check_vocabulary(config, tokenizer, llm)
     if audio.window_seconds < whisper_checkpoint.window_seconds:
-        whisper_checkpoint = _cut_positions(whisper_checkpoint, audio.whisper_frames)
+        whisper_checkpoint = _cut_positions(whisper_checkpoint, audio.num_frames)
     shapes = parameter_shapes(config)
     trainable_paths = original_trainable_paths(shapes)
     frozen = {path: shape for path, shape in shapes.items() if path not in trainable_paths}

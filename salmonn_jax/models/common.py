@@ -22,6 +22,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
+
+# Sharding rules of the frozen weights of a component: (regular expression of the path inside the component, mesh axis
+# of each dimension). `salmonn_jax.sharding` describes the axes.
+ShardingRules = tuple[tuple[str, PartitionSpec], ...]
 
 NORMAL_INIT = jax.nn.initializers.normal(0.02)
 # Standard deviation 0.02 at BERT's hidden size of 768, scaled with the fan-in so that outputs have the same variance in

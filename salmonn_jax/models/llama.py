@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
 from salmonn_jax.config import LlamaConfig, LoraConfig
 from salmonn_jax.models.common import (
     NORMAL_INIT,
     Linear,
+    ShardingRules,
     cast_broadcast,
     matmul,
     merge_heads,
@@ -30,6 +32,18 @@ from salmonn_jax.models.common import (
     stack_layers,
 )
 from salmonn_jax.models.lora import make_projection
+
+# `tensor` splits attention heads, the feed-forward hidden size and the vocabulary, so that attention and feed-forward
+# network need one all-reduce each.
+SHARDING_RULES: ShardingRules = (
+    (r"embedding", P("tensor", "fsdp")),
+    (r"layers/(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/(q|k|v|gate|up)_proj/bias", P(None, "tensor")),
+    (r"layers/(o|down)_proj/bias", P()),
+    (r"lm_head/kernel", P("fsdp", "tensor")),
+    (r"(layers/(attention|ffn|q|k)_)?norm/scale", P()),
+)
 
 
 class KVCache(NamedTuple):
@@ -256,3 +270,15 @@ def causal_mask(segments: Array) -> Array:
     position = jnp.arange(segments.shape[1])
     same_segment = (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
     return same_segment & (position[None, :] <= position[:, None])
+
+
+def llama_layers_flops(config: LlamaConfig) -> int:
+    """Returns the FLOPs of a forward pass of one token through the weights of all layers."""
+    d = config.hidden_size
+    q_dim, kv_dim = config.num_attention_heads * config.head_size, config.num_key_value_heads * config.head_size
+    return config.num_hidden_layers * 2 * d * (2 * q_dim + 2 * kv_dim + 3 * config.intermediate_size)
+
+
+def llama_attention_flops(config: LlamaConfig, seq_len: int) -> int:
+    """Returns the FLOPs of a forward pass of one row's attention, including masked positions."""
+    return config.num_hidden_layers * 4 * seq_len * seq_len * config.num_attention_heads * config.head_size

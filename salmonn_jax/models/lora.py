@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 
-from salmonn_jax.config import LoraConfig
-from salmonn_jax.models.common import FAN_IN_INIT, Linear, dropout, matmul
+from salmonn_jax.config import LlamaConfig, LoraConfig
+from salmonn_jax.models.common import FAN_IN_INIT, Linear, ShardingRules, dropout, matmul
+
+SHARDING_RULES: ShardingRules = ((r".*/lora_[ab]", PartitionSpec()),)  # too small to be split
 
 # torch's kaiming_uniform_(a=sqrt(5)), with which PEFT initialises A.
 KAIMING_UNIFORM_INIT = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -71,3 +74,18 @@ def make_projection(
     if name in lora.target_modules:
         return LoraLinear(in_features, out_features, lora=lora, rngs=rngs, use_bias=use_bias)
     return PlainLinear(in_features, out_features, rngs=rngs, use_bias=use_bias)
+
+
+def lora_flops(config: LlamaConfig, lora_config: LoraConfig) -> int:
+    """Returns the FLOPs of a forward pass of one token through the adapters of all layers."""
+    d = config.hidden_size
+    q_dim, kv_dim = config.num_attention_heads * config.head_size, config.num_key_value_heads * config.head_size
+    sizes = {"q_proj": (d, q_dim), "k_proj": (d, kv_dim), "v_proj": (d, kv_dim), "o_proj": (q_dim, d)}
+    sizes |= {
+        "gate_proj": (d, config.intermediate_size),
+        "up_proj": (d, config.intermediate_size),
+        "down_proj": (config.intermediate_size, d),
+    }
+    return config.num_hidden_layers * sum(
+        2 * lora_config.rank * sum(sizes[name]) for name in lora_config.target_modules
+    )

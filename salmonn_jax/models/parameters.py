@@ -17,7 +17,8 @@ from jax import Array
 
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.errors import UserError, unknown_name
-from salmonn_jax.models.salmonn import Salmonn
+from salmonn_jax.models.encoder import encoder_classes
+from salmonn_jax.models.salmonn import ENCODER_NORMS, Salmonn
 
 Params = dict[str, Array]
 
@@ -25,11 +26,10 @@ Params = dict[str, Array]
 MODULES = {
     "query_tokens": "query_tokens",
     "qformer": "qformer/.*",
-    "norms": "ln_(speech|audio)/.*",  # layer norms of the encoders' outputs
+    "norms": f"({ENCODER_NORMS})/.*",  # layer norms of the encoders' frames
     "projection": "projection/.*",
     "adapters": ".*/lora_[ab]",
-    "whisper": "whisper/.*",
-    "beats": "beats/.*",
+    **{name: f"{name}/.*" for name in encoder_classes()},
     "llm": "llama/(?!.*lora_[ab]).*",  # without its adapters
 }
 
@@ -78,7 +78,7 @@ def trainable_modules(paths: Iterable[str], trainable: Iterable[str]) -> dict[st
     Args:
       paths: all parameter paths of a model.
       trainable: names in `MODULES`, and regular expressions, each of which must match whole paths. An entry of
-        lowercase letters and underscores alone is a name.
+        lowercase letters, digits and underscores alone is a name.
 
     Returns:
       The paths by entry. A module that the model does not have selects no path.
@@ -88,7 +88,7 @@ def trainable_modules(paths: Iterable[str], trainable: Iterable[str]) -> dict[st
     """
     paths, selected = list(paths), {}
     for entry in trainable:
-        is_name = re.fullmatch("[a-z_]+", entry)
+        is_name = re.fullmatch("[a-z0-9_]+", entry)
         if is_name and entry not in MODULES:
             raise unknown_name("module in trainable", entry, MODULES)
         try:

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from salmonn_jax.config import QFormerConfig
 from salmonn_jax.models.common import (
     BERT_INIT,
     LayerNorm,
     Linear,
+    ShardingRules,
     dropout,
     gelu,
     merge_heads,
@@ -27,6 +29,7 @@ from salmonn_jax.models.common import (
 )
 
 LAYER_NORM_EPS = 1e-12  # as in BERT; the encoders use 1e-5
+SHARDING_RULES: ShardingRules = ((r".*", PartitionSpec()),)  # too small to be split
 
 
 class BertAttention(nnx.Module):
@@ -139,3 +142,20 @@ def cut_windows(frames: Array, config: QFormerConfig) -> Array:
     size, stride = config.window_frames, config.stride_frames
     stop = (count_windows(frames.shape[1], config) - 1) * stride + 1
     return jnp.stack([frames[:, i : i + stop : stride] for i in range(size)], axis=2)
+
+
+def qformer_flops(config: QFormerConfig, num_frames: int, encoder_hidden_size: int) -> int:
+    """Returns the FLOPs of a forward pass of one clip.
+
+    Args:
+      config: configuration of the Q-Former.
+      num_frames: number of encoder frames T of the clip.
+      encoder_hidden_size: size of an encoder frame E.
+    """
+    d, queries = config.hidden_size, config.num_speech_query_token
+    tokens = count_windows(num_frames, config) * queries
+    self_attention = 8 * tokens * d * d + 4 * tokens * queries * d
+    frame_projections = 4 * num_frames * encoder_hidden_size * d
+    cross_attention = 4 * tokens * d * d + frame_projections + 4 * tokens * config.window_frames * d
+    layer = self_attention + cross_attention + 4 * tokens * d * config.intermediate_size
+    return config.num_hidden_layers * layer

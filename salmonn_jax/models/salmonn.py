@@ -1,34 +1,40 @@
 """The SALMONN model and its loss (Tang et al. 2024, figure 1; original module: `models/salmonn.py`).
 
-Whisper and BEATs encode the audio. Their frames are normalised, zero-padded to the same length and concatenated. The
-window-level Q-Former turns them into audio tokens, a linear projection maps these to the embedding size of the
-language model, and they replace embeddings of the prompt.
+The encoders, Whisper and BEATs in the original, encode the audio. Their frames are normalised, zero-padded to the same
+length and concatenated. The window-level Q-Former turns them into audio tokens, a linear projection maps these to the
+embedding size of the language model, and they replace embeddings of the prompt.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 
-from salmonn_jax.audio import features
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import ModelConfig
-from salmonn_jax.models.beats.encoder import Beats, token_masks
-from salmonn_jax.models.common import NORMAL_INIT, LayerNorm, Linear, split_key
+from salmonn_jax.models import llama, lora, qformer
+from salmonn_jax.models.common import NORMAL_INIT, LayerNorm, Linear, ShardingRules, split_key
+from salmonn_jax.models.encoder import EncoderOutput, encoder_classes
 from salmonn_jax.models.llama import Llama, causal_mask, log_probabilities
 from salmonn_jax.models.qformer import QFormer
-from salmonn_jax.models.whisper.encoder import WhisperEncoder
+
+# Regular expression of the layer norms of the encoders' frames, such as "ln_speech|ln_audio".
+ENCODER_NORMS = "|".join(encoder.norm_name for encoder in encoder_classes().values())
 
 
-class EncoderOutput(NamedTuple):
-    """Outputs of the encoders; None for an encoder that the model does not have."""
+def _inside(component: str, rules: ShardingRules) -> ShardingRules:
+    """Returns the sharding rules of a component for whole paths."""
+    return tuple((f"{component}/(?:{pattern})", spec) for pattern, spec in rules)
 
-    whisper: Array | None  # float[A,T,D_whisper]
-    beats: Array | None  # float[A,T_beats,D_beats]
-    beats_mask: Array | None  # bool[A,T_beats]: True for the tokens of the padded clip, without the rest of the window
+
+SHARDING_RULES: ShardingRules = (
+    *(rule for name, encoder in encoder_classes().items() for rule in _inside(name, encoder.sharding_rules)),
+    (f"query_tokens|({ENCODER_NORMS})/(scale|bias)|projection/(kernel|bias)", PartitionSpec()),  # too small to be split
+    *_inside("qformer", qformer.SHARDING_RULES),
+    *_inside("llama", llama.SHARDING_RULES + lora.SHARDING_RULES),
+)
 
 
 class Salmonn(nnx.Module):
@@ -36,22 +42,22 @@ class Salmonn(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
         """Creates random float32 parameters. `dtype` is that of activations."""
-        whisper, beats, qformer, llama = config.whisper, config.beats, config.qformer, config.llama
-        self.whisper = whisper and WhisperEncoder(whisper, num_frames=config.audio.whisper_frames, rngs=rngs)
-        self.beats = beats and Beats(beats, rngs=rngs)
-        if qformer:
-            self.ln_speech = LayerNorm(whisper.d_model)
-            self.ln_audio = beats and LayerNorm(beats.encoder_embed_dim)
-            self.query_tokens = nnx.Param(
-                NORMAL_INIT(rngs.params(), (qformer.num_speech_query_token, qformer.hidden_size), jnp.float32)
-            )
-            encoder_hidden_size = whisper.d_model + (beats.encoder_embed_dim if beats else 0)
-            self.qformer = QFormer(qformer, encoder_hidden_size=encoder_hidden_size, rngs=rngs)
-            self.projection = Linear(qformer.hidden_size, llama.hidden_size, rngs=rngs)
-        self.llama = llama and Llama(llama, config.lora, rngs=rngs)
+        # The names of attributes are the first parts of parameter paths.
+        for name, encoder_config in config.encoders.items():
+            setattr(self, name, encoder_classes()[name](encoder_config, config.audio, rngs=rngs))
+        if config.qformer:
+            for name, encoder_config in config.encoders.items():
+                setattr(self, encoder_classes()[name].norm_name, LayerNorm(encoder_config.output_size))
+            query_shape = (config.qformer.num_speech_query_token, config.qformer.hidden_size)
+            self.query_tokens = nnx.Param(NORMAL_INIT(rngs.params(), query_shape, jnp.float32))
+            self.qformer = QFormer(config.qformer, encoder_hidden_size=config.encoder_hidden_size, rngs=rngs)
+            self.projection = Linear(config.qformer.hidden_size, config.llama.hidden_size, rngs=rngs)
+        self.llama = config.llama and Llama(config.llama, config.lora, rngs=rngs)
         self.config, self.dtype = config, jnp.dtype(dtype)
 
-    def run_encoders(self, pcm: Array, pcm_length: Array, padded_length: Array | None = None) -> EncoderOutput:
+    def run_encoders(
+        self, pcm: Array, pcm_length: Array, padded_length: Array | None = None
+    ) -> dict[str, EncoderOutput]:
         """Runs the encoders.
 
         Args:
@@ -59,35 +65,30 @@ class Salmonn(nnx.Module):
           pcm_length: int32[A] samples of each clip.
           padded_length: int32[A] samples to which the original pads each clip for BEATs, which is the longest clip of
             its batch. By default the clip's own length.
+
+        Returns:
+          The output of each encoder by name.
         """
         minimum = self.config.audio.minimum_samples
         pcm_length = jnp.maximum(pcm_length, minimum)
         padded_length = pcm_length if padded_length is None else jnp.maximum(padded_length, minimum)
-        speech = self.whisper and self.whisper(
-            features.log_mel_spectrogram(pcm, self.config.whisper.num_mel_bins).astype(self.dtype)
-        )
-        if self.beats is None:
-            return EncoderOutput(speech, None, None)
-        fbank = features.fbank(pcm, self.config.beats.num_mel_bins)
-        tokens = (
-            fbank.shape[1]
-            // self.config.beats.input_patch_size
-            * (self.config.beats.num_mel_bins // self.config.beats.input_patch_size)
-        )
-        exists, valid = token_masks(pcm_length, padded_length, tokens, self.config.beats)
-        return EncoderOutput(speech, self.beats(fbank.astype(self.dtype), valid), exists)
+        return {name: getattr(self, name)(pcm, pcm_length, padded_length, self.dtype) for name in self.config.encoders}
 
-    def concat_encoder_frames(self, encoder_output: EncoderOutput) -> Array:
-        """Returns the input of the Q-Former, float[A,T,E]: the normalised frames of both encoders, concatenated."""
-        speech = self.ln_speech(encoder_output.whisper)
-        if encoder_output.beats is None:
-            return speech
-        sound = jnp.where(encoder_output.beats_mask[..., None], self.ln_audio(encoder_output.beats), 0)
-        return jnp.concatenate([speech, _pad_or_trim(sound, speech.shape[1])], axis=-1)
+    def concat_encoder_frames(self, encoder_outputs: dict[str, EncoderOutput]) -> Array:
+        """Returns the input of the Q-Former, float[A,T,E]: the normalised frames of all encoders, concatenated."""
+        normalised = []
+        for name in self.config.encoders:
+            frames, exists = encoder_outputs[name]
+            frames = getattr(self, encoder_classes()[name].norm_name)(frames)
+            frames = frames if exists is None else jnp.where(exists[..., None], frames, 0)
+            normalised.append(_pad_or_trim(frames, self.config.audio.num_frames))
+        return jnp.concatenate(normalised, axis=-1)
 
-    def compute_audio_tokens(self, encoder_output: EncoderOutput, dropout_key: Array | None = None) -> Array:
+    def compute_audio_tokens(
+        self, encoder_outputs: dict[str, EncoderOutput], dropout_key: Array | None = None
+    ) -> Array:
         """Returns the audio tokens float[A,W*Q,D], which have the embedding size of the language model."""
-        frames = self.concat_encoder_frames(encoder_output)
+        frames = self.concat_encoder_frames(encoder_outputs)
         return self.projection(self.qformer(self.query_tokens[...], frames, dropout_key))
 
     def encode_audio(

@@ -198,8 +198,7 @@ def report_lines(plan: Plan, topology: Topology) -> list[str]:
     for collective in plan.train.collectives:
         size = f"{collective.bytes / 1e6:10.3f} MB x {collective.times:<4}"
         lines.append(f"  {collective.kind:18} {size} {collective.source[-70:]}")
-    flops_by_component = {f.name: getattr(plan.flops, f.name) for f in dataclasses.fields(plan.flops)}
-    flops_text = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in flops_by_component.items())
+    flops_text = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in plan.flops.by_component.items())
     lines += ["", f"TFLOP of a step on all chips: {flops_text}"]
     if plan.projection is not None:
         p = plan.projection
@@ -233,7 +232,7 @@ def plan_to_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
         "fits": plan.fits,
         "hbm": topology.chip.hbm_bytes,
         "programs": [program_to_dict(program) for program in (plan.train, *plan.decoding)],
-        "flops": dataclasses.asdict(plan.flops),
+        "flops": plan.flops.by_component,
         "projection": projection_values,
         "assumptions": projection.__doc__,
         "compiler": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},

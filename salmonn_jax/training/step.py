@@ -109,7 +109,7 @@ def batch_num_valid_audio_tokens(model_config: ModelConfig, pcm_length: Array) -
     samples_per_frame = 2 * HOP_LENGTH
     tokens_by_frames = [
         model_config.num_valid_audio_tokens(num_frames * samples_per_frame)
-        for num_frames in range(model_config.audio.whisper_frames + 1)
+        for num_frames in range(model_config.audio.num_frames + 1)
     ]
     return jnp.asarray(tokens_by_frames, jnp.int32)[-(-pcm_length // samples_per_frame)]
 
@@ -160,7 +160,7 @@ def ctc_token_counts(num_valid_tokens: Array, transcript: Array) -> Array:
 def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Callable:
     """Returns the jitted training step `(state, frozen, batch) -> (state, metrics)`.
 
-    `state` is donated. Frozen parameters have the shardings of `FROZEN_RULES` in `salmonn_jax.sharding`. Metrics are
+    `state` is donated. Frozen parameters have the shardings of `salmonn_jax.sharding.FROZEN_RULES`. Metrics are
     float32 scalars: those of `batch_loss`, `gradient_norm`, `learning_rate`, and the `examples` and `audio_seconds` of
     the batch.
 

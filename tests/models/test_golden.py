@@ -95,7 +95,7 @@ def test_clip_lengths(golden_set):
 
 
 def test_whisper_frames(golden_set):
-    assert relative_error(golden_set.frames_padded.whisper, golden_set.expected["whisper_out"]) < FRAMES
+    assert relative_error(golden_set.frames_padded["whisper"].frames, golden_set.expected["whisper_out"]) < FRAMES
 
 
 def test_beats_frames_of_the_padded_batch(golden_set):
@@ -103,7 +103,7 @@ def test_beats_frames_of_the_padded_batch(golden_set):
     exists, valid = token_masks(length, np.full(3, length.max()), theirs.shape[1], golden_set.config.beats)
     assert exists.all()
     np.testing.assert_array_equal(valid, ~golden_set.expected["beats_padding_mask"])
-    assert relative_error(golden_set.frames_padded.beats[:, : theirs.shape[1]], theirs) < FRAMES
+    assert relative_error(golden_set.frames_padded["beats"].frames[:, : theirs.shape[1]], theirs) < FRAMES
 
 
 def test_audio_tokens_of_the_padded_batch(golden_set, forward):

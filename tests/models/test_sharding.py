@@ -41,14 +41,13 @@ def params():
 def inputs():
     """Returns inputs of each module, so that an error of one module does not reach the next."""
     random = np.random.default_rng(1)
-    samples, frames = CONFIG.audio.window_samples, CONFIG.audio.whisper_frames
+    samples, frames = CONFIG.audio.window_samples, CONFIG.audio.num_frames
     lengths = np.linspace(samples // 2, samples, 8).astype(np.int32)
     pcm = (3000 * random.normal(size=(8, samples))).astype(np.int16) * (np.arange(samples) < lengths[:, None])
-    memory = CONFIG.whisper.d_model + CONFIG.beats.encoder_embed_dim
     return {
         "pcm": pcm.astype(np.int16),
         "length": lengths,
-        "frames": random.normal(size=(8, frames, memory)).astype(np.float32),
+        "frames": random.normal(size=(8, frames, CONFIG.encoder_hidden_size)).astype(np.float32),
         "queried": random.normal(size=(8, CONFIG.num_audio_tokens, CONFIG.qformer.hidden_size)).astype(np.float32),
         "tokens": random.integers(0, CONFIG.llama.vocab_size, (8, 12)).astype(np.int32),
         "embedded": random.normal(size=(8, 12, CONFIG.llama.hidden_size)).astype(np.float32),
@@ -58,7 +57,8 @@ def inputs():
 
 def whisper_and_beats(model, inputs):
     encoded = model.run_encoders(inputs["pcm"], inputs["length"])
-    return encoded.whisper, jnp.where(encoded.beats_mask[..., None], encoded.beats, 0)
+    beats = encoded["beats"]
+    return encoded["whisper"].frames, jnp.where(beats.exists[..., None], beats.frames, 0)
 
 
 def llama_layers(model, inputs):

@@ -68,7 +68,7 @@ def test_chips_that_share_a_language_model_share_its_clips_where_they_can():
     few = dataclasses.replace(data, rows=16, clips=16, streams=16)
     alone = step_flops(few, 16)
     assert step_flops(few, 64).model_flops == alone.model_flops
-    assert step_flops(few, 64).duplicated == 3 * (alone.features + alone.whisper + alone.beats + alone.qformer)
+    assert step_flops(few, 64).duplicated == 3 * (alone.features + sum(alone.encoders.values()) + alone.qformer)
 
 
 def test_bytes_by_kind_are_those_of_the_program():

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
-from salmonn_jax.audio.features import num_fbank_frames
-from salmonn_jax.config import BeatsConfig
+from salmonn_jax.audio.features import KALDI_FFT, fbank, num_fbank_frames
+from salmonn_jax.config import AudioConfig, BeatsConfig
 from salmonn_jax.models.common import (
     FAN_IN_INIT,
     NORMAL_INIT,
@@ -28,6 +30,7 @@ from salmonn_jax.models.common import (
     split_heads,
     stack_layers,
 )
+from salmonn_jax.models.encoder import Encoder, EncoderFlops, EncoderOutput
 
 NUM_GATE_OUTPUTS = 8  # outputs of the gate's projection: two gates, each the sum of four outputs
 
@@ -115,10 +118,17 @@ class BeatsLayer(nnx.Module):
         return self.out_proj(merge_heads(attention_output))
 
 
-class Beats(nnx.Module):
-    """BEATs encoder: maps a filter bank float[A,frames,128] to float[A,T,D], where T = frames // 16 * 8."""
+class Beats(Encoder):
+    """BEATs encoder. Its frames are the tokens; those of the clip with its padding in the original exist."""
 
-    def __init__(self, config: BeatsConfig, *, rngs: nnx.Rngs):
+    norm_name = "ln_audio"
+    sharding_rules = (
+        (r"layers/\w+/kernel", P(None, "fsdp", None)),
+        (r"layers/(\w+/(bias|scale)|gate_scale)", P()),
+        (r"patch_kernel|patch_proj/(kernel|bias)|relative_bias|positional_conv/\w+|(patch_)?norm/(scale|bias)", P()),
+    )
+
+    def __init__(self, config: BeatsConfig, audio: AudioConfig, *, rngs: nnx.Rngs):
         self.patch_kernel = nnx.Param(
             NORMAL_INIT(rngs.params(), (config.input_patch_size**2, config.embed_dim), jnp.float32)
         )
@@ -132,24 +142,43 @@ class Beats(nnx.Module):
         self.layers = stack_layers(lambda rngs: BeatsLayer(config, rngs), config.encoder_layers, rngs)
         self.config = config
 
-    def __call__(self, fbank: Array, valid: Array) -> Array:
+    def __call__(self, pcm: Array, pcm_length: Array, padded_length: Array, dtype: DTypeLike) -> EncoderOutput:
+        """Encodes clips (see `Encoder`)."""
+        filter_bank = fbank(pcm, self.config.num_mel_bins)
+        num_tokens = count_tokens(filter_bank.shape[1], self.config)
+        exists, valid = token_masks(pcm_length, padded_length, num_tokens, self.config)
+        return EncoderOutput(self.encode_filter_bank(filter_bank.astype(dtype), valid), exists)
+
+    def encode_filter_bank(self, filter_bank: Array, valid: Array) -> Array:
         """Encodes float[A,frames,M] to float[A,T,D]; `valid` bool[A,T] masks attention keys (see `token_masks`)."""
-        x = self.patch_proj(self.patch_norm(matmul(self._patches(fbank), self.patch_kernel[...])))
+        x = self.patch_proj(self.patch_norm(matmul(self._patches(filter_bank), self.patch_kernel[...])))
         x = jnp.where(valid[..., None], x, 0)
         x = self.norm(x + self.positional_conv(x))
         bias = self._position_bias(x.shape[1])
         x, _ = scan_layers("beats", lambda x, layer: (layer(x, bias, valid), None), x, self.layers)
         return x
 
-    def _patches(self, fbank: Array) -> Array:
+    @staticmethod
+    def flops(config: BeatsConfig, audio: AudioConfig) -> EncoderFlops:
+        """Returns the FLOPs of a clip (see `Encoder`)."""
+        frames = num_fbank_frames(audio.window_samples)
+        mel_filters = 2 * frames * (KALDI_FFT // 2 + 1) * config.num_mel_bins
+        t, d = count_tokens(frames, config), config.encoder_embed_dim
+        patches = 2 * t * (config.input_patch_size**2 * config.embed_dim + config.embed_dim * d)
+        positions = 2 * t * config.conv_pos * (d // config.conv_pos_groups) * d
+        gates = 2 * t * d * NUM_GATE_OUTPUTS
+        layer = 2 * t * d * (4 * d + 2 * config.encoder_ffn_embed_dim) + 4 * t * t * d + gates
+        return EncoderFlops(mel_filters, patches + positions + config.encoder_layers * layer)
+
+    def _patches(self, filter_bank: Array) -> Array:
         """Cuts float[A,frames,M] into patches float[A,T,patch*patch].
 
         The original applies a convolution with stride = kernel size, which is a matmul of these patches.
         """
         p = self.config.input_patch_size
-        clips, frames, mels = fbank.shape
+        clips, frames, mels = filter_bank.shape
         steps, bands = frames // p, mels // p
-        x = fbank[:, : steps * p].reshape(clips, steps, p, bands, p)
+        x = filter_bank[:, : steps * p].reshape(clips, steps, p, bands, p)
         return x.swapaxes(2, 3).reshape(clips, steps * bands, p * p)
 
     def _position_bias(self, num_tokens: int) -> Array:
@@ -159,6 +188,11 @@ class Beats(nnx.Module):
         by_distance = self.relative_bias[...].astype(jnp.float32)[buckets]  # [2T-1,H]
         position = jnp.arange(num_tokens)
         return jnp.moveaxis(by_distance[position[None, :] - position[:, None] + num_tokens - 1], -1, 0)
+
+
+def count_tokens(num_frames: Array | int, config: BeatsConfig) -> Array | int:
+    """Returns the number of tokens of `num_frames` frames of the filter bank: 8 for 16 frames."""
+    return num_frames // config.input_patch_size * (config.num_mel_bins // config.input_patch_size)
 
 
 def relative_position_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -199,7 +233,7 @@ def token_masks(pcm_length: Array, padded_length: Array, num_tokens: int, config
       Two bool[A,T]: tokens that exist, and tokens that may be attended to.
     """
     frames = num_fbank_frames(padded_length)
-    existing = frames // config.input_patch_size * (config.num_mel_bins // config.input_patch_size)
+    existing = count_tokens(frames, config)
     index = jnp.arange(num_tokens)
     samples_per_frame = padded_length // frames
     frames_per_token = frames // existing

@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
-from salmonn_jax.config import WhisperConfig
+from salmonn_jax.audio.features import FRAME_LENGTH, log_mel_spectrogram
+from salmonn_jax.config import HOP_LENGTH, AudioConfig, WhisperConfig
 from salmonn_jax.models.common import (
     Conv1d,
     LayerNorm,
@@ -24,6 +27,7 @@ from salmonn_jax.models.common import (
     split_heads,
     stack_layers,
 )
+from salmonn_jax.models.encoder import Encoder, EncoderFlops, EncoderOutput
 
 
 class WhisperLayer(nnx.Module):
@@ -48,21 +52,43 @@ class WhisperLayer(nnx.Module):
         return x + self.fc2(gelu(self.fc1(self.ffn_norm(x))))
 
 
-class WhisperEncoder(nnx.Module):
-    """Whisper encoder: maps a log-mel spectrogram float[A,2T,M] to float[A,T,D], at 50 frames a second."""
+class WhisperEncoder(Encoder):
+    """Whisper encoder. All frames of the window exist, because the original encodes its padding too."""
 
-    def __init__(self, config: WhisperConfig, *, num_frames: int, rngs: nnx.Rngs):
+    norm_name = "ln_speech"
+    sharding_rules = (
+        (r"layers/\w+/kernel", P(None, "fsdp", None)),
+        (r"layers/\w+/(bias|scale)", P()),
+        (r"conv[12]/(kernel|bias)|positions|norm/(scale|bias)", P()),
+    )
+
+    def __init__(self, config: WhisperConfig, audio: AudioConfig, *, rngs: nnx.Rngs):
         self.conv1 = Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, stride=1, rngs=rngs)
         self.conv2 = Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, rngs=rngs)
-        self.positions = nnx.Param(jnp.asarray(sinusoids(num_frames, config.d_model)))
+        self.positions = nnx.Param(jnp.asarray(sinusoids(audio.num_frames, config.d_model)))
         self.layers = stack_layers(lambda rngs: WhisperLayer(config, rngs), config.encoder_layers, rngs)
         self.norm = LayerNorm(config.d_model)
+        self.num_mel_bins = config.num_mel_bins
 
-    def __call__(self, log_mel: Array) -> Array:
+    def __call__(self, pcm: Array, pcm_length: Array, padded_length: Array, dtype: DTypeLike) -> EncoderOutput:
+        """Encodes clips (see `Encoder`). The lengths are not used."""
+        return EncoderOutput(self.encode_log_mel(log_mel_spectrogram(pcm, self.num_mel_bins).astype(dtype)))
+
+    def encode_log_mel(self, log_mel: Array) -> Array:
+        """Encodes a log-mel spectrogram float[A,2T,M] to float[A,T,D]."""
         x = gelu(self.conv2(gelu(self.conv1(log_mel))))
         x = x + cast_broadcast(self.positions[...], x)
         x, _ = scan_layers("whisper", lambda x, layer: (layer(x), None), x, self.layers)
         return self.norm(x)
+
+    @staticmethod
+    def flops(config: WhisperConfig, audio: AudioConfig) -> EncoderFlops:
+        """Returns the FLOPs of a clip (see `Encoder`)."""
+        t, d = audio.num_frames, config.d_model
+        mel_filters = 2 * (audio.window_samples // HOP_LENGTH) * (FRAME_LENGTH // 2 + 1) * config.num_mel_bins
+        convolutions = 2 * (2 * t) * 3 * config.num_mel_bins * d + 2 * t * 3 * d * d
+        layer = 2 * t * d * (4 * d + 2 * config.encoder_ffn_dim) + 4 * t * t * d
+        return EncoderFlops(mel_filters, convolutions + config.encoder_layers * layer)
 
 
 def sinusoids(length: int, channels: int) -> np.ndarray:
