@@ -29,9 +29,10 @@ ALL_ADAPTERS = LoraConfig(target_modules=("q_proj", "k_proj", "v_proj", "o_proj"
             llama=dataclasses.replace(MODEL_13B.llama, attention_bias="qkvo", qk_norm=True, mlp_bias=True),
             lora=ALL_ADAPTERS,
         ),
+        dataclasses.replace(MODEL_13B, whisper=None),
         get_preset("debug").model,
     ],
-    ids=["13B", "adapters everywhere", "tied, no BEATs", "biases and norms", "debug"],
+    ids=["13B", "adapters everywhere", "tied, no BEATs", "biases and norms", "no Whisper", "debug"],
 )
 def test_every_parameter_matches_one_rule(model):
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 4})

@@ -48,6 +48,11 @@ def write_salmonn_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> N
     config, params = _open(directory)
     if config.qformer is None:
         raise UserError(f"{directory} holds a single component: it has no parameters that SALMONN trains")
+    if config.whisper is None or set(config.encoders) - {"whisper", "beats"}:
+        raise UserError(
+            f"{directory} has the encoders {', '.join(config.encoders)}: the original has Whisper, with or without "
+            "BEATs; convert the language model with `to-torch peft` or `to-torch llama`"
+        )
     if config.audio.tokens != "window":
         raise UserError(
             f"{directory} has model.audio.tokens={config.audio.tokens}: the original always uses 'window', so it "

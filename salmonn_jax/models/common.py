@@ -7,7 +7,7 @@ the dtype of the input. Parameters are cast to it at their use. Norms and softma
 Axis letters, used in the docstrings of `models/`, `batch`, `decoding/` and `training/`:
   A clips, N PCM samples of a clip, M mel bins, T outputs of an encoder, W Q-Former windows, Q queries, R rows of the
   language model, S tokens of a row, U tokens of a transcript, C slots of the KV cache, D hidden size, E hidden size of
-  both encoders together, H heads, K head size, V vocabulary size, L layers.
+  all encoders together, H heads, K head size, V vocabulary size, L layers.
 T depends on the encoder: it counts the frames of Whisper and of the Q-Former's input, and the tokens of BEATs.
 """
 
