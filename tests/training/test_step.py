@@ -112,9 +112,8 @@ def test_micro_batches_equal_the_whole_batch(batches, sizes, micro_batches):
     )
     recipe = dataclasses.replace(RECIPE, ctc_weight=0.5, ctc_blank=3)
     transcripts = np.where(np.arange(2) < np.arange(8)[:, None] % 3, np.arange(8)[:, None] + 4, -1).astype(np.int32)
-    batches = [batch._replace(transcript=transcripts) for batch in batches]
-    answers = [batch.loss_mask.reshape(micro_batches, -1).sum(axis=1) for batch in batches]
-    assert all(len(set(counts)) > 1 for counts in answers)
+    has_answer = np.arange(16)[:, None] >= 3  # two of the first three rows are in the first micro-batch, or all three
+    batches = [batch._replace(transcript=transcripts, loss_mask=batch.loss_mask & has_answer) for batch in batches]
     _, whole, expected = take_steps(recipe, one_device(), batches, model)
     devices = jax.devices()[: math.prod(sizes.values())]
     recipe = dataclasses.replace(recipe, gradient_accumulation_steps=micro_batches)
