@@ -8,6 +8,8 @@ import json
 import pathlib
 import pkgutil
 import re
+import subprocess
+import sys
 import typing
 
 import pytest
@@ -266,3 +268,13 @@ def test_first_difference_names_the_field():
     new = configuration.to_dict(apply_overrides(DEBUG.model, ["llama.intermediate_size=65"]))
     assert configuration.first_difference(old, new) == "llama.intermediate_size is 64, not 65"
     assert configuration.first_difference(old, old) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "imports_jax"),
+    [("salmonn_jax.config", False), ("salmonn_jax.models.beats.config", False), ("salmonn_jax.models.encoder", True)],
+)
+def test_configurations_of_encoders_are_imported_in_any_order_and_without_jax(first, imports_jax):
+    code = f"import sys, {first}, salmonn_jax.config as c; print(*c.ModelConfig().encoders, 'jax' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert output == f"whisper beats {imports_jax}\n"
