@@ -10,27 +10,46 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int16, Int32
 
 from salmonn_jax.prompts import TEXT_SLOT
 
 
 class Batch(NamedTuple):
-    """A batch of A clips with N samples and R rows with S tokens (axis letters: `salmonn_jax.models.common`).
+    """A batch of clips, and of rows of tokens. Its arrays are made by `make_batch`.
 
     A row holds one or more segments, which are numbered from 1; 0 marks padding. Segments do not attend to each other,
     and the positions of each segment start at 0. When rows and clips are split into data shards, the rows of a shard
     use only clips of the same shard, so inserting audio tokens into text needs no communication between devices.
     """
 
-    pcm: Any  # int16[A,N], 16 kHz, zero-padded
-    pcm_length: Any  # int32[A] samples of each clip, without padding
-    tokens: Any  # int32[R,S]
-    positions: Any  # int32[R,S] rotary positions
-    segments: Any  # int32[R,S]
-    loss_mask: Any  # bool[R,S] answer tokens, which the loss counts
-    audio_slot: Any  # int32[R,S] clip * audio tokens per clip + index of the audio token at this position; -1 for text
-    source_index: Any  # int32[R,S] index of the token's source in the sorted source names; -1 for padding
-    transcript: Any  # int32[A,U] tokens of the clip's transcript, -1 for padding; U is 0 unless the CTC loss is used
+    pcm: Any  # int16[clips, samples], 16 kHz, zero-padded
+    pcm_length: Any  # int32[clips] samples of each clip, without padding
+    tokens: Any  # int32[rows, seq]
+    positions: Any  # int32[rows, seq] rotary positions
+    segments: Any  # int32[rows, seq]
+    loss_mask: Any  # bool[rows, seq] answer tokens, which the loss counts
+    audio_slot: Any  # int32[rows, seq] clip * audio tokens per clip + index of the audio token here; -1 for text
+    source_index: Any  # int32[rows, seq] index of the token's source in the sorted source names; -1 for padding
+    transcript: Any  # int32[clips, transcript] tokens of the transcript, -1 for padding; empty without the CTC loss
+
+
+def make_batch(
+    pcm: Int16[np.ndarray, "clips samples"],
+    pcm_length: Int32[np.ndarray, " clips"],
+    tokens: Int32[np.ndarray, "rows seq"],
+    positions: Int32[np.ndarray, "rows seq"],
+    segments: Int32[np.ndarray, "rows seq"],
+    loss_mask: Bool[np.ndarray, "rows seq"],
+    audio_slot: Int32[np.ndarray, "rows seq"],
+    source_index: Int32[np.ndarray, "rows seq"],
+    transcript: Int32[np.ndarray, "clips transcript"],
+) -> Batch:
+    """Returns a batch of these arrays, which are not copied. Everything that makes a batch calls it.
+
+    JAX makes batches of other leaves, such as shardings, by unflattening.
+    """
+    return Batch(pcm, pcm_length, tokens, positions, segments, loss_mask, audio_slot, source_index, transcript)
 
 
 class Segment(NamedTuple):
@@ -71,14 +90,14 @@ def empty_batch(num_rows: int, seq_len: int, num_clips: int, window_samples: int
     """Returns a batch that contains only padding, as numpy arrays.
 
     Args:
-      num_rows: rows R.
-      seq_len: tokens per row S.
-      num_clips: clip slots A.
-      window_samples: samples per clip N.
-      transcript_len: tokens per transcript U.
+      num_rows: number of rows.
+      seq_len: tokens per row.
+      num_clips: number of clip slots.
+      window_samples: samples per clip.
+      transcript_len: tokens per transcript.
     """
     tokens, positions, segments = (np.zeros((num_rows, seq_len), np.int32) for _ in range(3))
-    return Batch(
+    return make_batch(
         pcm=np.zeros((num_clips, window_samples), np.int16),
         pcm_length=np.zeros(num_clips, np.int32),
         tokens=tokens,
@@ -100,7 +119,7 @@ def batch_slice(batch: Batch, index: int, num_slices: int) -> Batch:
       num_slices: number of slices.
     """
     sizes = (len(array) // num_slices for array in batch)
-    return Batch(*(array[index * size : (index + 1) * size] for array, size in zip(batch, sizes, strict=True)))
+    return make_batch(*(array[index * size : (index + 1) * size] for array, size in zip(batch, sizes, strict=True)))
 
 
 def fill_batch(batch: Batch, rows: Sequence[Sequence[Segment]], *, num_audio_tokens: int, clip_offset: int = 0) -> None:

@@ -15,6 +15,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).pa
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Modules whose signatures name array shapes and dtypes; every call of the test process is checked.
+install_import_hook(
+    ["salmonn_jax.audio.features", "salmonn_jax.batch", "salmonn_jax.decoding", "salmonn_jax.models"],
+    "beartype.beartype",
+)
 
 # Files that take longest, in the order in which they start: a worker takes whole files, and the last one should not run
 # alone. `test_distributed` starts with processes of its own while `test_train` builds the shared debug run.

@@ -3,17 +3,16 @@
 Training, evaluation and the Python API share this implementation. It also reduces the transfer from the host to 2 bytes
 per sample, instead of 5.3 for two float feature maps. References: `WhisperFeatureExtractor` of Hugging Face
 transformers, and Kaldi's `compute-fbank-feats` as implemented in torchaudio's `compliance.kaldi.fbank`.
-
-Axis letters: A clips, N samples, T frames, M mel bins.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Float32, Int16
 
 from salmonn_jax.config import HOP_LENGTH, SAMPLE_RATE
 
@@ -24,8 +23,10 @@ KALDI_FLOOR = float(np.finfo(np.float32).eps)  # minimum power before the logari
 FBANK_MEAN, FBANK_STD = 15.41663, 6.55582
 
 
-def log_mel_spectrogram(pcm: Array, num_mel_bins: int = 80) -> Array:
-    """Computes Whisper's log-mel spectrogram float32[A,T,M] of int16[A,N] samples, with T = N // 160.
+def log_mel_spectrogram(
+    pcm: Int16[Array, "clips samples"], num_mel_bins: int = 80
+) -> Float32[Array, "clips feature_frames mels"]:
+    """Computes Whisper's log-mel spectrogram, which has a frame for every 160 samples.
 
     Values are clipped at 8 decades below the maximum of the clip's padded window, as in the original.
     """
@@ -39,8 +40,8 @@ def log_mel_spectrogram(pcm: Array, num_mel_bins: int = 80) -> Array:
     return (log + 4.0) / 4.0
 
 
-def fbank(pcm: Array, num_mel_bins: int = 128) -> Array:
-    """Computes BEATs' normalised Kaldi filter bank float32[A,T,M] of int16[A,N] samples, T = (N - 400) // 160 + 1."""
+def fbank(pcm: Int16[Array, "clips samples"], num_mel_bins: int = 128) -> Float32[Array, "clips feature_frames mels"]:
+    """Computes BEATs' normalised Kaldi filter bank, which has `num_fbank_frames` frames."""
     frames = _frame_signal(pcm.astype(jnp.float32), num_fbank_frames(pcm.shape[1]))
     frames = frames - frames.mean(axis=-1, keepdims=True)
     previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
@@ -50,13 +51,13 @@ def fbank(pcm: Array, num_mel_bins: int = 128) -> Array:
     return (log - FBANK_MEAN) / (2 * FBANK_STD)
 
 
-def num_fbank_frames(num_samples: Array | int) -> Array | int:
-    """Returns the number of whole 25 ms frames, at intervals of 10 ms, in `num_samples` samples."""
+def num_fbank_frames(num_samples: Any) -> Any:
+    """Returns the number of whole 25 ms frames, at intervals of 10 ms, in `num_samples`, an integer or an array."""
     return (num_samples - FRAME_LENGTH) // HOP_LENGTH + 1
 
 
-def _frame_signal(x: Array, num_frames: int) -> Array:
-    """Cuts float32[A,N] into overlapping frames float32[A,num_frames,400], with reshapes and slices but no gather."""
+def _frame_signal(x: Float32[Array, "clips samples"], num_frames: int) -> Float32[Array, "clips feature_frames 400"]:
+    """Cuts clips into `num_frames` overlapping frames, with reshapes and slices but no gather."""
     hops_per_frame = -(-FRAME_LENGTH // HOP_LENGTH)
     padded_samples = (num_frames - 1 + hops_per_frame) * HOP_LENGTH
     x = jnp.pad(x, ((0, 0), (0, max(0, padded_samples - x.shape[1]))))[:, :padded_samples]
