@@ -7,6 +7,7 @@ in an annotation is one of these.
 from __future__ import annotations
 
 AXES = {
+    "batch": "any number of leading axes, written *batch",
     "clips": "clips of a batch, each as long as the encoder window",
     "samples": "PCM samples of a clip, 16 kHz",
     "mels": "mel bins",

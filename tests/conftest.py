@@ -19,7 +19,13 @@ from jaxtyping import install_import_hook
 
 # Modules whose signatures name array shapes and dtypes; every call of the test process is checked.
 install_import_hook(
-    ["salmonn_jax.audio.features", "salmonn_jax.batch", "salmonn_jax.decoding", "salmonn_jax.models"],
+    [
+        "salmonn_jax.audio.features",
+        "salmonn_jax.batch",
+        "salmonn_jax.decoding",
+        "salmonn_jax.models",
+        "salmonn_jax.training.step",
+    ],
     "beartype.beartype",
 )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool
 
 from salmonn_jax.models.llama import KVCache, causal_mask, log_probabilities
 from salmonn_jax.models.salmonn import Salmonn
@@ -18,31 +18,31 @@ from salmonn_jax.models.salmonn import Salmonn
 class PromptBatch(NamedTuple):
     """Prompts with their clips, one per row and padded at the end. Fields are those of `salmonn_jax.batch.Batch`."""
 
-    pcm: Array  # int16[A,N]
-    pcm_length: Array  # int32[A]
-    tokens: Array  # int32[R,S]
-    audio_slot: Array  # int32[R,S]
-    prompt_length: Array  # int32[R] tokens of each prompt
+    pcm: Array  # int16[clips, samples]
+    pcm_length: Array  # int32[clips]
+    tokens: Array  # int32[rows, seq]
+    audio_slot: Array  # int32[rows, seq]
+    prompt_length: Array  # int32[rows] tokens of each prompt
 
 
 class DecodeResult(NamedTuple):
     """Decoded tokens and their scores."""
 
-    tokens: Array  # int32[R,max_new_tokens], padded with the first stop token
-    length: Array  # int32[R] tokens of each row, the stop token included
-    finished: Array  # bool[R] whether the row has a stop token
-    score: Array  # float32[R] sum of the log-probabilities of the tokens
+    tokens: Array  # int32[rows, new_tokens], padded with the first stop token
+    length: Array  # int32[rows] tokens of each row, the stop token included
+    finished: Array  # bool[rows] whether the row has a stop token
+    score: Array  # float32[rows] sum of the log-probabilities of the tokens
 
 
 class DecodeState(NamedTuple):
     """State of decoding between two steps."""
 
     step: Array  # int32 scalar: tokens decoded so far
-    tokens: Array  # int32[R,max_new_tokens]
-    score: Array  # float32[R], see `DecodeResult`
-    finished: Array  # bool[R], see `DecodeResult`
-    next_logits: Array  # float32[R,V] logits of the next token
-    cache: KVCache  # C = prompt length S + max_new_tokens
+    tokens: Array  # int32[rows, new_tokens]
+    score: Array  # float32[rows], see `DecodeResult`
+    finished: Array  # bool[rows], see `DecodeResult`
+    next_logits: Array  # float32[rows, vocab] logits of the next token
+    cache: KVCache  # its slots are those of the prompt and of the new tokens
 
 
 def prefill(
@@ -156,6 +156,6 @@ def generate(
     return DecodeResult(state.tokens, length, state.finished, state.score)
 
 
-def _prompt_mask(prompts: PromptBatch) -> Array:
-    """Returns bool[R,S], true for tokens of the prompts and false for padding."""
+def _prompt_mask(prompts: PromptBatch) -> Bool[Array, "rows seq"]:
+    """Returns a mask, true for tokens of the prompts and false for padding."""
     return jnp.arange(prompts.tokens.shape[1]) < prompts.prompt_length[:, None]

@@ -4,11 +4,7 @@ Modules are Flax NNX modules used as plain pytrees. Parameters are `nnx.Param` l
 and only `jax.jit`, `jax.value_and_grad`, `jax.lax.scan` and `jax.checkpoint` are applied to modules. Activations keep
 the dtype of the input. Parameters are cast to it at their use. Norms and softmax are computed in float32.
 
-Axis letters, used in the docstrings of `models/`, `batch`, `decoding/` and `training/`:
-  A clips, N PCM samples of a clip, M mel bins, T outputs of an encoder, W Q-Former windows, Q queries, R rows of the
-  language model, S tokens of a row, U tokens of a transcript, C slots of the KV cache, D hidden size, E hidden size of
-  all encoders together, H heads, K head size, V vocabulary size, L layers.
-T depends on the encoder: it counts the frames of Whisper and of the Q-Former's input, and the tokens of BEATs.
+The names of axes in annotations are explained in `salmonn_jax.axes`.
 """
 
 from __future__ import annotations
@@ -21,8 +17,8 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 # Sharding rules of the frozen weights of a component: (regular expression of the path inside the component, mesh axis
 # of each dimension). `salmonn_jax.sharding` describes the axes.
@@ -37,7 +33,7 @@ FAN_IN_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: Array, kernel: Array, output_dtype: str | None = None) -> Array:
-    """Multiplies float[...,D_in] activations by a float[D_in,D_out] kernel, cast to the dtype of the activations.
+    """Multiplies activations float[..., in_features] by a kernel, cast to the dtype of the activations.
 
     The gradient of the kernel is accumulated over all tokens, and over all devices, in float32. JAX's own derivative
     computes it in the dtype of the activations: each device would round its part to bfloat16 before the sum.
@@ -79,7 +75,7 @@ def cast_broadcast(param: Array, x: Array) -> Array:
 
 
 class Linear(nnx.Module):
-    """Linear layer y = x @ kernel (+ bias), with kernel float[D_in,D_out]."""
+    """Linear layer y = x @ kernel (+ bias), with kernel float[in_features, out_features]."""
 
     def __init__(
         self,
@@ -93,7 +89,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if use_bias else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch in_features"]) -> Float[Array, "*batch out_features"]:
         y = matmul(x, self.kernel[...])
         return y if self.bias is None else y + cast_broadcast(self.bias[...], y)
 
@@ -106,7 +102,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(num_features, jnp.float32))
         self.epsilon = epsilon
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(axis=-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + self.epsilon)
@@ -115,14 +111,14 @@ class LayerNorm(nnx.Module):
 
 
 class Conv1d(nnx.Module):
-    """1-D convolution with bias over the time axis of float[A,T,D], with kernel float[kernel_size,D_in,D_out]."""
+    """1-D convolution over time with bias and kernel float[kernel_size, in_features, out_features]."""
 
     def __init__(self, in_features: int, out_features: int, *, kernel_size: int, stride: int, rngs: nnx.Rngs):
         self.kernel = nnx.Param(FAN_IN_INIT(rngs.params(), (kernel_size, in_features, out_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
         self.stride = stride
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "clips _ in_features"]) -> Float[Array, "clips _ out_features"]:
         kernel = self.kernel[...].astype(x.dtype)
         pad = kernel.shape[0] // 2
         y = jax.lax.conv_general_dilated(
@@ -131,26 +127,26 @@ class Conv1d(nnx.Module):
         return y + cast_broadcast(self.bias[...], y)
 
 
-def gelu(x: Array) -> Array:
+def gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Applies the exact GELU (error function, not the tanh approximation), as in Whisper, BEATs and the Q-Former."""
     return jax.nn.gelu(x, approximate=False)
 
 
-def split_heads(x: Array, num_heads: int) -> Array:
-    """Reshapes float[...,H*K] to float[...,H,K]."""
+def split_heads(x: Float[Array, "*batch hidden"], num_heads: int) -> Float[Array, "*batch heads head_size"]:
+    """Splits the last axis into heads."""
     return x.reshape(*x.shape[:-1], num_heads, -1)
 
 
-def merge_heads(x: Array) -> Array:
-    """Reshapes float[...,H,K] to float[...,H*K]."""
+def merge_heads(x: Float[Array, "*batch heads head_size"]) -> Float[Array, "*batch hidden"]:
+    """Merges heads into the last axis; the inverse of `split_heads`."""
     return x.reshape(*x.shape[:-2], -1)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(x: Float[Array, "*batch"], rate: float, key: Array | None) -> Float[Array, "*batch"]:
     """Sets entries to zero with probability `rate` and scales the rest by 1 / (1 - rate).
 
     Args:
-      x: float[...].
+      x: activations.
       rate: dropout probability.
       key: random key; None returns `x` unchanged, as in inference.
     """
@@ -165,7 +161,7 @@ def split_key(key: Array | None, count: int) -> list[Array | None]:
 
 
 def stack_layers(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """Builds `num_layers` equal layers as one module, whose parameters all have a leading layer axis L.
+    """Builds `num_layers` equal layers as one module, whose parameters all have a leading axis of layers.
 
     Args:
       make_layer: builds one layer from its random keys.
@@ -193,7 +189,8 @@ def record_hidden_states() -> Iterator[dict[str, Array]]:
     It must be entered inside a traced function, which returns the yielded dictionary.
 
     Yields:
-      A dictionary of float[L+1,...] by the `name` of the call: the input of the first layer and the output of each.
+      A dictionary of arrays by the `name` of the call. Along the leading axis are the input of the first layer and the
+      outputs of all layers.
     """
     record: dict[str, Array] = {}
     token = _recording.set(record)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from salmonn_jax.config import LlamaConfig, LoraConfig
 from salmonn_jax.models.common import (
@@ -47,11 +47,14 @@ SHARDING_RULES: ShardingRules = (
 
 
 class KVCache(NamedTuple):
-    """Keys and values of past tokens. H is the number of key-value heads."""
+    """Keys and values of past tokens."""
 
-    keys: Array  # float[L,R,C,H,K], after the rotary embedding
-    values: Array  # float[L,R,C,H,K]
+    keys: Array  # float[layers, rows, keys, heads, head_size], after the rotary embedding; heads are those of keys
+    values: Array  # float[layers, rows, keys, heads, head_size]
     length: Array  # int32 scalar: slots that are filled
+
+
+KeysAndValues = tuple[Float[Array, "rows keys heads head_size"], Float[Array, "rows keys heads head_size"]]
 
 
 class RMSNorm(nnx.Module):
@@ -61,7 +64,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(num_features, jnp.float32))
         self.epsilon = epsilon
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
         x32 = x.astype(jnp.float32)
         y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=-1, keepdims=True) + self.epsilon)
         # The original casts to the input's dtype before it multiplies by the scale.
@@ -92,27 +95,27 @@ class LlamaLayer(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
-        rotation: tuple[Array, Array],
-        mask: Array,
+        x: Float[Array, "rows seq hidden"],
+        rotation: tuple[Float32[Array, "rows seq 1 head_size"], Float32[Array, "rows seq 1 head_size"]],
+        mask: Bool[Array, "rows seq keys"],
         lora_scale: Array | float | None,
-        past_key_values: tuple[Array, Array] | None,
-        cache_index: Array | None,
+        past_key_values: KeysAndValues | None,
+        cache_index: Int32[Array, ""] | None,
         dropout_key: Array | None,
-    ) -> tuple[Array, tuple[Array, Array]]:
+    ) -> tuple[Float[Array, "rows seq hidden"], KeysAndValues]:
         """Applies the layer.
 
         Args:
-          x: float[R,S,D] hidden states.
-          rotation: cosines and sines of the rotary embedding, float32[R,S,1,K] each.
-          mask: bool[R,S,C] keys that each query may attend to.
+          x: hidden states.
+          rotation: cosines and sines of the rotary embedding.
+          mask: keys that each query may attend to.
           lora_scale: factor of the adapters; None leaves the adapters out.
-          past_key_values: cached keys and values, float[R,C,H,K] each; None attends to the tokens of this call only.
-          cache_index: int32 scalar, the first cache slot to write; None without a cache.
+          past_key_values: cached keys and values; None attends to the tokens of this call only.
+          cache_index: the first cache slot to write; None without a cache.
           dropout_key: random key of LoRA dropout; None in inference.
 
         Returns:
-          float[R,S,D] hidden states, and the keys and values that were attended to, float[R,C,H,K] each.
+          Hidden states, and the keys and values that were attended to.
         """
         q_key, k_key, v_key, o_key, gate_key, up_key, down_key = split_key(dropout_key, 7)
         y = self.attention_norm(x)
@@ -149,34 +152,34 @@ class Llama(nnx.Module):
         self.lm_head = None if config.tie_word_embeddings else make_lm_head()
         self.config = config
 
-    def embed(self, tokens: Array) -> Array:
-        """Returns the embeddings float[...,D] of int32[...] tokens, in the dtype of the parameters."""
+    def embed(self, tokens: Int32[Array, "*batch"]) -> Float[Array, "*batch hidden"]:
+        """Returns the embeddings of tokens, in the dtype of the parameters."""
         return self.embedding[...][tokens]
 
     def __call__(
         self,
-        x: Array,
-        positions: Array,
-        mask: Array,
+        x: Float[Array, "rows seq hidden"],
+        positions: Int32[Array, "rows seq"],
+        mask: Bool[Array, "rows seq keys"],
         *,
         lora_scale: Array | float | None,
         cache: KVCache | None = None,
         dropout_key: Array | None = None,
         remat_policy: str = "none",
-    ) -> tuple[Array, KVCache | None]:
+    ) -> tuple[Float[Array, "rows seq hidden"], KVCache | None]:
         """Runs the layers and the final norm.
 
         Args:
-          x: float[R,S,D] embeddings.
-          positions: int32[R,S] rotary positions.
-          mask: bool[R,S,C] keys that each query may attend to. Without a cache, C is S.
+          x: embeddings.
+          positions: rotary positions.
+          mask: keys that each query may attend to: the tokens of the row, or the slots of the cache.
           lora_scale: factor of the adapters; None leaves the adapters out.
           cache: cache to which the keys and values of this call are appended, and whose slots are attended to.
           dropout_key: random key of LoRA dropout in training; None in inference.
           remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
 
         Returns:
-          float[R,S,D] hidden states, and the cache with S more filled slots (None if there was no cache).
+          Hidden states, and the cache with the tokens of this call (None if there was no cache).
         """
         rotation = rotary_cos_sin(positions, self.config)
         start = None if cache is None else cache.length
@@ -191,8 +194,8 @@ class Llama(nnx.Module):
         cache = None if cache is None else KVCache(*new_kv, cache.length + x.shape[1])
         return self.norm(x), cache
 
-    def logits(self, hidden: Array) -> Array:
-        """Returns the logits float32[...,V] of hidden states float[...,D]."""
+    def logits(self, hidden: Float[Array, "*batch hidden"]) -> Float32[Array, "*batch vocab"]:
+        """Returns the logits of hidden states."""
         kernel = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
         return matmul(hidden, kernel, "float32")
 
@@ -200,8 +203,8 @@ class Llama(nnx.Module):
         """Returns an empty KV cache.
 
         Args:
-          num_rows: number of sequences R.
-          num_slots: maximum number of tokens per sequence C.
+          num_rows: number of sequences.
+          num_slots: maximum number of tokens per sequence.
           dtype: dtype of keys and values.
         """
         config = self.config
@@ -209,8 +212,8 @@ class Llama(nnx.Module):
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
-def log_probabilities(logits: Array, pad_classes: int) -> Array:
-    """Returns the log-softmax of float32[...,V] logits and `pad_classes` extra classes whose logit is zero."""
+def log_probabilities(logits: Float32[Array, "*batch vocab"], pad_classes: int) -> Float32[Array, "*batch vocab"]:
+    """Returns the log-softmax of the logits and `pad_classes` extra classes whose logit is zero."""
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     return logits - (jnp.logaddexp(total, jnp.log(float(pad_classes))) if pad_classes else total)
 
@@ -223,8 +226,10 @@ def embedding_init(hidden_size: int) -> Callable:
     return jax.nn.initializers.normal(0.02 * (5120 / hidden_size) ** 0.5)
 
 
-def rotary_cos_sin(positions: Array, config: LlamaConfig) -> tuple[Array, Array]:
-    """Returns the cosines and sines, float32[R,S,1,K] each, of int32[R,S] positions.
+def rotary_cos_sin(
+    positions: Int32[Array, "rows seq"], config: LlamaConfig
+) -> tuple[Float32[Array, "rows seq 1 head_size"], Float32[Array, "rows seq 1 head_size"]]:
+    """Returns the cosines and sines of rotary positions.
 
     The second half of the last axis repeats the first, as `apply_rotary_embedding` expects.
     """
@@ -233,8 +238,8 @@ def rotary_cos_sin(positions: Array, config: LlamaConfig) -> tuple[Array, Array]
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotary_inv_freq(config: LlamaConfig) -> np.ndarray:
-    """Returns the rotary frequencies in radians per position, float32[K/2].
+def rotary_inv_freq(config: LlamaConfig) -> Float32[np.ndarray, " half_head"]:
+    """Returns the rotary frequencies in radians per position.
 
     With `rope_scaling`, low frequencies are divided by the factor, high frequencies stay unchanged, and frequencies in
     between are interpolated (transformers' `_compute_llama3_parameters`).
@@ -249,21 +254,25 @@ def rotary_inv_freq(config: LlamaConfig) -> np.ndarray:
     return inv_freq.astype(np.float32)
 
 
-def apply_rotary_embedding(x: Array, cosine: Array, sine: Array) -> Array:
-    """Applies the rotary embedding, which rotates entries i and i + K/2 as a pair (Hugging Face's layout).
+def apply_rotary_embedding(
+    x: Float[Array, "rows seq heads head_size"],
+    cosine: Float32[Array, "rows seq 1 head_size"],
+    sine: Float32[Array, "rows seq 1 head_size"],
+) -> Float[Array, "rows seq heads head_size"]:
+    """Applies the rotary embedding, which rotates the entries of both halves as pairs (Hugging Face's layout).
 
     Args:
-      x: float[R,S,H,K] queries or keys.
-      cosine: float32[R,S,1,K], from `rotary_cos_sin`.
-      sine: float32[R,S,1,K], from `rotary_cos_sin`.
+      x: queries or keys.
+      cosine: from `rotary_cos_sin`.
+      sine: from `rotary_cos_sin`.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated_half = jnp.concatenate([-second, first], axis=-1)
     return (x.astype(jnp.float32) * cosine + rotated_half * sine).astype(x.dtype)
 
 
-def causal_mask(segments: Array) -> Array:
-    """Returns the attention mask bool[R,S,S] of int32[R,S] segment numbers.
+def causal_mask(segments: Int32[Array, "rows seq"]) -> Bool[Array, "rows seq seq"]:
+    """Returns the attention mask of segment numbers.
 
     A token attends to itself and to the earlier tokens of its segment. Segment 0 is padding.
     """

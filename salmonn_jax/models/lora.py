@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from salmonn_jax.config import LlamaConfig, LoraConfig
 from salmonn_jax.models.common import FAN_IN_INIT, Linear, ShardingRules, dropout, matmul
@@ -22,8 +22,9 @@ KAIMING_UNIFORM_INIT = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "un
 class LoraLinear(Linear):
     """Linear layer with an adapter: y = x @ kernel (+ bias) + lora_scale * dropout(x) @ lora_a @ lora_b.
 
-    `lora_a` is float[D_in,r] and `lora_b` is float[r,D_out]. `lora_scale` is an argument of the call, so it can be
-    lowered at runtime. None leaves the adapter out, and the outputs are bit for bit those of the base model.
+    `lora_a` is float[in_features, rank] and `lora_b` is float[rank, out_features]. `lora_scale` is an argument of the
+    call, so it can be lowered at runtime. None leaves the adapter out, and the outputs are bit for bit those of the
+    base model.
     """
 
     def __init__(
@@ -41,8 +42,13 @@ class LoraLinear(Linear):
         self.lora_b = nnx.Param(jnp.zeros((lora.rank, out_features), jnp.float32))
         self.dropout_rate = lora.dropout
 
-    def __call__(self, x: Array, lora_scale: Array | float | None, dropout_key: Array | None = None) -> Array:
-        """Maps float[...,D_in] to float[...,D_out]; `dropout_key` is the random key of dropout, None in inference."""
+    def __call__(
+        self,
+        x: Float[Array, "*batch in_features"],
+        lora_scale: Array | float | None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "*batch out_features"]:
+        """Applies the layer; `dropout_key` is the random key of dropout, None in inference."""
         y = super().__call__(x)
         if lora_scale is None:
             return y
@@ -53,7 +59,12 @@ class LoraLinear(Linear):
 class PlainLinear(Linear):
     """Linear layer without an adapter, with the call signature of `LoraLinear`; the extra arguments are ignored."""
 
-    def __call__(self, x: Array, lora_scale: Array | float | None, dropout_key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "*batch in_features"],
+        lora_scale: Array | float | None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "*batch out_features"]:
         del lora_scale, dropout_key
         return super().__call__(x)
 

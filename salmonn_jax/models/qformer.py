@@ -10,8 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from salmonn_jax.config import QFormerConfig
 from salmonn_jax.models.common import (
@@ -44,17 +44,20 @@ class BertAttention(nnx.Module):
         self.num_heads = config.num_attention_heads
         self.dropout_rate = config.dropout
 
-    def __call__(self, x: Array, keys: Array, values: Array, dropout_key: Array | None) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "clips windows queries hidden"],
+        keys: Float[Array, "clips windows keys hidden"],
+        values: Float[Array, "clips windows keys hidden"],
+        dropout_key: Array | None,
+    ) -> Float[Array, "clips windows queries hidden"]:
         """Applies attention.
 
         Args:
-          x: float[A,W,Q,D] hidden states of the queries.
-          keys: float[A,W,T,D] projected keys.
-          values: float[A,W,T,D] projected values.
+          x: hidden states of the queries.
+          keys: projected keys.
+          values: projected values.
           dropout_key: random key of dropout; None in inference.
-
-        Returns:
-          float[A,W,Q,D].
         """
         weights_key, output_key = split_key(dropout_key, 2)
         q, k, v = (split_heads(y, self.num_heads) for y in (self.query(x), keys, values))
@@ -75,16 +78,18 @@ class BertLayer(nnx.Module):
         self.norm = LayerNorm(config.hidden_size, epsilon=LAYER_NORM_EPS)
         self.config = config
 
-    def __call__(self, x: Array, frames: Array, dropout_key: Array | None) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "clips windows queries hidden"],
+        frames: Float[Array, "clips frames in_features"],
+        dropout_key: Array | None,
+    ) -> Float[Array, "clips windows queries hidden"]:
         """Applies the layer.
 
         Args:
-          x: float[A,W,Q,D] hidden states of the queries.
-          frames: float[A,T,E] encoder frames of the clips.
+          x: hidden states of the queries.
+          frames: encoder frames of the clips.
           dropout_key: random key of dropout; None in inference.
-
-        Returns:
-          float[A,W,Q,D].
         """
         self_key, cross_key, output_key = split_key(dropout_key, 3)
         x = self.attention(x, self.attention.key(x), self.attention.value(x), self_key)
@@ -97,7 +102,7 @@ class BertLayer(nnx.Module):
 
 
 class QFormer(nnx.Module):
-    """Window-level Q-Former: maps encoder frames float[A,T,E] to float[A,W*Q,D]."""
+    """Window-level Q-Former: maps encoder frames to hidden states of the queries of all windows."""
 
     def __init__(self, config: QFormerConfig, *, encoder_hidden_size: int, rngs: nnx.Rngs):
         self.norm = LayerNorm(config.hidden_size, epsilon=LAYER_NORM_EPS)
@@ -106,16 +111,21 @@ class QFormer(nnx.Module):
         )
         self.config = config
 
-    def __call__(self, queries: Array, frames: Array, dropout_key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        queries: Float[Array, "queries hidden"],
+        frames: Float[Array, "clips frames in_features"],
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "clips audio_tokens hidden"]:
         """Applies the Q-Former to all windows.
 
         Args:
-          queries: float[Q,D] learned queries.
-          frames: float[A,T,E] encoder frames.
+          queries: learned queries.
+          frames: encoder frames.
           dropout_key: random key of dropout; None in inference.
 
         Returns:
-          float[A,W*Q,D], window by window.
+          The queries' hidden states, window by window.
         """
         input_key, layers_key = split_key(dropout_key, 2)
         num_clips, num_windows = frames.shape[0], count_windows(frames.shape[1], self.config)
@@ -134,8 +144,10 @@ def count_windows(num_frames: int, config: QFormerConfig) -> int:
     return (num_frames - config.window_frames) // config.stride_frames + 1
 
 
-def cut_windows(frames: Array, config: QFormerConfig) -> Array:
-    """Cuts float[A,T,D] into windows float[A,W,window,D].
+def cut_windows(
+    frames: Float[Array, "clips frames hidden"], config: QFormerConfig
+) -> Float[Array, "clips windows keys hidden"]:
+    """Cuts frames into windows.
 
     Strided slices are used so that XLA needs no gather, and no scatter in the backward pass.
     """

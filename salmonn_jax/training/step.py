@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int32
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
@@ -99,12 +99,14 @@ def batch_loss(
     return metrics["loss"] + recipe.ctc_weight * metrics["ctc"], metrics
 
 
-def batch_num_valid_audio_tokens(model_config: ModelConfig, pcm_length: Array) -> Array:
-    """Returns int32[A], how many audio tokens of each clip the language model reads.
+def batch_num_valid_audio_tokens(
+    model_config: ModelConfig, pcm_length: Int32[Array, " clips"]
+) -> Int32[Array, " clips"]:
+    """Returns how many audio tokens of each clip the language model reads.
 
     Args:
       model_config: configuration of the model.
-      pcm_length: int32[A] samples of each clip.
+      pcm_length: samples of each clip.
     """
     samples_per_frame = 2 * HOP_LENGTH
     tokens_by_frames = [
@@ -115,22 +117,26 @@ def batch_num_valid_audio_tokens(model_config: ModelConfig, pcm_length: Array) -
 
 
 def ctc_losses(
-    embedding: Array, audio_tokens: Array, num_valid_tokens: Array, transcript: Array, blank_id: int
-) -> Array:
+    embedding: Float[Array, "vocab hidden"],
+    audio_tokens: Float[Array, "clips audio_tokens hidden"],
+    num_valid_tokens: Int32[Array, " clips"],
+    transcript: Int32[Array, "clips transcript"],
+    blank_id: int,
+) -> Float32[Array, " clips"]:
     """Computes CTC losses on the audio tokens, with the language model's token embeddings as output projection.
 
     The loss moves audio tokens close to the embeddings of the spoken words. A model with random initial weights
     otherwise learns this very slowly. The original has pretrained components and does not use this loss.
 
     Args:
-      embedding: float[V,D] token embeddings.
-      audio_tokens: float[A,W*Q,D].
-      num_valid_tokens: int32[A] audio tokens of each clip that the language model reads; the others are masked.
-      transcript: int32[A,U] token ids, -1 for padding.
+      embedding: token embeddings.
+      audio_tokens: audio tokens of the clips.
+      num_valid_tokens: audio tokens of each clip that the language model reads; the others are masked.
+      transcript: token ids, -1 for padding.
       blank_id: token id of CTC's blank.
 
     Returns:
-      float32[A], the loss of each clip; 0 for clips that do not count (see `ctc_token_counts`).
+      The sum over the transcript tokens of each clip; 0 for clips that do not count (see `ctc_token_counts`).
     """
     logits = audio_tokens.astype(jnp.float32) @ embedding.astype(jnp.float32).T
     is_padding = transcript < 0
@@ -141,14 +147,16 @@ def ctc_losses(
     return jnp.where(ctc_token_counts(num_valid_tokens, transcript) > 0, losses, 0)
 
 
-def ctc_token_counts(num_valid_tokens: Array, transcript: Array) -> Array:
-    """Returns int32[A] transcript tokens of each clip that the CTC loss counts.
+def ctc_token_counts(
+    num_valid_tokens: Int32[Array, " clips"], transcript: Int32[Array, "clips transcript"]
+) -> Int32[Array, " clips"]:
+    """Returns the number of transcript tokens of each clip that the CTC loss counts.
 
     Clips with fewer audio tokens than their transcript needs do not count.
 
     Args:
-      num_valid_tokens: int32[A] audio tokens of each clip that the language model reads.
-      transcript: int32[A,U] token ids, -1 for padding.
+      num_valid_tokens: audio tokens of each clip that the language model reads.
+      transcript: token ids, -1 for padding.
     """
     is_padding = transcript < 0
     num_transcript_tokens = (~is_padding).sum(axis=1)
