@@ -115,7 +115,8 @@ def qformer_activations(
       beats_output: float32[T,D], or None for a model without BEATs.
 
     Returns:
-      Encoder frames float32[frames, hidden], layers float32[windows, queries, hidden] and audio tokens float32[audio_tokens, hidden].
+      Encoder frames float32[frames, hidden], layers float32[windows, queries, hidden], and audio tokens
+      float32[audio_tokens, hidden].
     """
     import torch
 
@@ -162,7 +163,8 @@ def llama_activations(
       path: Hugging Face directory.
       tokens: int[seq], token ids as in `salmonn_jax.prompts.EncodedPrompt`.
       audio_slots: int[seq], index of the audio token at each position, or -1 at text positions.
-      audio_tokens: float32[audio_tokens, hidden] that replace the embeddings at audio positions; None for a prompt without audio.
+      audio_tokens: float32[audio_tokens, hidden] that replace the embeddings at audio positions; None for a
+        prompt without audio.
       checkpoint: SALMONN `.pth` with LoRA adapters; None runs the model without adapters.
       config: configuration of the converted model; rank and alpha of the adapters are read from it.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -100,7 +101,9 @@ def test_whisper_frames(golden_set):
 
 def test_beats_frames_of_the_padded_batch(golden_set):
     theirs, (_, length) = golden_set.expected["beats_out"], golden_set.clips
-    exists, valid = token_masks(length, np.full(3, length.max()), theirs.shape[1], golden_set.config.beats)
+    exists, valid = token_masks(
+        jnp.asarray(length), jnp.full(3, length.max()), theirs.shape[1], golden_set.config.beats
+    )
     assert exists.all()
     np.testing.assert_array_equal(valid, ~golden_set.expected["beats_padding_mask"])
     assert relative_error(golden_set.frames_padded["beats"].frames[:, : theirs.shape[1]], theirs) < FRAMES

@@ -39,6 +39,11 @@ def ctc_by_enumeration(logits: np.ndarray, words: list[int]) -> float:
     )
 
 
+def int32(values) -> jax.Array:
+    """Returns an int32 array."""
+    return jnp.asarray(values, jnp.int32)
+
+
 def random_arrays(seed: int = 0):
     """Returns the embeddings of five tokens and three clips of four audio tokens, with hidden size 6."""
     rng = np.random.default_rng(seed)
@@ -50,7 +55,7 @@ def test_loss_is_the_mean_over_transcript_tokens():
     words = [[0, 2], [1, 1, 4], []]
     expected = [ctc_by_enumeration(a @ embedding.T, w) for a, w in zip(audio_tokens, words, strict=True) if w]
     transcript = np.array([[0, 2, -1], [1, 1, 4], [-1, -1, -1]])
-    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), np.full(3, 4), transcript, BLANK)
+    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), int32(np.full(3, 4)), int32(transcript), BLANK)
     np.testing.assert_allclose(loss, sum(expected) / 5, rtol=1e-5)
 
 
@@ -59,16 +64,16 @@ def test_loss_uses_only_valid_audio_tokens():
     num_valid, words = np.array([3, 4, 1]), [[0, 2], [1, 4], [2, 0]]  # the last one has no alignment
     alignable = zip(audio_tokens[:2], num_valid, words, strict=False)
     expected = sum(ctc_by_enumeration(a[:n] @ embedding.T, w) for a, n, w in alignable) / 4
-    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), num_valid, np.array(words), BLANK)
+    loss = ctc_loss(jnp.asarray(embedding), jnp.asarray(audio_tokens), int32(num_valid), int32(words), BLANK)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_batch_num_valid_audio_tokens():
     model = get_preset("salmonn_13b_stage1").model
     clips = np.array([0, 1, 16_000, 5440 * 4, 5440 * 4 + 1, 200_000, 479_999, 480_000])
-    assert batch_num_valid_audio_tokens(model, clips).tolist() == [88] * 8
+    assert batch_num_valid_audio_tokens(model, int32(clips)).tolist() == [88] * 8
     model = dataclasses.replace(model, audio=dataclasses.replace(model.audio, tokens="clip"))
-    assert batch_num_valid_audio_tokens(model, clips).tolist() == [3, 3, 3, 4, 5, 37, 88, 88]
+    assert batch_num_valid_audio_tokens(model, int32(clips)).tolist() == [3, 3, 3, 4, 5, 37, 88, 88]
 
 
 def test_batch_loss_uses_only_valid_audio_tokens():
@@ -87,9 +92,10 @@ def test_batch_loss_uses_only_valid_audio_tokens():
 
     stand_in_model.llama = types.SimpleNamespace(embedding=embedding)
     structure = types.SimpleNamespace(config=model, merge=lambda *_: stand_in_model)
+    batch = jax.tree.map(jnp.asarray, batch)
     _, metrics = batch_loss(recipe, structure, {}, {}, batch, 1, None)
     loss_of_valid, loss_of_all = (
-        ctc_loss(embedding, audio_tokens, np.array([n, 88]), batch.transcript, BLANK) for n in (6, 88)
+        ctc_loss(embedding, audio_tokens, int32([n, 88]), int32(batch.transcript), BLANK) for n in (6, 88)
     )
     np.testing.assert_allclose(metrics["ctc"], loss_of_valid, rtol=1e-6)
     assert abs(loss_of_all / loss_of_valid - 1) > 1e-2
@@ -102,7 +108,7 @@ def test_a_transcript_without_an_alignment_does_not_count():
     with_impossible = np.concatenate([possible, [[1, 1, 1, 0]]])
     four_clips = np.concatenate([audio_tokens, audio_tokens[:1]])
     loss_and_gradient, embedding = jax.value_and_grad(ctc_loss), jnp.asarray(embedding)
-    expected = loss_and_gradient(embedding, jnp.asarray(audio_tokens), np.full(3, 4), possible, BLANK)
-    actual = loss_and_gradient(embedding, jnp.asarray(four_clips), np.full(4, 4), with_impossible, BLANK)
+    expected = loss_and_gradient(embedding, jnp.asarray(audio_tokens), int32(np.full(3, 4)), int32(possible), BLANK)
+    actual = loss_and_gradient(embedding, jnp.asarray(four_clips), int32(np.full(4, 4)), int32(with_impossible), BLANK)
     for actual_value, expected_value in zip(actual, expected, strict=True):
         np.testing.assert_allclose(actual_value, expected_value, rtol=1e-5, atol=1e-6)  # counting it would add 1e5
