@@ -28,6 +28,7 @@ class EncodeConfig:
         audio tokens in the prompt.
       window_samples: length of an encoder window in PCM samples.
       seq_len: length of a row in tokens.
+      context_len: context length of the language model in tokens; None for a model without one.
       max_answer_tokens: maximum number of tokens of an answer, including the end-of-sequence token.
       max_transcript_tokens: maximum number of tokens of a transcript; 0 leaves out transcripts.
       max_windows: maximum number of encoder windows of an example.
@@ -40,6 +41,7 @@ class EncodeConfig:
     num_valid_audio_tokens: Callable[[int], int]
     window_samples: int
     seq_len: int
+    context_len: int | None
     max_answer_tokens: int
     max_transcript_tokens: int
     max_windows: int
@@ -55,6 +57,7 @@ def encode_config(model: ModelConfig, data: DataConfig) -> EncodeConfig:
         num_valid_audio_tokens=model.num_valid_audio_tokens,
         window_samples=model.audio.window_samples,
         seq_len=data.seq_len,
+        context_len=model.llama and model.llama.max_position_embeddings,
         max_answer_tokens=data.max_answer_tokens,
         max_transcript_tokens=data.max_transcript_tokens,
         max_windows=data.clips // data.streams,
@@ -81,8 +84,9 @@ def encode_example(
       config: sizes and limits.
 
     Raises:
-      BadExample: the example has more tokens than a row or more encoder windows than `config.max_windows`, or its
-        prompt has more positions for clips than it has clips (see `salmonn_jax.prompts.add_audio_placeholder`).
+      BadExample: the example has more tokens than a row or than the context of the language model, more encoder windows
+        than `config.max_windows`, or its prompt has more positions for clips than it has clips (see
+        `salmonn_jax.prompts.add_audio_placeholder`).
     """
     windows = () if example.audio is None else tuple(split_windows(example.audio, config.window_samples))
     has_audio = example.audio is not None
@@ -107,6 +111,11 @@ def encode_example(
         raise BadExample(
             "does not fit",
             f"{len(tokens)} tokens in a row of {config.seq_len}; set data.seq_len to at least {len(tokens)}",
+        )
+    if config.context_len is not None and len(tokens) > config.context_len:
+        raise BadExample(
+            "does not fit",
+            f"{len(tokens)} tokens, but the context of the language model has {config.context_len}",
         )
     if len(windows) > config.max_windows:
         raise BadExample(

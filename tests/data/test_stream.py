@@ -325,3 +325,10 @@ def test_chance_alone_ends_no_run(seed):
 def test_what_fits_no_row_is_told_with_the_mend():
     with pytest.raises(UserError, match=r"does not fit: .*; set data.seq_len to at least"):
         next(stream(dataclasses.replace(DATA, seq_len=30)))
+
+
+def test_an_example_longer_than_the_context_is_rejected():
+    """The row would have room for it."""
+    short = dataclasses.replace(MODEL, llama=dataclasses.replace(MODEL.llama, max_position_embeddings=30))
+    with pytest.raises(UserError, match=r"does not fit: .* but the context of the language model has 30"):
+        next(stream(model=short))

@@ -1,0 +1,72 @@
+"""Three commands on a user's own parts: convert an encoder and a language model, train ten steps, generate.
+
+No field is given but the data and the sizes of its batch. The weights are random, changed so that the answer is known.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from launch import cli, convert, generate, train
+from salmonn_jax.model_directory import load_model, read_model_config
+from salmonn_jax.prompts import PROMPT_TEMPLATES
+from salmonn_jax.tokenizer import load_tokenizer
+from tests import torch_checkpoints
+from tests.llm_families import FAMILIES, STOP_TOKENS
+from tests.runs import losses
+
+DATA = ("data.data_dir=data", "data.mixture.mine=1", "data.clips=8", "data.seq_len=160", "num_train_steps=10")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """A folder with a Whisper, and with a manifest of eight clips of 0.5 s."""
+    torch_checkpoints.require_packages("tokenizers")
+    folder = tmp_path_factory.mktemp("own_parts")
+    torch_checkpoints.write_whisper(folder / "whisper")
+    (folder / "data").mkdir()
+    random, lines = np.random.default_rng(0), []
+    for index in range(8):
+        name = f"{index}.wav"
+        soundfile.write(folder / "data" / name, random.normal(scale=0.1, size=8000), 16_000)
+        lines.append(json.dumps({"id": name, "audio": name, "task": "asr", "answer": "a dog barks"}))
+    (folder / "data" / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run(module, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a command in this process."""
+    monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+    cli.run(module.main)
+
+
+@pytest.mark.parametrize("family", ["llama3", "chatml", "mistral"])
+def test_convert_train_and_generate(family, folder, monkeypatch, capsys):
+    """The changed weights answer "a dog" and then the stop token of the family, at which the answer ends."""
+    monkeypatch.chdir(folder)
+    llm, model, output = folder / f"{family}-llm", folder / f"{family}-model", folder / f"{family}-run"
+    FAMILIES[family](llm)
+    tokenizer = load_tokenizer(llm)
+    answer, last_of_prompt = tokenizer.encode("a dog"), tokenizer.encode(PROMPT_TEMPLATES[family].text)[-1]
+    torch_checkpoints.chain_tokens(llm, [last_of_prompt, *answer, STOP_TOKENS[family][0]])
+    run(convert, "to-jax", "salmonn", "--whisper", "whisper", "--llm", llm, "--output", model, monkeypatch=monkeypatch)
+    assert read_model_config(model).stop_token_ids == STOP_TOKENS[family]
+    run(train, "stage1", "--model", model, "--output", output, *DATA, monkeypatch=monkeypatch)
+    assert sorted(losses(output)) == list(range(1, 11))
+    assert all(np.isfinite(values).all() for values in losses(output).values())
+    before, after = load_model(model).params, load_model(output).params
+    changed = {path.split("/")[0] for path, value in after.items() if not np.array_equal(value, before[path])}
+    assert changed == {"query_tokens", "qformer", "ln_speech", "projection", "llama"}
+    capsys.readouterr()
+    run(
+        generate, "--model", output, "--prompt", "What is heard?", "--max-new-tokens", 8, "data/0.wav",
+        monkeypatch=monkeypatch,
+    )  # fmt: skip
+    assert capsys.readouterr().out == "data/0.wav\ta dog\n"
+    shutil.rmtree(output)
