@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from salmonn_jax.batch import Segment, collate
 from salmonn_jax.config import Recipe
 from salmonn_jax.configs import get_preset
+from salmonn_jax.models.parameters import ModelStructure
 from salmonn_jax.prompts import TEXT_SLOT
 from salmonn_jax.training.step import batch_loss, batch_num_valid_audio_tokens, ctc_losses, ctc_token_counts
 
@@ -91,7 +93,8 @@ def test_batch_loss_uses_only_valid_audio_tokens():
         return jnp.zeros((2, 4, 9)), audio_tokens
 
     stand_in_model.llama = types.SimpleNamespace(embedding=embedding)
-    structure = types.SimpleNamespace(config=model, merge=lambda *_: stand_in_model)
+    structure = mock.create_autospec(ModelStructure, instance=True)
+    structure.config, structure.merge.return_value = model, stand_in_model
     batch = jax.tree.map(jnp.asarray, batch)
     _, metrics = batch_loss(recipe, structure, {}, {}, batch, 1, None)
     loss_of_valid, loss_of_all = (
