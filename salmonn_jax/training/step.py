@@ -136,7 +136,7 @@ def ctc_losses(
       blank_id: token id of CTC's blank.
 
     Returns:
-      The sum over the transcript tokens of each clip; 0 for clips that do not count (see `ctc_token_counts`).
+      The loss of each clip; 0 for clips that do not count (see `ctc_token_counts`).
     """
     logits = audio_tokens.astype(jnp.float32) @ embedding.astype(jnp.float32).T
     is_padding = transcript < 0
