@@ -7,8 +7,8 @@ import functools
 from typing import ClassVar, NamedTuple
 
 from flax import nnx
-from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Array, Int16, Int32
 
 from salmonn_jax.config import AudioConfig, EncoderConfig, ModelConfig
 from salmonn_jax.models.common import ShardingRules
@@ -17,8 +17,8 @@ from salmonn_jax.models.common import ShardingRules
 class EncoderOutput(NamedTuple):
     """Frames of an encoder, 50 a second."""
 
-    frames: Array  # float[A,T,D]
-    exists: Array | None = None  # bool[A,T]: SALMONN replaces the other frames by zeros; None means that all exist
+    frames: Array  # float[clips, frames, hidden]
+    exists: Array | None = None  # bool[clips, frames]: SALMONN replaces other frames by zeros; None: all exist
 
 
 class EncoderFlops(NamedTuple):
@@ -44,13 +44,19 @@ class Encoder(nnx.Module, abc.ABC):
         """Creates random float32 parameters for the encoder input that `audio` describes."""
 
     @abc.abstractmethod
-    def __call__(self, pcm: Array, pcm_length: Array, padded_length: Array, dtype: DTypeLike) -> EncoderOutput:
+    def __call__(
+        self,
+        pcm: Int16[Array, "clips samples"],
+        pcm_length: Int32[Array, " clips"],
+        padded_length: Int32[Array, " clips"],
+        dtype: DTypeLike,
+    ) -> EncoderOutput:
         """Encodes clips.
 
         Args:
-          pcm: int16[A,N], zero-padded to the window.
-          pcm_length: int32[A] samples of each clip.
-          padded_length: int32[A] samples of each clip and of the padding that the original adds (see `Salmonn`).
+          pcm: clips, zero-padded to the window.
+          pcm_length: samples of each clip.
+          padded_length: samples of each clip and of the padding that the original adds (see `Salmonn`).
           dtype: dtype of activations.
 
         Returns:

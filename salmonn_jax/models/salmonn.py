@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Float32, Int16, Int32
 
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import ModelConfig
@@ -56,14 +56,17 @@ class Salmonn(nnx.Module):
         self.config, self.dtype = config, jnp.dtype(dtype)
 
     def run_encoders(
-        self, pcm: Array, pcm_length: Array, padded_length: Array | None = None
+        self,
+        pcm: Int16[Array, "clips samples"],
+        pcm_length: Int32[Array, " clips"],
+        padded_length: Int32[Array, " clips"] | None = None,
     ) -> dict[str, EncoderOutput]:
         """Runs the encoders.
 
         Args:
-          pcm: int16[A,N], zero-padded to the window.
-          pcm_length: int32[A] samples of each clip.
-          padded_length: int32[A] samples to which the original pads each clip for BEATs, which is the longest clip of
+          pcm: clips, zero-padded to the window.
+          pcm_length: samples of each clip.
+          padded_length: samples to which the original pads each clip for BEATs, which is the longest clip of
             its batch. By default the clip's own length.
 
         Returns:
@@ -74,8 +77,8 @@ class Salmonn(nnx.Module):
         padded_length = pcm_length if padded_length is None else jnp.maximum(padded_length, minimum)
         return {name: getattr(self, name)(pcm, pcm_length, padded_length, self.dtype) for name in self.config.encoders}
 
-    def concat_encoder_frames(self, encoder_outputs: dict[str, EncoderOutput]) -> Array:
-        """Returns the input of the Q-Former, float[A,T,E]: the normalised frames of all encoders, concatenated."""
+    def concat_encoder_frames(self, encoder_outputs: dict[str, EncoderOutput]) -> Float[Array, "clips frames hidden"]:
+        """Returns the input of the Q-Former: the normalised frames of all encoders, concatenated."""
         normalised = []
         for name in self.config.encoders:
             frames, exists = encoder_outputs[name]
@@ -86,41 +89,45 @@ class Salmonn(nnx.Module):
 
     def compute_audio_tokens(
         self, encoder_outputs: dict[str, EncoderOutput], dropout_key: Array | None = None
-    ) -> Array:
-        """Returns the audio tokens float[A,W*Q,D], which have the embedding size of the language model."""
+    ) -> Float[Array, "clips audio_tokens hidden"]:
+        """Returns the audio tokens, which have the embedding size of the language model."""
         frames = self.concat_encoder_frames(encoder_outputs)
         return self.projection(self.qformer(self.query_tokens[...], frames, dropout_key))
 
     def encode_audio(
-        self, pcm: Array, pcm_length: Array, padded_length: Array | None = None, dropout_key: Array | None = None
-    ) -> Array:
+        self,
+        pcm: Int16[Array, "clips samples"],
+        pcm_length: Int32[Array, " clips"],
+        padded_length: Int32[Array, " clips"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "clips audio_tokens hidden"]:
         """Encodes clips as audio tokens. A batch without clips skips the encoders.
 
         Args:
-          pcm: int16[A,N], zero-padded to the window.
-          pcm_length: int32[A] samples of each clip.
+          pcm: clips, zero-padded to the window.
+          pcm_length: samples of each clip.
           padded_length: see `run_encoders`.
           dropout_key: random key of the Q-Former's dropout; None in inference.
-
-        Returns:
-          float[A,W*Q,D] audio tokens.
         """
         if pcm.shape[0] == 0:
             return jnp.zeros((0, self.config.num_audio_tokens, self.config.llama.hidden_size), self.dtype)
         return self.compute_audio_tokens(self.run_encoders(pcm, pcm_length, padded_length), dropout_key)
 
-    def merge_audio_tokens(self, tokens: Array, audio_slot: Array, audio_tokens: Array, num_shards: int = 1) -> Array:
+    def merge_audio_tokens(
+        self,
+        tokens: Int32[Array, "rows seq"],
+        audio_slot: Int32[Array, "rows seq"],
+        audio_tokens: Float[Array, "clips audio_tokens hidden"],
+        num_shards: int = 1,
+    ) -> Float[Array, "rows seq hidden"]:
         """Embeds tokens and replaces the embeddings at audio slots by audio tokens.
 
         Args:
-          tokens: int32[R,S].
-          audio_slot: int32[R,S] index of the audio token at each position; `TEXT_SLOT` (-1) at text.
-          audio_tokens: float[A,W*Q,D].
+          tokens: tokens of the rows.
+          audio_slot: index of the audio token at each position; `TEXT_SLOT` (-1) at text.
+          audio_tokens: audio tokens of the clips.
           num_shards: number of data shards into which rows and clips are split (see `Batch`). Each shard looks up its
             own audio tokens only, so the lookup needs no communication between devices.
-
-        Returns:
-          float[R,S,D] embeddings.
         """
         text = self.llama.embed(tokens).astype(self.dtype)
         if audio_tokens.shape[0] == 0:
@@ -136,11 +143,11 @@ class Salmonn(nnx.Module):
         batch: Batch,
         *,
         lora_scale: Array | float | None,
-        padded_length: Array | None = None,
+        padded_length: Int32[Array, " clips"] | None = None,
         num_shards: int = 1,
         dropout_key: Array | None = None,
         remat_policy: str = "none",
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Float32[Array, "rows seq vocab"], Float[Array, "clips audio_tokens hidden"]]:
         """Runs the teacher-forced forward pass of a batch.
 
         Args:
@@ -152,7 +159,7 @@ class Salmonn(nnx.Module):
           remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`, for the language model's layers.
 
         Returns:
-          float32[R,S,V] logits (entry s predicts token s + 1), and the float[A,W*Q,D] audio tokens.
+          Logits, of which each entry predicts the next token, and the audio tokens.
         """
         qformer_key, llama_key = split_key(dropout_key, 2)
         audio_tokens = self.encode_audio(batch.pcm, batch.pcm_length, padded_length, qformer_key)
@@ -164,16 +171,18 @@ class Salmonn(nnx.Module):
         return self.llama.logits(hidden), audio_tokens
 
 
-def answer_losses(logits: Array, batch: Batch, pad_classes: int = 0) -> tuple[Array, Array]:
+def answer_losses(
+    logits: Float32[Array, "rows seq vocab"], batch: Batch, pad_classes: int = 0
+) -> tuple[Float32[Array, "rows targets"], Bool[Array, "rows targets"]]:
     """Computes the cross-entropy of the answer tokens.
 
     Args:
-      logits: float32[R,S,V].
+      logits: logits of all tokens.
       batch: the batch that the logits belong to.
       pad_classes: see `ModelConfig`.
 
     Returns:
-      float32[R,S-1] losses, zero at other tokens, and bool[R,S-1] mask of the answer tokens.
+      Losses, zero at other tokens, and a mask of the answer tokens. The first token of a row is no target.
     """
     targets, target_mask = batch.tokens[:, 1:], batch.loss_mask[:, 1:]
     log_probability = log_probabilities(logits[:, :-1], pad_classes)
@@ -181,6 +190,6 @@ def answer_losses(logits: Array, batch: Batch, pad_classes: int = 0) -> tuple[Ar
     return jnp.where(target_mask, losses, 0.0), target_mask
 
 
-def _pad_or_trim(x: Array, num_frames: int) -> Array:
-    """Pads float[A,T,D] with zeros at the end to `num_frames` frames, or cuts it."""
+def _pad_or_trim(x: Float[Array, "clips _ hidden"], num_frames: int) -> Float[Array, "clips frames hidden"]:
+    """Pads encoder frames with zeros at the end to `num_frames` frames, or cuts them."""
     return jnp.pad(x[:, :num_frames], ((0, 0), (0, max(0, num_frames - x.shape[1])), (0, 0)))

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int16, Int32
 
 from salmonn_jax.audio.features import KALDI_FFT, fbank, num_fbank_frames
 from salmonn_jax.config import AudioConfig, BeatsConfig
@@ -50,8 +50,8 @@ class PositionalConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(config.encoder_embed_dim, jnp.float32))
         self.groups = config.conv_pos_groups
 
-    def __call__(self, x: Array) -> Array:
-        """Maps float[A,T,D] to float[A,T,D]. The padding is one shorter at the end if the kernel size is even.
+    def __call__(self, x: Float[Array, "clips frames hidden"]) -> Float[Array, "clips frames hidden"]:
+        """Convolves over the frames. The padding is one shorter at the end if the kernel size is even.
 
         The original pads both ends equally and drops the last frame, which gives the same output.
         """
@@ -88,29 +88,36 @@ class BeatsLayer(nnx.Module):
         self.num_heads = config.encoder_attention_heads
         self.alpha = (2.0 * config.encoder_layers) ** 0.25
 
-    def __call__(self, x: Array, bias: Array, valid: Array) -> Array:
-        """Applies the layer to float[A,T,D]; `bias` and `valid` are those of `_attend`."""
+    def __call__(
+        self,
+        x: Float[Array, "clips frames hidden"],
+        bias: Float32[Array, "heads frames frames"],
+        valid: Bool[Array, "clips frames"],
+    ) -> Float[Array, "clips frames hidden"]:
+        """Applies the layer; `bias` and `valid` are those of `_attend`."""
         x = self.attention_norm(x * self.alpha + self._attend(x, bias, valid))
         return self.ffn_norm(x * self.alpha + self.fc2(gelu(self.fc1(x))))
 
-    def _attend(self, x: Array, bias: Array, valid: Array) -> Array:
+    def _attend(
+        self,
+        x: Float[Array, "clips frames hidden"],
+        bias: Float32[Array, "heads frames frames"],
+        valid: Bool[Array, "clips frames"],
+    ) -> Float[Array, "clips frames hidden"]:
         """Applies self-attention with the gated position bias.
 
         The original divides the logits by 32, subtracts the maximum of the row and multiplies by 32 again, to stay in
         the range of float16. The softmax here is float32, so this is not needed and the result is the same.
 
         Args:
-          x: float[A,T,D] hidden states.
-          bias: float32[H,T,T] relative position bias before the gates.
-          valid: bool[A,T] keys that may be attended to.
-
-        Returns:
-          float[A,T,D].
+          x: hidden states.
+          bias: relative position bias before the gates, by head, query and key.
+          valid: keys that may be attended to.
         """
         q, k, v = (split_heads(p(x), self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
         gates = self.gate(q).astype(jnp.float32)
         a, b = jnp.moveaxis(jax.nn.sigmoid(gates.reshape(*gates.shape[:-1], 2, NUM_GATE_OUTPUTS // 2).sum(-1)), -1, 0)
-        gate = a * (b * self.gate_scale[...].astype(jnp.float32) - 1.0) + 2.0  # [A,T,H]
+        gate = a * (b * self.gate_scale[...].astype(jnp.float32) - 1.0) + 2.0  # [clips, frames, heads]
         gated_bias = jnp.swapaxes(gate, 1, 2)[..., None] * bias
         attention_output = jax.nn.dot_product_attention(
             q, k, v, bias=gated_bias.astype(x.dtype), mask=valid[:, None, None, :]
@@ -142,15 +149,23 @@ class Beats(Encoder):
         self.layers = stack_layers(lambda rngs: BeatsLayer(config, rngs), config.encoder_layers, rngs)
         self.config = config
 
-    def __call__(self, pcm: Array, pcm_length: Array, padded_length: Array, dtype: DTypeLike) -> EncoderOutput:
+    def __call__(
+        self,
+        pcm: Int16[Array, "clips samples"],
+        pcm_length: Int32[Array, " clips"],
+        padded_length: Int32[Array, " clips"],
+        dtype: DTypeLike,
+    ) -> EncoderOutput:
         """Encodes clips (see `Encoder`)."""
         filter_bank = fbank(pcm, self.config.num_mel_bins)
         num_tokens = count_tokens(filter_bank.shape[1], self.config)
         exists, valid = token_masks(pcm_length, padded_length, num_tokens, self.config)
         return EncoderOutput(self.encode_filter_bank(filter_bank.astype(dtype), valid), exists)
 
-    def encode_filter_bank(self, filter_bank: Array, valid: Array) -> Array:
-        """Encodes float[A,frames,M] to float[A,T,D]; `valid` bool[A,T] masks attention keys (see `token_masks`)."""
+    def encode_filter_bank(
+        self, filter_bank: Float[Array, "clips feature_frames mels"], valid: Bool[Array, "clips frames"]
+    ) -> Float[Array, "clips frames hidden"]:
+        """Encodes a filter bank; `valid` masks attention keys (see `token_masks`)."""
         x = self.patch_proj(self.patch_norm(matmul(self._patches(filter_bank), self.patch_kernel[...])))
         x = jnp.where(valid[..., None], x, 0)
         x = self.norm(x + self.positional_conv(x))
@@ -170,8 +185,10 @@ class Beats(Encoder):
         layer = 2 * t * d * (4 * d + 2 * config.encoder_ffn_embed_dim) + 4 * t * t * d + gates
         return EncoderFlops(mel_filters, patches + positions + config.encoder_layers * layer)
 
-    def _patches(self, filter_bank: Array) -> Array:
-        """Cuts float[A,frames,M] into patches float[A,T,patch*patch].
+    def _patches(
+        self, filter_bank: Float[Array, "clips feature_frames mels"]
+    ) -> Float[Array, "clips frames in_features"]:
+        """Cuts a filter bank into patches, one for each token.
 
         The original applies a convolution with stride = kernel size, which is a matmul of these patches.
         """
@@ -181,11 +198,11 @@ class Beats(Encoder):
         x = filter_bank[:, : steps * p].reshape(clips, steps, p, bands, p)
         return x.swapaxes(2, 3).reshape(clips, steps * bands, p * p)
 
-    def _position_bias(self, num_tokens: int) -> Array:
-        """Returns the relative position bias before the gates, float32[H,T,T], indexed by head, query and key."""
+    def _position_bias(self, num_tokens: int) -> Float32[Array, "heads frames frames"]:
+        """Returns the relative position bias before the gates, indexed by head, query and key."""
         distances = np.arange(-(num_tokens - 1), num_tokens)
         buckets = relative_position_buckets(distances, self.config.num_buckets, self.config.max_distance)
-        by_distance = self.relative_bias[...].astype(jnp.float32)[buckets]  # [2T-1,H]
+        by_distance = self.relative_bias[...].astype(jnp.float32)[buckets]  # [distances, heads]
         position = jnp.arange(num_tokens)
         return jnp.moveaxis(by_distance[position[None, :] - position[:, None] + num_tokens - 1], -1, 0)
 
@@ -216,7 +233,9 @@ def relative_position_buckets(distances: np.ndarray, num_buckets: int, max_dista
     return (np.where(distances > 0, half, 0) + within).astype(np.int32)
 
 
-def token_masks(pcm_length: Array, padded_length: Array, num_tokens: int, config: BeatsConfig) -> tuple[Array, Array]:
+def token_masks(
+    pcm_length: Int32[Array, " clips"], padded_length: Int32[Array, " clips"], num_tokens: int, config: BeatsConfig
+) -> tuple[Bool[Array, "clips frames"], Bool[Array, "clips frames"]]:
     """Returns masks of the BEATs tokens that the original computes, and of those that it attends to.
 
     The original pads each clip to the longest of its batch, computes tokens for the padded clip, and masks tokens that
@@ -224,13 +243,13 @@ def token_masks(pcm_length: Array, padded_length: Array, num_tokens: int, config
     and the mask of frames to tokens. For a single clip, `padded_length` equals `pcm_length` and both masks are equal.
 
     Args:
-      pcm_length: int32[A] samples of each clip.
-      padded_length: int32[A] samples of each clip after the original's padding.
-      num_tokens: number of BEATs tokens T of the whole window.
+      pcm_length: samples of each clip.
+      padded_length: samples of each clip after the original's padding.
+      num_tokens: number of BEATs tokens of the whole window.
       config: configuration of BEATs.
 
     Returns:
-      Two bool[A,T]: tokens that exist, and tokens that may be attended to.
+      Two masks: tokens that exist, and tokens that may be attended to.
     """
     frames = num_fbank_frames(padded_length)
     existing = count_tokens(frames, config)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int16, Int32
 
 from salmonn_jax.audio.features import FRAME_LENGTH, log_mel_spectrogram
 from salmonn_jax.config import HOP_LENGTH, AudioConfig, WhisperConfig
@@ -45,7 +45,7 @@ class WhisperLayer(nnx.Module):
         self.fc2 = Linear(config.encoder_ffn_dim, hidden_size, rngs=rngs)
         self.num_heads = config.encoder_attention_heads
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "clips frames hidden"]) -> Float[Array, "clips frames hidden"]:
         y = self.attention_norm(x)
         q, k, v = (split_heads(p(y), self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
         x = x + self.out_proj(merge_heads(jax.nn.dot_product_attention(q, k, v)))
@@ -70,12 +70,18 @@ class WhisperEncoder(Encoder):
         self.norm = LayerNorm(config.d_model)
         self.num_mel_bins = config.num_mel_bins
 
-    def __call__(self, pcm: Array, pcm_length: Array, padded_length: Array, dtype: DTypeLike) -> EncoderOutput:
+    def __call__(
+        self,
+        pcm: Int16[Array, "clips samples"],
+        pcm_length: Int32[Array, " clips"],
+        padded_length: Int32[Array, " clips"],
+        dtype: DTypeLike,
+    ) -> EncoderOutput:
         """Encodes clips (see `Encoder`). The lengths are not used."""
         return EncoderOutput(self.encode_log_mel(log_mel_spectrogram(pcm, self.num_mel_bins).astype(dtype)))
 
-    def encode_log_mel(self, log_mel: Array) -> Array:
-        """Encodes a log-mel spectrogram float[A,2T,M] to float[A,T,D]."""
+    def encode_log_mel(self, log_mel: Float[Array, "clips feature_frames mels"]) -> Float[Array, "clips frames hidden"]:
+        """Encodes a log-mel spectrogram, with one frame for two of its frames."""
         x = gelu(self.conv2(gelu(self.conv1(log_mel))))
         x = x + cast_broadcast(self.positions[...], x)
         x, _ = scan_layers("whisper", lambda x, layer: (layer(x), None), x, self.layers)
@@ -91,10 +97,10 @@ class WhisperEncoder(Encoder):
         return EncoderFlops(mel_filters, convolutions + config.encoder_layers * layer)
 
 
-def sinusoids(length: int, channels: int) -> np.ndarray:
-    """Returns Whisper's position embeddings float32[T,D]: sines, then cosines, with time scales from 1 to 10,000.
+def sinusoids(length: int, channels: int) -> Float32[np.ndarray, "frames hidden"]:
+    """Returns Whisper's position embeddings: sines, then cosines, with time scales from 1 to 10,000.
 
-    `length` is T and `channels` is D. The time scales form a geometric series.
+    `length` is the number of frames and `channels` the hidden size. The time scales form a geometric series.
     """
     rates = np.exp(-np.log(10_000.0) / (channels // 2 - 1) * np.arange(channels // 2))
     angles = np.arange(length)[:, None] * rates
