@@ -77,7 +77,9 @@ def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(debug_run,
         num_audio_tokens=config.num_audio_tokens,
     )
     recipe, loaded = get_preset("debug").recipe, load_model(debug_run)
-    loss, _ = jax.jit(lambda params: batch_loss(recipe, loaded.structure, params, {}, batch, 1, None))(loaded.params)
+    loss, _ = jax.jit(lambda params, batch: batch_loss(recipe, loaded.structure, params, {}, batch, 1, None))(
+        loaded.params, batch
+    )
     clip = (example.audio, 16_000)
     (whole,), (part,) = (one.score([clip], example.prompt, example.answer) for one in (model, short))
     assert -part.mean() == pytest.approx(float(loss), rel=1e-5)
