@@ -18,7 +18,13 @@ from salmonn_jax.errors import UserError
 RESAMPLES = 1000
 SEED = 0
 Z_SCORE_95 = 1.959964  # a standard normal variable lies within +-Z_SCORE_95 with a probability of 95 %
-APOSTROPHES = "'\N{RIGHT SINGLE QUOTATION MARK}"
+# Characters that people and programs write for an apostrophe. NFKC would split some of them into a space and a mark.
+APOSTROPHES = (
+    "'`\N{ACUTE ACCENT}\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}"
+    "\N{SINGLE HIGH-REVERSED-9 QUOTATION MARK}\N{MODIFIER LETTER APOSTROPHE}\N{MODIFIER LETTER TURNED COMMA}"
+    "\N{PRIME}\N{FULLWIDTH APOSTROPHE}"
+)
+_WITHOUT_APOSTROPHES = str.maketrans("", "", APOSTROPHES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +51,16 @@ def normalise(text: str) -> str:
 
     The steps, in this order:
 
-    1. Apply Unicode NFKC and convert to lower case.
-    2. Remove apostrophes and invisible format characters: "don't" is one word.
+    1. Remove apostrophes, in any of the characters that are written for them: "don't" is one word.
+    2. Apply Unicode NFKC, convert to lower case, and remove invisible format characters.
     3. Replace every other punctuation mark, symbol and control character by a space: "twenty-one" is two words.
     4. Collapse runs of white space into one space and strip the ends.
 
     Letters, marks and digits of every script are kept. Numbers are not spelt out. A sentence in a script without spaces
     counts as one word.
     """
-    return " ".join("".join(map(_normalise_character, unicodedata.normalize("NFKC", text).lower())).split())
+    text = unicodedata.normalize("NFKC", text.translate(_WITHOUT_APOSTROPHES)).lower()
+    return " ".join("".join(map(_normalise_character, text)).split())
 
 
 def is_exact_match(reference: str, prediction: str) -> bool:
@@ -103,7 +110,7 @@ def accuracy(references: Sequence[str], predictions: Sequence[str]) -> Score:
 
 
 def _normalise_character(character: str) -> str:
-    """Returns "", " " or the character itself, as steps 2 and 3 of `normalise` say."""
+    """Returns "", " " or the character itself, as the steps of `normalise` say."""
     category = unicodedata.category(character)
     if character in APOSTROPHES or category == "Cf":
         return ""

@@ -16,6 +16,8 @@ from salmonn_jax.evaluation.metrics import accuracy, is_exact_match, normalise, 
     [
         ("  Hello,\tWORLD!\n", "hello world"),
         ("Don't; don\N{RIGHT SINGLE QUOTATION MARK}t", "dont dont"),
+        *((f"don{apostrophe}t", "dont") for apostrophe in "'`\u00b4\u2018\u2019\u201b\u02bc\u02bb\u2032\uff07\uff40"),
+        ("\u0149", "n"),  # NFKC makes an apostrophe and a letter of it
         ("twenty-one", "twenty one"),
         ("6/8", "6 8"),
         ("$5 + 5°", "5 5"),
