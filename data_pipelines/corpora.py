@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pathlib
+import os
 from collections.abc import Callable, Sequence
-
-import fsspec
 
 from data_pipelines import minicorpus
 from data_pipelines.examples import Example
@@ -17,6 +15,7 @@ from data_pipelines.sources.manifest import ManifestSource
 from data_pipelines.sources.prepared import open_split, split_names
 from data_pipelines.sources.tfds import TfdsSource
 from salmonn_jax.errors import UserError, unknown_name
+from salmonn_jax.paths import Path, PathLike, as_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +32,11 @@ class Corpus:
 
     open_source: Callable[[str, str], Sequence[Example]]
     evaluation_sources: Callable[[str], Sequence[str]]
-    tokenizer_dir: pathlib.Path | None
+    tokenizer_dir: Path | None
     notes: Sequence[str]
 
 
-def _minicorpus(data_dir: pathlib.Path) -> Corpus:
+def _minicorpus(data_dir: Path) -> Corpus:
     return Corpus(
         open_source=lambda source, split: minicorpus.open_source(data_dir, source, split),
         evaluation_sources=lambda split: minicorpus.sources_with_audio(data_dir, split),
@@ -46,7 +45,7 @@ def _minicorpus(data_dir: pathlib.Path) -> Corpus:
     )
 
 
-def _tones(data_dir: pathlib.Path) -> Corpus:
+def _tones(data_dir: Path) -> Corpus:
     tones.train_tokenizer(data_dir)
     return Corpus(
         open_source=tones.ToneSource,
@@ -64,13 +63,13 @@ def _files(data_dir: str, rules: AudioRules) -> Corpus:
       NAME.tfds.json, the description of a TFDS data set;
       manifests: NAME.jsonl or NAME.json for the split "train", NAME.SPLIT.jsonl or NAME.SPLIT.json for other splits.
     """
-    filesystem, root = fsspec.url_to_fs(data_dir)
+    root = as_path(data_dir)
 
     def location(source: str, split: str) -> str | None:
         stem = source if split == "train" else f"{source}.{split}"
         for name in (source, f"{source}.tfds.json", f"{stem}.jsonl", f"{stem}.json"):
-            if filesystem.exists(f"{root}/{name}"):
-                return f"{data_dir.rstrip('/')}/{name}"
+            if (root / name).exists():
+                return str(root / name)
         return None
 
     def open_source(source: str, split: str) -> Sequence[Example]:
@@ -95,25 +94,25 @@ def _files(data_dir: str, rules: AudioRules) -> Corpus:
         return False
 
     def evaluation_sources(split: str) -> list[str]:
-        names = {path.rstrip("/").rsplit("/", 1)[-1].split(".")[0] for path in filesystem.ls(root, detail=False)}
+        names = {path.name.split(".")[0] for path in root.iterdir()}
         return sorted(name for name in names if has(name, split))
 
     return Corpus(open_source=open_source, evaluation_sources=evaluation_sources, tokenizer_dir=None, notes=())
 
 
 CORPORA: dict[str, Callable[[str, AudioRules], Corpus]] = {
-    "minicorpus": lambda data_dir, rules: _minicorpus(pathlib.Path(data_dir)),
-    "tones": lambda data_dir, rules: _tones(pathlib.Path(data_dir)),
+    "minicorpus": lambda data_dir, rules: _minicorpus(as_path(data_dir)),
+    "tones": lambda data_dir, rules: _tones(as_path(data_dir)),
     "files": _files,
 }
 
 
-def open_corpus(name: str, data_dir: str | pathlib.Path, rules: AudioRules = AudioRules()) -> Corpus:  # noqa: B008
+def open_corpus(name: str, data_dir: PathLike, rules: AudioRules = AudioRules()) -> Corpus:  # noqa: B008
     """Opens a corpus.
 
     Args:
       name: name of the corpus, a key of `CORPORA`.
-      data_dir: directory of the corpus; for "files" also a URL.
+      data_dir: directory of the corpus, on a local disk or in a bucket.
       rules: rules by which the corpus "files" reads clips.
 
     Raises:
@@ -121,4 +120,4 @@ def open_corpus(name: str, data_dir: str | pathlib.Path, rules: AudioRules = Aud
     """
     if name not in CORPORA:
         raise unknown_name("corpus", name, CORPORA)
-    return CORPORA[name](str(data_dir), rules)
+    return CORPORA[name](os.fspath(data_dir), rules)

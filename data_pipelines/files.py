@@ -6,25 +6,23 @@ import codecs
 import json
 from typing import Any
 
-import fsspec
-
 from salmonn_jax.errors import UserError, check_unicode
+from salmonn_jax.paths import read_bytes
 
 
 def read_file(location: str, description: str) -> bytes:
     """Returns the content of a file.
 
     Args:
-      location: local path, or URL that fsspec opens.
+      location: local path, or URL that `salmonn_jax.paths.read_bytes` reads.
       description: what the file is, for the error message, such as "the manifest".
 
     Raises:
       UserError: the file cannot be read.
     """
     try:
-        with fsspec.open(location, "rb") as file:
-            return file.read()
-    except (OSError, ValueError, ImportError) as error:
+        return read_bytes(location)
+    except (OSError, ValueError) as error:
         raise UserError(f"{description} {location} cannot be read: {error}") from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +18,7 @@ from data_pipelines.transforms.prompt_templates import PromptTemplates
 from data_pipelines.transforms.samples import Encoder, SampleReader
 from salmonn_jax.config import SAMPLE_RATE, DataConfig, ModelConfig
 from salmonn_jax.errors import UserError
+from salmonn_jax.paths import Path
 from salmonn_jax.tokenizer import Tokenizer
 
 MEASURED_EXAMPLES = 64  # maximum number of examples from which the mean size of a source is estimated
@@ -39,7 +39,7 @@ def source_names(data: DataConfig) -> tuple[str, ...]:
     return tuple(sorted({*data.mixture, *data.replay}))
 
 
-def find_tokenizer_dir(corpus: Corpus, model_dir: pathlib.Path | None) -> pathlib.Path:
+def find_tokenizer_dir(corpus: Corpus, model_dir: Path | None) -> Path:
     """Returns the directory of the tokenizer: the model to start from, or else the corpus.
 
     Raises:

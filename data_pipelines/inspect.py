@@ -17,6 +17,8 @@ import numpy as np
 from salmonn_jax.audio.files import encode_flac
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import SAMPLE_RATE
+from salmonn_jax.files import atomic_write
+from salmonn_jax.paths import Path
 from salmonn_jax.prompts import TEXT_SLOT
 from salmonn_jax.tokenizer import Tokenizer
 
@@ -173,7 +175,7 @@ def format_table(statistics: BatchStatistics, shares: Mapping[str, float]) -> st
     return "\n".join([*lines, "", *summary_lines(statistics)])
 
 
-def write_html(path: pathlib.Path, statistics: BatchStatistics, shares: Mapping[str, float], title: str) -> None:
+def write_html(path: Path, statistics: BatchStatistics, shares: Mapping[str, float], title: str) -> None:
     """Writes the statistics as an HTML page with audio players for the samples.
 
     Args:
@@ -190,8 +192,8 @@ def write_html(path: pathlib.Path, statistics: BatchStatistics, shares: Mapping[
     page = template.render(
         title=title, rows=table_rows(statistics, shares), summary=summary_lines(statistics), samples=statistics.samples
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, "utf-8")
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(page, "utf-8")
 
 
 def _segments(batch: Batch) -> Iterator[tuple[int, np.ndarray]]:

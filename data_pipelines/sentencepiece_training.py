@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import sentencepiece
 
 from salmonn_jax.files import atomic_write
+from salmonn_jax.paths import Path
 
 
-def train_bpe(texts: Iterable[str], path: pathlib.Path, vocab_size: int, **options: Any) -> None:
+def train_bpe(texts: Iterable[str], path: Path, vocab_size: int, **options: Any) -> None:
     """Trains a BPE model without padding token and without text normalisation, and writes it to `path`.
 
     Training is deterministic: the same texts in the same order give the same file.

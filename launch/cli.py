@@ -1,10 +1,11 @@
-"""Helpers shared by all entry points: JAX start-up, and errors as one line with an exit code."""
+"""Helpers shared by all entry points: types of options, JAX start-up, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import os
+import pathlib
 import sys
 import time
 import warnings
@@ -12,10 +13,38 @@ from collections.abc import Callable
 
 import absl.logging
 
+from salmonn_jax import paths
 from salmonn_jax.accelerators import use_cpu_without_accelerator
 from salmonn_jax.errors import AudioWarning, RunError, UserError
 
 START_TIME = time.monotonic()  # start of the process, to report the time to the first step
+
+
+def path(text: str) -> paths.Path:
+    """Type of an option that reads a local path or a URL of a bucket, such as gs://BUCKET/DIRECTORY."""
+    parsed = paths.as_path(text)
+    paths.check_readable(parsed)
+    return parsed
+
+
+def output_path(text: str) -> paths.Path:
+    """Type of an option that writes to a local path or a URL of a bucket, which must be writable."""
+    parsed = paths.as_path(text)
+    paths.check_writable(parsed)
+    return parsed
+
+
+def local_path(text: str) -> pathlib.Path:
+    """Type of an option whose files are mapped into memory, or are written by other programs: no URL."""
+    parsed = paths.as_path(text)
+    if paths.is_url(parsed):
+        raise UserError(f"{text}: must be on a local disk; copy it there first")
+    return parsed
+
+
+def file_to_read(text: str) -> str:
+    """Type of an option that reads a single file from a local path or any URL that fsspec opens, such as https://."""
+    return paths.check_file_location(text)
 
 
 def start_jax() -> None:
@@ -109,6 +138,11 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if not paths.is_client_error(error):
+            raise
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch import cli
+
+if TYPE_CHECKING:
+    from salmonn_jax.paths import Path
 
 _SETTINGS_HELP = """The defaults are those of the original. A model to be trained (no --checkpoint) differs in this:
 its Q-Former is not wider than the LLM (hidden size: the largest multiple of 64 up to the LLM's, at most 768; heads of
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     _add_to_jax(verbs.add_parser("to-jax", help="convert PyTorch checkpoints to a model directory"))
     _add_to_torch(verbs.add_parser("to-torch", help="convert a model or run directory to PyTorch"))
     inspect = verbs.add_parser("inspect", help="list the tensors of a checkpoint and those a conversion ignores")
-    inspect.add_argument("path", type=pathlib.Path, metavar="PATH", help="checkpoint file or Hugging Face directory")
+    inspect.add_argument("path", type=cli.local_path, metavar="PATH", help="checkpoint file or Hugging Face directory")
     _add_verbose(inspect)
     inspect.set_defaults(run=run_inspect)
     _add_compare(verbs.add_parser("compare", help="compare a converted model with PyTorch, layer by layer"))
@@ -52,15 +54,15 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `to-jax`."""
     kinds = parser.add_subparsers(dest="kind", required=True)
     salmonn = kinds.add_parser("salmonn", help="a whole SALMONN from its checkpoints")
-    salmonn.add_argument("--whisper", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["whisper"])
+    salmonn.add_argument("--whisper", required=True, type=cli.local_path, metavar="DIR", help=_SOURCE_HELP["whisper"])
     salmonn.add_argument(
         "--beats",
-        type=pathlib.Path,
+        type=cli.local_path,
         metavar="FILE",
         help=f"{_SOURCE_HELP['beats']}; omit it for a model whose only encoder is Whisper",
     )
-    salmonn.add_argument("--llm", required=True, type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["llama"])
-    salmonn.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="SALMONN .pth file")
+    salmonn.add_argument("--llm", required=True, type=cli.local_path, metavar="DIR", help=_SOURCE_HELP["llama"])
+    salmonn.add_argument("--checkpoint", type=cli.local_path, metavar="FILE", help="SALMONN .pth file")
     _add_settings(salmonn)
     salmonn.add_argument(
         "--own-checkpoint",
@@ -70,10 +72,10 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
     salmonn.set_defaults(run=run_to_jax_salmonn)
     for kind, flag in (("whisper", "--whisper"), ("beats", "--beats"), ("llama", "--llm")):
         component = kinds.add_parser(kind, help=f"only this component, from a {_SOURCE_HELP[kind]}")
-        component.add_argument(flag, required=True, type=pathlib.Path, dest="path", help=_SOURCE_HELP[kind])
+        component.add_argument(flag, required=True, type=cli.local_path, dest="path", help=_SOURCE_HELP[kind])
         component.set_defaults(run=run_to_jax_component)
     for kind in kinds.choices.values():
-        kind.add_argument("--output", required=True, type=pathlib.Path, metavar="MODEL", help="directory to write")
+        kind.add_argument("--output", required=True, type=cli.output_path, metavar="MODEL", help="directory to write")
         _add_verbose(kind)
 
 
@@ -122,24 +124,24 @@ def _add_to_torch(parser: argparse.ArgumentParser) -> None:
         ("llama", run_to_torch_llama, "a Hugging Face directory of the language model, with merged adapters"),
     ):
         subparser = kinds.add_parser(kind, help=help)
-        subparser.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
-        subparser.add_argument("--output", required=True, type=pathlib.Path, help="file or directory to write")
+        subparser.add_argument("--model", required=True, type=cli.path, help="model or run directory")
+        subparser.add_argument("--output", required=True, type=cli.output_path, help="file or directory to write")
         subparser.set_defaults(run=run)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `compare`."""
-    parser.add_argument("--model", required=True, type=pathlib.Path, help="directory of the converted model")
-    parser.add_argument("--whisper", type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["whisper"])
-    parser.add_argument("--beats", type=pathlib.Path, metavar="FILE", help=_SOURCE_HELP["beats"])
-    parser.add_argument("--llm", type=pathlib.Path, metavar="DIR", help=_SOURCE_HELP["llama"])
-    parser.add_argument("--checkpoint", type=pathlib.Path, metavar="FILE", help="SALMONN .pth file")
+    parser.add_argument("--model", required=True, type=cli.path, help="directory of the converted model")
+    parser.add_argument("--whisper", type=cli.local_path, metavar="DIR", help=_SOURCE_HELP["whisper"])
+    parser.add_argument("--beats", type=cli.local_path, metavar="FILE", help=_SOURCE_HELP["beats"])
+    parser.add_argument("--llm", type=cli.local_path, metavar="DIR", help=_SOURCE_HELP["llama"])
+    parser.add_argument("--checkpoint", type=cli.local_path, metavar="FILE", help="SALMONN .pth file")
     parser.add_argument("--prompt", default="Describe the audio.", help="prompt (default: %(default)s)")
     parser.add_argument(
         "--tolerance", type=float, default=1e-3, help="largest relative error that passes (default: %(default)s)"
     )
     cli.add_audio_options(parser, "error", "truncate")
-    parser.add_argument("clip", metavar="CLIP", help="audio file")
+    parser.add_argument("clip", type=cli.file_to_read, metavar="CLIP", help="audio file")
     parser.set_defaults(run=run_compare)
 
 
@@ -234,7 +236,7 @@ def run_to_jax_salmonn(arguments: argparse.Namespace) -> None:
     _execute_plan(plan, arguments.output, verbose=arguments.verbose)
 
 
-def _execute_plan(plan: Any, output: pathlib.Path, *, verbose: bool) -> None:
+def _execute_plan(plan: Any, output: Path, *, verbose: bool) -> None:
     """Prints the ignored tensors of a `ConversionPlan`, and writes the model directory."""
     from salmonn_jax.conversion import mapping, to_jax
 
@@ -246,7 +248,7 @@ def _execute_plan(plan: Any, output: pathlib.Path, *, verbose: bool) -> None:
     print(f"wrote {output}")
 
 
-def _bar(total: int, output: pathlib.Path) -> Any:
+def _bar(total: int, output: Path) -> Any:
     """Returns a progress bar over `total` bytes."""
     from tqdm import tqdm
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from launch import cli
 if TYPE_CHECKING:
     from data_pipelines.examples import Example
     from data_pipelines.transforms.prompt_templates import PromptTemplates
+    from salmonn_jax.paths import Path
 
 DEFAULT_SPLITS = ("test", "unheard")
 
@@ -29,13 +29,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
-    parser.add_argument("--output", required=True, type=pathlib.Path, metavar="EVAL", help="output directory")
+    parser.add_argument("--model", required=True, type=cli.path, help="model or run directory")
+    parser.add_argument("--output", required=True, type=cli.output_path, metavar="EVAL", help="output directory")
     parser.add_argument("--corpus", default="minicorpus", help="name of the corpus (default: %(default)s)")
     parser.add_argument(
         "--data-dir",
         default=".cache/minicorpus",
-        type=pathlib.Path,
+        type=cli.path,
         help="directory of the corpus (default: %(default)s)",
     )
     parser.add_argument(
@@ -52,10 +52,10 @@ def main() -> None:
 
 
 def evaluate(
-    model: pathlib.Path,
-    output: pathlib.Path,
+    model: Path,
+    output: Path,
     corpus: str,
-    data_dir: pathlib.Path,
+    data_dir: Path,
     splits: Sequence[str] = DEFAULT_SPLITS,
     batch_size: int = 32,
     max_new_tokens: int = 48,
@@ -87,6 +87,7 @@ def evaluate(
     from data_pipelines.transforms.prompt_templates import PromptTemplates
     from salmonn_jax import distributed
     from salmonn_jax.evaluation import predict, predictions, report, tasks
+    from salmonn_jax.files import atomic_write
 
     # The corpus returns whole clips; the model applies `too_long`.
     rules = AudioRules(channels=channels, too_long="chunk")
@@ -139,7 +140,8 @@ def evaluate(
     # The files may also hold predictions of other weights or settings, whose keys are not in `keys`.
     selected = [prediction for key, prediction in predictions_by_key.items() if key in keys]
     rows = tasks.score(selected)
-    (output / "scores.json").write_text(tasks.to_json(rows))
+    with atomic_write(output / "scores.json") as unfinished:
+        unfinished.write_text(tasks.to_json(rows))
     title = f"Evaluation of {model.name}"
     report.write_report(output / "index.html", rows, selected, clips.get, title=title, notes=opened_corpus.notes)
     print(tasks.format_table(rows))

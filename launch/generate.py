@@ -22,6 +22,7 @@ from launch import cli
 if TYPE_CHECKING:
     from salmonn_jax.api import Generation, Model
     from salmonn_jax.decoding.batching import Request
+    from salmonn_jax.paths import Path
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m launch.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, type=pathlib.Path, help="model or run directory")
+    parser.add_argument("--model", required=True, type=cli.path, help="model or run directory")
     parser.add_argument("--prompt", required=True, help="prompt, answered for each file separately")
     parser.add_argument(
         "--max-new-tokens", type=int, default=200, help="maximum tokens of an answer (default: %(default)s)"
@@ -38,10 +39,12 @@ def main() -> None:
         "--batch-size", type=int, default=8, help="files that are answered at a time (default: %(default)s)"
     )
     parser.add_argument(
-        "--output", type=pathlib.Path, metavar="FILE", help="also write the answers, with times, as JSON lines"
+        "--output", type=cli.output_path, metavar="FILE", help="also write the answers, with times, as JSON lines"
     )
     cli.add_audio_options(parser, "error", "truncate", "chunk", "chunk_answers")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="audio files of any format and sampling rate")
+    parser.add_argument(
+        "files", nargs="+", type=cli.file_to_read, metavar="FILE", help="audio files of any format and sampling rate"
+    )
     arguments = vars(parser.parse_args())
     cli.start_jax()
     if generate(**arguments):
@@ -49,10 +52,10 @@ def main() -> None:
 
 
 def generate(
-    model: pathlib.Path,
+    model: Path,
     prompt: str,
     files: Sequence[str],
-    output: pathlib.Path | None = None,
+    output: Path | None = None,
     max_new_tokens: int = 200,
     batch_size: int = 8,
     too_long: str = "error",
@@ -63,7 +66,7 @@ def generate(
     Args:
       model: model or run directory.
       prompt: prompt for all files.
-      files: paths of audio files.
+      files: paths or URLs of audio files.
       output: file to write, one JSON object per line; each batch is appended when it is done.
       max_new_tokens: maximum number of tokens of an answer.
       batch_size: files, and encoder windows, that are computed at a time.
@@ -78,11 +81,12 @@ def generate(
     """
     import salmonn_jax
     from salmonn_jax.errors import UserError
+    from salmonn_jax.files import open_growing
 
     for name, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         if value < 1:
             raise UserError(f"{name}={value}: must be at least 1")
-    missing = [file for file in files if not pathlib.Path(file).is_file()]
+    missing = [file for file in files if "://" not in file and not pathlib.Path(file).is_file()]
     if missing:
         others = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
         raise UserError(f"no audio file {missing[0]}{others}")
@@ -94,7 +98,7 @@ def generate(
         return len(files)
     loaded = salmonn_jax.load(model)
     num_answered = 0
-    with contextlib.nullcontext() if output is None else output.open("xb") as file:
+    with contextlib.nullcontext() if output is None else contextlib.closing(open_growing(output)) as file:
         for clips in itertools.chain([first], batches):
             requests = _make_requests(loaded, files, clips, prompt, too_long=too_long, max_new_tokens=max_new_tokens)
             answers = loaded.answer(
@@ -104,8 +108,6 @@ def generate(
                 print(f"{files[index]}\t{_format(answer)}", flush=True)
                 if file is not None:
                     file.write(_to_json_line(files[index], prompt, too_long, answer))
-            if file is not None:
-                file.flush()
             num_answered += len(answers)
     return len(files) - num_answered
 

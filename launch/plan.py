@@ -13,7 +13,6 @@ import functools
 import json
 import math
 import os
-import pathlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -37,9 +36,7 @@ def main() -> None:
         prog="python -m launch.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as salmonn_13b_stage2")
-    parser.add_argument(
-        "--model", type=pathlib.Path, help="model or run directory (default: the configuration's model)"
-    )
+    parser.add_argument("--model", type=cli.path, help="model or run directory (default: the configuration's model)")
     parser.add_argument("--topology", required=True, help="slice, such as v5p-128, v5e-16 or v6e-64")
     parser.add_argument("--chips", type=int, help="total number of chips, if --topology is a generation such as v5p")
     parser.add_argument("--slices", type=int, default=1, help="number of slices (default: %(default)s)")
@@ -54,7 +51,7 @@ def main() -> None:
         help="also search batch size and remat policy for the highest projected speed",
     )
     parser.add_argument("--train-only", action="store_true", help="do not compile the decoding programs")
-    parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="JSON file for all plans")
+    parser.add_argument("--output", type=cli.output_path, metavar="FILE", help="JSON file for all plans")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
     arguments = parser.parse_intermixed_args()
     preset = require_model(resolve_preset(arguments.config, arguments.overrides, arguments.model))
@@ -65,6 +62,7 @@ def main() -> None:
 
 def run(preset: Preset, arguments: argparse.Namespace) -> int:
     """Makes, prints and writes the plan. Returns the exit code."""
+    from salmonn_jax.files import atomic_write
     from salmonn_jax.planning import planner, topologies
 
     if arguments.chips is None:
@@ -100,7 +98,8 @@ def run(preset: Preset, arguments: argparse.Namespace) -> int:
             "tried": [planner.plan_to_dict(tried, topology) for tried in plans],
             "plan": planner.plan_to_dict(plan, topology),
         }
-        arguments.output.write_text(json.dumps(output, indent=1) + "\n")
+        with atomic_write(arguments.output) as unfinished:
+            unfinished.write_text(json.dumps(output, indent=1) + "\n")
         print(f"wrote {arguments.output}")
     return 0 if plan.fits else 1
 

@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Iterator
 
 from launch import cli
@@ -41,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     subparser.add_argument(
         "--data-dir",
-        type=pathlib.Path,
-        default=pathlib.Path(".cache/minicorpus"),
+        type=cli.local_path,
+        default=".cache/minicorpus",
         help="output directory (default: %(default)s)",
     )
     subparser.add_argument("--workers", type=int, default=2, help="number of processes (default: %(default)s)")
@@ -51,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     subparser = subparsers.add_parser("manifest", help="prepare the clips and answers of a manifest")
     subparser.add_argument(
         "manifest",
+        type=cli.file_to_read,
         metavar="MANIFEST",
         help="path or URL: .jsonl manifest, or .json annotations of the original SALMONN",
     )
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 
     subparser = subparsers.add_parser("corpus", help="prepare a corpus of the paper from its distributed files")
     subparser.add_argument("name", metavar="NAME", help="name of the corpus, e.g. librispeech")
-    subparser.add_argument("--folder", required=True, type=pathlib.Path, help="folder with the distributed files")
+    subparser.add_argument("--folder", required=True, type=cli.local_path, help="folder with the distributed files")
     subparser.add_argument("--split", required=True, help="split of the corpus to read")
     subparser.set_defaults(run=_prepare_corpus)
     _add_options(subparser)
@@ -68,12 +68,10 @@ def main(argv: list[str] | None = None) -> None:
     subparser = subparsers.add_parser("inspect", help="show the training batches of a configuration")
     subparser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. mini_stage1")
     subparser.add_argument("--batches", type=int, default=20, help="number of batches to read (default: %(default)s)")
-    subparser.add_argument(
-        "--model", type=pathlib.Path, help="model directory with the tokenizer, if the corpus has none"
-    )
+    subparser.add_argument("--model", type=cli.path, help="model directory with the tokenizer, if the corpus has none")
     subparser.add_argument("--samples", type=int, default=3, help="examples to show per source (default: %(default)s)")
     subparser.add_argument(
-        "--output", type=pathlib.Path, metavar="PAGE", help="also write an HTML page with audio players"
+        "--output", type=cli.output_path, metavar="PAGE", help="also write an HTML page with audio players"
     )
     subparser.add_argument("overrides", nargs="*", metavar="field=value", help="configuration overrides")
     subparser.set_defaults(run=_inspect)
@@ -90,7 +88,9 @@ def main(argv: list[str] | None = None) -> None:
 def _add_options(subparser: argparse.ArgumentParser) -> None:
     """Adds the options that `manifest` and `corpus` share."""
     default = "(default: %(default)s)"
-    subparser.add_argument("--output", required=True, metavar="DATA/NAME", help="folder or URL of the data set")
+    subparser.add_argument(
+        "--output", required=True, type=cli.output_path, metavar="DATA/NAME", help="folder or URL of the data set"
+    )
     subparser.add_argument("--audio", choices=("flac", "pcm"), default="flac", help=f"encoding of the clips {default}")
     subparser.add_argument(
         "--channels", choices=("first", "mean"), default="first", help=f"channel to keep, or their mean {default}"
@@ -102,7 +102,9 @@ def _add_options(subparser: argparse.ArgumentParser) -> None:
         help=f"clips over 30 s: chunk (store the whole clip; data.too_long of a run decides), truncate, drop, "
         f"error {default}",
     )
-    subparser.add_argument("--tokenizer", metavar="DIR", help="also report answer lengths in tokens of this model")
+    subparser.add_argument(
+        "--tokenizer", type=cli.path, metavar="DIR", help="also report answer lengths in tokens of this model"
+    )
     subparser.add_argument("--clips-per-shard", type=int, default=500, help=f"clips per ArrayRecord file {default}")
     subparser.add_argument(
         "--rejected-share", type=float, default=0.05, help=f"maximum share of rejected entries {default}"
@@ -184,11 +186,12 @@ def _write_split(read_entries: Callable[[], Iterator], origin: str, options: arg
     from data_pipelines.prepare.shard_writer import PrepareConfig
     from data_pipelines.sources.audio import AudioRules
 
+    tokenizer = None if options.tokenizer is None else str(options.tokenizer)
     rules = AudioRules(channels=options.channels, too_long=options.too_long)
     prepare_split(
         read_entries,
-        PrepareConfig(origin=origin, rules=rules, audio=options.audio, tokenizer=options.tokenizer),
-        options.output,
+        PrepareConfig(origin=origin, rules=rules, audio=options.audio, tokenizer=tokenizer),
+        str(options.output),
         options.split,
         workers=options.workers,
         beam_options=options.beam,

@@ -7,7 +7,6 @@ interrupted, run it again to resume.
 from __future__ import annotations
 
 import argparse
-import pathlib
 import time
 
 from launch import cli
@@ -22,8 +21,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--output",
-        type=pathlib.Path,
-        default=pathlib.Path("runs/quickstart"),
+        type=cli.output_path,
+        default="runs/quickstart",
         help="output directory (default: %(default)s)",
     )
     output = parser.parse_args().output
@@ -33,15 +32,16 @@ def main() -> None:
     from launch.evaluate import evaluate
     from launch.train import train
     from salmonn_jax.configs import get_preset
+    from salmonn_jax.paths import as_path
 
     start_time = time.monotonic()
     data = get_preset(STAGES[0]).recipe.data
-    minicorpus.prepare(pathlib.Path(data.data_dir), workers=2)
+    minicorpus.prepare(as_path(data.data_dir), workers=2)
     model = None
     for name in STAGES:
         train(get_preset(name), output / name, model)
         model = output / name
-    evaluate(model, output / "evaluation", data.corpus, pathlib.Path(data.data_dir))
+    evaluate(model, output / "evaluation", data.corpus, as_path(data.data_dir))
     print(f"quickstart: {(time.monotonic() - start_time) / 60:.1f} minutes")
 
 

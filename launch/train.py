@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import pathlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from launch import cli
 
 if TYPE_CHECKING:
     from salmonn_jax.configs.preset import Preset
+    from salmonn_jax.paths import Path
 
 
 def main() -> None:
@@ -25,10 +25,10 @@ def main() -> None:
         prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. stage1")
-    parser.add_argument("--output", type=pathlib.Path, metavar="RUN", help="run directory")
+    parser.add_argument("--output", type=cli.output_path, metavar="RUN", help="run directory")
     parser.add_argument(
         "--model",
-        type=pathlib.Path,
+        type=cli.path,
         help="model or run directory to start from (default: the configuration's model, with random weights)",
     )
     parser.add_argument(
@@ -64,7 +64,7 @@ def main() -> None:
         sys.exit(arguments.sigterm_exit_code)
 
 
-def resolve_preset(name: str, overrides: list[str], model_dir: pathlib.Path | None = None) -> Preset:
+def resolve_preset(name: str, overrides: list[str], model_dir: Path | None = None) -> Preset:
     """Returns the named preset with overrides applied, and with the architecture of `model_dir`, if it is given.
 
     Args:
@@ -119,9 +119,7 @@ def print_config(preset: Preset) -> None:
                 print(f"{path} = {json.dumps(value)}  # {description}")
 
 
-def train(
-    preset: Preset, output: pathlib.Path, model_dir: pathlib.Path | None, *, watchdog_minutes: float = 30.0
-) -> bool:
+def train(preset: Preset, output: Path, model_dir: Path | None, *, watchdog_minutes: float = 30.0) -> bool:
     """Trains until the last step of the recipe or SIGTERM; resumes if `output` already holds this run.
 
     Args:
@@ -176,7 +174,8 @@ def train(
         run = run_directory.open_run(recipe, model, output, model_dir, tokenizer_dir=tokenizer_dir, mesh=mesh)
         if jax.process_index() == 0:
             print(describe_trainable(run.structure.shapes, recipe.trainable), file=sys.stderr)
-        data.on_reject(RejectionLog(output / f"rejected-{jax.process_index()}.jsonl").add)
+        rejection_log = RejectionLog(output / f"rejected-{jax.process_index()}.jsonl")
+        data.on_reject(rejection_log.add)
         init_state = jax.jit(
             lambda trainable: init_train_state(recipe, trainable), out_shardings=sharding.replicated(mesh)
         )
@@ -215,6 +214,7 @@ def train(
         finally:
             watchdog.stop()
             metric_writer.close()
+            rejection_log.close()
     is_finished = num_steps == recipe.num_train_steps
     if not is_finished and jax.process_index() == 0:
         print(

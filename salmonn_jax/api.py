@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from salmonn_jax.decoding import greedy
 from salmonn_jax.decoding.batching import Request, prompt_batches, window_times
 from salmonn_jax.errors import UserError, check_choice
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
+from salmonn_jax.paths import PathLike, as_path
 from salmonn_jax.prompts import TEXT_SLOT, add_audio_placeholder, encode_answer, encode_prompt, stop_tokens
 from salmonn_jax.sharding import Placement
 
@@ -344,11 +344,11 @@ def _refuse_chunk_answers(too_long: str, method: str) -> None:
         raise UserError(f"too_long='chunk_answers' is for generate; for {method} choose error, truncate or chunk")
 
 
-def load(directory: str | pathlib.Path, *, mesh: Mesh | None = None, dtype: str | None = None) -> Model:
+def load(directory: PathLike, *, mesh: Mesh | None = None, dtype: str | None = None) -> Model:
     """Loads a model directory, or the latest checkpoint of a run directory.
 
     Args:
-      directory: model or run directory.
+      directory: model or run directory, also in a bucket (`gs://` or `s3://`).
       mesh: device mesh from `salmonn_jax.sharding.make_mesh`. Each device reads its shards of the weights, and no host
         reads all of them. By default all weights are on the first device.
       dtype: dtype of activations and weights, "float32" or "bfloat16". By default bfloat16 on accelerators, and
@@ -359,4 +359,4 @@ def load(directory: str | pathlib.Path, *, mesh: Mesh | None = None, dtype: str 
     """
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Model(model_directory.load_model(pathlib.Path(directory), Placement(mesh, dtype), dtype))
+    return Model(model_directory.load_model(as_path(directory), Placement(mesh, dtype), dtype))

@@ -7,11 +7,11 @@ directories at once. Such a checkpoint is reported and the one before it is used
 from __future__ import annotations
 
 import json
-import pathlib
 import sys
 
 from salmonn_jax import distributed, weights
 from salmonn_jax.errors import UserError
+from salmonn_jax.paths import Path
 
 CHECKPOINTS_DIR = "checkpoints"
 DELTA, OPTIMIZER, DATA = "delta", "optimizer", "data"  # directories of a checkpoint
@@ -22,13 +22,13 @@ _JSON_FILES = ("_CHECKPOINT_METADATA", "*/_METADATA", "*/_sharding", "*/array_me
 _NO_CHECKPOINT, _NONE_WHOLE = -1, -2
 
 
-def checkpoint_paths(run_dir: pathlib.Path) -> list[pathlib.Path]:
+def checkpoint_paths(run_dir: Path) -> list[Path]:
     """Returns the checkpoints of a run, whole or not, from the newest to the oldest."""
     paths = (path for path in (run_dir / CHECKPOINTS_DIR).glob("*") if path.name.isdecimal())
     return sorted(paths, key=lambda path: int(path.name), reverse=True)
 
 
-def newest_whole_checkpoint(run_dir: pathlib.Path) -> pathlib.Path | None:
+def newest_whole_checkpoint(run_dir: Path) -> Path | None:
     """Returns the newest whole checkpoint of a run; None if the run has no checkpoint at all.
 
     Checkpoints that are not whole are reported on stderr. Every process calls it. Process 0 reads the checkpoints, and
@@ -46,7 +46,7 @@ def newest_whole_checkpoint(run_dir: pathlib.Path) -> pathlib.Path | None:
     return None if step == _NO_CHECKPOINT else run_dir / CHECKPOINTS_DIR / str(step)
 
 
-def _find_newest_whole(run_dir: pathlib.Path) -> int:
+def _find_newest_whole(run_dir: Path) -> int:
     """Returns the step of the newest whole checkpoint, `_NO_CHECKPOINT` or `_NONE_WHOLE`, and reports the others."""
     paths = checkpoint_paths(run_dir)
     for path in paths:
@@ -57,7 +57,7 @@ def _find_newest_whole(run_dir: pathlib.Path) -> int:
     return _NONE_WHOLE if paths else _NO_CHECKPOINT
 
 
-def find_damage(checkpoint: pathlib.Path) -> str | None:
+def find_damage(checkpoint: Path) -> str | None:
     """Reads a checkpoint in full and returns what is missing or unreadable in one line; None if it is whole."""
     for name in _COMMIT_FILES:
         if not (checkpoint / name).is_file():
@@ -83,7 +83,7 @@ def stream_states_file(process_index: int, process_count: int) -> str:
     return f"{process_index}-of-{process_count}.json"
 
 
-def read_stream_states(directory: pathlib.Path) -> dict[str, object]:
+def read_stream_states(directory: Path) -> dict[str, object]:
     """Returns the states of all data streams of a checkpoint by stream index.
 
     Raises:

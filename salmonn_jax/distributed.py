@@ -10,7 +10,6 @@ import contextlib
 import faulthandler
 import importlib.util
 import os
-import pathlib
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from salmonn_jax.accelerators import TPU_DEVICES, has_device
 from salmonn_jax.errors import UserError
+from salmonn_jax.paths import Path
 
 BARRIER_TIMEOUT_SECONDS = 600
 PEER_LOST_EXIT_CODE = 75  # EX_TEMPFAIL: another process was lost, the job may be restarted
@@ -92,7 +92,7 @@ def broadcast_from_main(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def preflight(storage: pathlib.Path, timeout_seconds: float = 300) -> None:
+def preflight(storage: Path, timeout_seconds: float = 300) -> None:
     """Checks devices and storage of a job before anything is compiled. The process exits if a check takes too long.
 
     The checks are a sum over all devices, and that every process can write to `storage` and see the files of the
@@ -120,7 +120,7 @@ def preflight(storage: pathlib.Path, timeout_seconds: float = 300) -> None:
         _check_storage(storage, index, count, timeout_seconds)
 
 
-def _check_storage(storage: pathlib.Path, index: int, count: int, timeout_seconds: float) -> None:
+def _check_storage(storage: Path, index: int, count: int, timeout_seconds: float) -> None:
     """Raises UserError if process `index` of `count` cannot write to `storage` or does not see all others' files."""
     probe_file = storage / f".preflight-{index}"
     try:

@@ -18,8 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +28,10 @@ from salmonn_jax import distributed, weights
 from salmonn_jax.checkpoint_files import DELTA, newest_whole_checkpoint
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.errors import UserError
-from salmonn_jax.files import atomic_write
+from salmonn_jax.files import atomic_write, copy_file
 from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import ModelStructure, Params
+from salmonn_jax.paths import Path, PathLike, absolute, as_path, is_url, join
 from salmonn_jax.sharding import LOCAL, Placement
 from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -47,7 +46,7 @@ _EXTRA_HF_FILES = ("special_tokens_map.json", "added_tokens.json", "generation_c
 class BaseWeights:
     """Location and fingerprint of base weights, to which a delta is applied."""
 
-    path: pathlib.Path
+    path: Path
     fingerprint: str  # see `salmonn_jax.weights.fingerprint`
 
 
@@ -60,17 +59,17 @@ class LoadedModel:
     params: Params  # base with the delta applied
     tokenizer: Tokenizer | None  # None if the model has no language model
     base: BaseWeights
-    delta_path: pathlib.Path | None  # checkpoint of the delta; None if the model has none
+    delta_path: Path | None  # checkpoint of the delta; None if the model has none
     delta_param_paths: frozenset[str]  # paths of the parameters that are in the delta
     fingerprint: str  # fingerprint of base and delta together, for prediction records
 
 
-def read_model_config(directory: pathlib.Path) -> ModelConfig:
+def read_model_config(directory: PathLike) -> ModelConfig:
     """Returns the configuration of the model in a model or run directory. Raises UserError if it is neither."""
     return configuration.from_dict(ModelConfig, read_config_json(directory)["model"])
 
 
-def load_model(directory: pathlib.Path, placement: Placement = LOCAL, activation_dtype: str = "float32") -> LoadedModel:
+def load_model(directory: PathLike, placement: Placement = LOCAL, activation_dtype: str = "float32") -> LoadedModel:
     """Loads a model or run directory.
 
     Args:
@@ -81,7 +80,7 @@ def load_model(directory: pathlib.Path, placement: Placement = LOCAL, activation
     Raises:
       UserError: the directory is neither, or files are missing or do not match.
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     description = read_config_json(directory)
     config = configuration.from_dict(ModelConfig, description["model"])
     base = find_base(directory, description)
@@ -111,9 +110,9 @@ def _delta_placement(placement: Placement) -> Callable[[str, jax.ShapeDtypeStruc
     return lambda path, leaf: dataclasses.replace(placement, trainable_paths=frozenset([path]))(path, leaf)
 
 
-def read_config_json(directory: pathlib.Path) -> dict[str, Any]:
+def read_config_json(directory: PathLike) -> dict[str, Any]:
     """Returns the contents of `config.json`. Raises UserError if the directory has none of this format."""
-    path = pathlib.Path(directory) / "config.json"
+    path = as_path(directory) / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is not a model or run directory: it has no config.json")
     try:
@@ -125,7 +124,7 @@ def read_config_json(directory: pathlib.Path) -> dict[str, Any]:
     return description
 
 
-def find_base(directory: pathlib.Path, description: dict[str, Any]) -> BaseWeights:
+def find_base(directory: PathLike, description: dict[str, Any]) -> BaseWeights:
     """Returns the base weights of a model or run directory.
 
     Args:
@@ -135,12 +134,12 @@ def find_base(directory: pathlib.Path, description: dict[str, Any]) -> BaseWeigh
     Raises:
       UserError: the base weights are missing or have another fingerprint.
     """
-    path = pathlib.Path(directory) / description["base"]["path"]
+    path = join(as_path(directory), description["base"]["path"])
     if not path.is_dir():
         raise UserError(
             f"the base weights of {directory} are not at {path}; if their directory was moved, move it back"
         )
-    base = BaseWeights(path.resolve(), description["base"]["fingerprint"])
+    base = BaseWeights(absolute(path), description["base"]["fingerprint"])
     fingerprint_file = path.with_name(FINGERPRINT_FILE)
     if not fingerprint_file.is_file() or fingerprint_file.read_text().strip() != base.fingerprint:
         raise UserError(
@@ -149,19 +148,19 @@ def find_base(directory: pathlib.Path, description: dict[str, Any]) -> BaseWeigh
     return base
 
 
-def latest_delta(directory: pathlib.Path) -> pathlib.Path | None:
+def latest_delta(directory: PathLike) -> Path | None:
     """Returns the path of the delta of a model directory or of a run's latest checkpoint; None if there is none.
 
     A checkpoint that is not whole is reported and passed over (see `newest_whole_checkpoint`).
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     if (directory / DELTA).is_dir():
         return directory / DELTA
     checkpoint = newest_whole_checkpoint(directory)
     return None if checkpoint is None else checkpoint / DELTA
 
 
-def can_start_run(directory: pathlib.Path) -> bool:
+def can_start_run(directory: Path) -> bool:
     """Returns whether a run may start in a directory.
 
     The directory must be absent or empty, or contain only files of a run that was interrupted during its start.
@@ -174,23 +173,25 @@ def can_start_run(directory: pathlib.Path) -> bool:
     )
 
 
-def _is_weights(path: pathlib.Path) -> bool:
+def _is_weights(path: Path) -> bool:
     """Returns whether a path is an Orbax checkpoint, finished or not."""
+    if is_url(path) and path.name == "base":  # in a bucket, Orbax writes to the final path, `_METADATA` last
+        return True
     return path.is_dir() and ("orbax-checkpoint-tmp" in path.name or (path / "_METADATA").is_file())
 
 
-def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> None:
+def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copies the tokenizer files that exist in `source` to `directory`."""
     for name in (*TOKENIZER_FILES, *_EXTRA_HF_FILES):
         if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+            copy_file(source / name, directory / name)
 
 
 def write_config_and_tokenizer(
-    directory: pathlib.Path,
+    directory: Path,
     model_config: ModelConfig,
     base: BaseWeights,
-    tokenizer_dir: pathlib.Path | None,
+    tokenizer_dir: Path | None,
     **extra_fields: Any,
 ) -> None:
     """Copies the tokenizer files and writes `config.json`, which marks the directory as complete and so comes last.
@@ -210,8 +211,9 @@ def write_config_and_tokenizer(
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer_dir is not None:
         copy_tokenizer(tokenizer_dir, directory)
-    is_inside = base.path.resolve().is_relative_to(directory.resolve())
-    path = base.path.resolve().relative_to(directory.resolve()) if is_inside else base.path.resolve()
+    path = absolute(base.path)
+    if path.is_relative_to(absolute(directory)):
+        path = path.relative_to(absolute(directory))
     description = {
         "format": FORMAT_VERSION,
         "model": configuration.to_dict(model_config),
@@ -223,13 +225,13 @@ def write_config_and_tokenizer(
     distributed.barrier("config.json is written")
 
 
-def save_base(directory: pathlib.Path, params: Params) -> BaseWeights:
+def save_base(directory: Path, params: Params) -> BaseWeights:
     """Writes base weights to `directory/base`, replacing those of an interrupted attempt."""
-    path = (directory / "base").resolve()
+    path = absolute(directory / "base")
     return write_fingerprint(path, weights.save(path, params))
 
 
-def save_merged_base(directory: pathlib.Path, base: BaseWeights, delta_path: pathlib.Path) -> BaseWeights:
+def save_merged_base(directory: Path, base: BaseWeights, delta_path: Path) -> BaseWeights:
     """Applies a delta to base weights and writes the result to `directory/base`.
 
     Every process calls it, and process 0 writes.
@@ -239,7 +241,7 @@ def save_merged_base(directory: pathlib.Path, base: BaseWeights, delta_path: pat
       base: base weights to which the delta is applied.
       delta_path: checkpoint of the delta. Parameters keep the dtype they have on disk.
     """
-    path = (directory / "base").resolve()
+    path = absolute(directory / "base")
     if distributed.is_main_process():
         directory.mkdir(parents=True, exist_ok=True)
         merged = weights.open_params(base.path) | weights.open_params(delta_path)
@@ -248,7 +250,7 @@ def save_merged_base(directory: pathlib.Path, base: BaseWeights, delta_path: pat
     return BaseWeights(path, path.with_name(FINGERPRINT_FILE).read_text().strip())
 
 
-def write_fingerprint(path: pathlib.Path, fingerprint: str) -> BaseWeights:
+def write_fingerprint(path: Path, fingerprint: str) -> BaseWeights:
     """Writes the fingerprint of weights to a file next to them, so that a check need not read all weights (26 GB)."""
     if distributed.is_main_process():
         path.with_name(FINGERPRINT_FILE).write_text(fingerprint + "\n")

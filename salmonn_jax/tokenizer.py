@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,6 +11,7 @@ import sentencepiece
 
 from salmonn_jax.errors import UserError, import_optional
 from salmonn_jax.files import refuse_lfs_pointer
+from salmonn_jax.paths import Path, PathLike, as_path
 
 
 class Tokenizer(Protocol):
@@ -136,14 +136,14 @@ class HuggingFaceTokenizer:
         return HuggingFaceTokenizer, self._arguments
 
 
-def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
+def load_tokenizer(directory: PathLike) -> Tokenizer:
     """Loads the tokenizer of a model directory or corpus. Raises UserError if there is none.
 
     If both files exist, `tokenizer.model` is loaded, as in the original. The exception is a `tokenizer.json` with more
     special tokens than `<unk>`, `<s>` and `</s>`, such as `<|im_end|>`: `tokenizer.model` lacks them, or does not
     recognise them in a text.
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     sentencepiece_model, tokenizer_json = directory / "tokenizer.model", directory / "tokenizer.json"
     refuse_lfs_pointer(sentencepiece_model)
     refuse_lfs_pointer(tokenizer_json)
@@ -159,7 +159,7 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
     raise UserError(f"no tokenizer.model and no tokenizer.json in {directory}")
 
 
-def _added_token_ids(path: pathlib.Path) -> set[int]:
+def _added_token_ids(path: Path) -> set[int]:
     """Returns the ids of the added tokens in a `tokenizer.json`."""
     try:
         added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
@@ -168,14 +168,14 @@ def _added_token_ids(path: pathlib.Path) -> set[int]:
         raise UserError(f"{path} is not a tokenizer: {error}") from None
 
 
-def _load_sentencepiece(path: pathlib.Path) -> SentencePieceTokenizer:
+def _load_sentencepiece(path: Path) -> SentencePieceTokenizer:
     try:
         return SentencePieceTokenizer(path.read_bytes())
     except (OSError, RuntimeError, UserError) as error:
         raise UserError(f"{path} is not a sentencepiece model: {error}") from None
 
 
-def _load_huggingface(directory: pathlib.Path) -> Tokenizer:
+def _load_huggingface(directory: Path) -> Tokenizer:
     """Loads `tokenizer.json` with the special tokens that `tokenizer_config.json` names."""
     path = directory / "tokenizer_config.json"
     try:

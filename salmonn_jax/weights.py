@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import itertools
 import math
-import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from flax import traverse_util
 
 from salmonn_jax.errors import convert_disk_errors
 from salmonn_jax.models.parameters import Params
+from salmonn_jax.paths import Path, absolute
 from salmonn_jax.sharding import LOCAL
 
 _CHUNK_BYTES = 4 << 20  # maximum chunk on disk, the unit in which a device reads its shard
@@ -58,18 +58,18 @@ class StreamedParam(Protocol):
         ...
 
 
-def save(path: pathlib.Path, params: Params) -> str:
+def save(path: Path, params: Params) -> str:
     """Writes parameters and returns their fingerprint. Every process calls it and writes its own shards.
 
     The write is atomic: `path` appears when all parameters are written. The fingerprint is computed from the files.
     """
     with convert_disk_errors(path), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.resolve(), unflatten_params(params), force=True)
+        checkpointer.save(absolute(path), unflatten_params(params), force=True)
     return fingerprint_checkpoint(path)
 
 
 def save_streamed(
-    path: pathlib.Path, params: Mapping[str, StreamedParam], on_write: Callable[[int], object] = lambda count: None
+    path: Path, params: Mapping[str, StreamedParam], on_write: Callable[[int], object] = lambda count: None
 ) -> str:
     """Writes parameters with only one piece in memory at a time, and returns their fingerprint.
 
@@ -87,11 +87,11 @@ def save_streamed(
     single_process = _single_process("streamed")
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, multiprocessing_options=single_process)
     with convert_disk_errors(path), ocp.Checkpointer(handler, multiprocessing_options=single_process) as checkpointer:
-        checkpointer.save(path.resolve(), args=save_args, force=True)
+        checkpointer.save(absolute(path), args=save_args, force=True)
     return _combine_digests(writer.digests)
 
 
-def load(path: pathlib.Path, placement: Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct] = LOCAL) -> Params:
+def load(path: Path, placement: Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct] = LOCAL) -> Params:
     """Reads parameters that `save`, `save_streamed` or a training checkpoint wrote.
 
     Args:
@@ -100,7 +100,7 @@ def load(path: pathlib.Path, placement: Callable[[str, jax.ShapeDtypeStruct], ja
         device reads its own shard. By default parameters keep their dtype and go to the first device of this host.
     """
     with ocp.StandardCheckpointer() as checkpointer:
-        saved = flatten_params(dict(checkpointer.metadata(path.resolve()).item_metadata))
+        saved = flatten_params(dict(checkpointer.metadata(absolute(path)).item_metadata))
     target = {name: placement(name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in saved.items()}
     # Limits how much is read concurrently, to save host memory. By default Orbax reads all parameters at once.
     shard_bytes = (
@@ -110,10 +110,10 @@ def load(path: pathlib.Path, placement: Callable[[str, jax.ShapeDtypeStruct], ja
     tree = unflatten_params(target)
     restore_args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
     with ocp.Checkpointer(handler) as checkpointer:
-        return flatten_params(checkpointer.restore(path.resolve(), args=restore_args))
+        return flatten_params(checkpointer.restore(absolute(path), args=restore_args))
 
 
-def open_params(path: pathlib.Path) -> dict[str, StoredParam]:
+def open_params(path: Path) -> dict[str, StoredParam]:
     """Opens a checkpoint without reading it. The returned parameters can be read piece by piece.
 
     Unlike `load`, it does not wait for other processes.
@@ -121,13 +121,13 @@ def open_params(path: pathlib.Path) -> dict[str, StoredParam]:
     return flatten_params(_open_arrays(path))
 
 
-def _open_arrays(path: pathlib.Path) -> Any:
+def _open_arrays(path: Path) -> Any:
     """Returns the tree of a checkpoint with a `StoredParam` in place of each array."""
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _StreamReader()))
     single_process = _single_process("opened")
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, multiprocessing_options=single_process)
     with ocp.Checkpointer(handler, multiprocessing_options=single_process) as checkpointer:
-        return checkpointer.restore(path.resolve())
+        return checkpointer.restore(absolute(path))
 
 
 def _single_process(barrier_prefix: str) -> ocp.options.MultiprocessingOptions:
@@ -138,7 +138,7 @@ def _single_process(barrier_prefix: str) -> ocp.options.MultiprocessingOptions:
     )
 
 
-def read_all(path: pathlib.Path) -> None:
+def read_all(path: Path) -> None:
     """Reads all arrays of a checkpoint, one piece at a time, and drops them. Raises an error if one is not readable."""
     for array in jax.tree.leaves(_open_arrays(path)):
         for _ in array.pieces():
@@ -160,7 +160,7 @@ def fingerprint(params: Params) -> str:
     return _combine_digests({path: _param_digest(path, x, [np.asarray(x)]) for path, x in params.items()})
 
 
-def fingerprint_checkpoint(path: pathlib.Path) -> str:
+def fingerprint_checkpoint(path: Path) -> str:
     """Returns the fingerprint of parameters on disk, with one piece in memory at a time."""
     return _combine_digests(
         {name: _param_digest(name, x, (piece for _, piece in x.pieces())) for name, x in open_params(path).items()}

@@ -51,6 +51,28 @@ def _release_compiled_programs():
     gc.collect()
 
 
+@pytest.fixture
+def bucket(monkeypatch):
+    """Replaces Cloud Storage by an empty bucket in memory, `gs://lab`, and returns its file system."""
+    import fsspec
+    from etils.epath import backend
+    from fsspec.registry import _registry  # the public function cannot take a registration back
+
+    from tests.bucket import FakeBucket
+
+    def clear():
+        backend.fsspec_backend._get_filesystem.cache_clear()
+        FakeBucket.clear_instance_cache()
+        FakeBucket.store.clear()
+        FakeBucket.pseudo_dirs[:] = [""]
+
+    for protocol in FakeBucket.protocol:
+        monkeypatch.setitem(_registry, protocol, FakeBucket)
+    clear()
+    yield fsspec.filesystem("gs")
+    clear()
+
+
 @pytest.fixture(scope="session")
 def debug_run(tmp_path_factory, request) -> pathlib.Path:
     """Returns the directory of a finished `debug` run on eight devices, with its checkpoints after steps 2, 4 and 6.

@@ -8,20 +8,19 @@ apt, a synthesiser replaces them. `prepare` builds the corpus and its tokenizer,
 
 from __future__ import annotations
 
-import pathlib
-
 from data_pipelines.minicorpus.build import check_ready, notes, prepare, source_folder, sources_with_audio
 from data_pipelines.minicorpus.clips import FILLER, SIZES
 from data_pipelines.minicorpus.recordings import MAX_CLIP_SECONDS
 from data_pipelines.sources.prepared import PreparedSource, open_split
 from salmonn_jax.errors import unknown_name
+from salmonn_jax.paths import Path
 
 __all__ = ["FILLER", "MAX_CLIP_SECONDS", "SOURCES", "notes", "open_source", "prepare", "sources_with_audio"]
 
 SOURCES = tuple(SIZES)
 
 
-def open_source(data_dir: pathlib.Path, source: str, split: str) -> PreparedSource:
+def open_source(data_dir: Path, source: str, split: str) -> PreparedSource:
     """Opens a split of a source as a random-access sequence of examples, which can be pickled.
 
     Args:

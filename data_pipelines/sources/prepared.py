@@ -8,6 +8,7 @@ from typing import SupportsIndex
 from data_pipelines.examples import Example
 from data_pipelines.sources.records import from_record
 from salmonn_jax.errors import UserError
+from salmonn_jax.paths import as_path, is_url
 
 
 class PreparedSource:
@@ -16,8 +17,8 @@ class PreparedSource:
     It can be pickled. Each process opens the files at its first read.
 
     Args:
-      folder: folder of a finished data set: a local path (for example of a mounted bucket) or a gs:// URL. For a gs://
-        URL, TFDS needs gcsfs to read the metadata. array_record opens no other URLs.
+      folder: folder of a finished data set: a local path (for example of a mounted bucket) or a gs:// URL.
+        array_record opens no other URLs.
       source: name of the source, for the examples.
       split: a split of the data set.
     """
@@ -49,7 +50,7 @@ class PreparedSource:
         if self._records is None:
             import tensorflow_datasets as tfds  # slow to import
 
-            builder = tfds.builder_from_directory(self._folder)
+            builder = tfds.builder_from_directory(str(as_path(self._folder)))
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
             self._records = builder.as_data_source(self._split, deserialize_method=raw)
         return self._records
@@ -60,7 +61,7 @@ def split_names(folder: str | os.PathLike) -> list[str]:
     import tensorflow_datasets as tfds
 
     try:
-        return list(tfds.builder_from_directory(os.fspath(folder)).info.splits)
+        return list(tfds.builder_from_directory(str(as_path(folder))).info.splits)
     except tfds.core.dataset_info.DatasetInfoFileError:
         raise UserError(f"no data set in {folder}; make one with: python -m launch.prepare manifest") from None
 
@@ -76,6 +77,8 @@ def open_split(folder: str | os.PathLike, source: str, split: str) -> PreparedSo
     Raises:
       UserError: there is no data set, or it does not have this split.
     """
+    if is_url(as_path(folder)) and not os.fspath(folder).startswith("gs://"):
+        raise UserError(f"{folder}: array_record reads only local files and gs://; copy the data set there")
     known = split_names(folder)
     if split not in known:
         raise UserError(f"the source {source!r} has no split {split!r}; it has: {', '.join(known)}")

@@ -25,6 +25,7 @@ from salmonn_jax.audio.files import load_audio
 from salmonn_jax.audio.limits import check_sample_rate
 from salmonn_jax.config.typed import STRICT, from_dict
 from salmonn_jax.errors import AudioError, UserError, unknown_name
+from salmonn_jax.paths import as_path
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -32,7 +33,7 @@ class TfdsSourceConfig:
     """Mapping from the features of a TFDS data set to the fields of examples.
 
     Attributes:
-      folder: folder of the version of the data set: a path, or a URL that TFDS opens.
+      folder: folder of the version of the data set: a path or a gs:// URL.
       answer: name of the feature with the answer, a text or a class label.
       task: name of the task. It selects the prompt templates and the metric.
       audio: name of the feature with the clip, as samples or as the bytes of an audio file; "" for text-only examples.
@@ -168,7 +169,7 @@ def _open_builder(folder: str):
     _read_audio_features_without_tensorflow()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # hides a banner
-            return tfds.builder_from_directory(folder)
+            return tfds.builder_from_directory(str(as_path(folder)))
     except (OSError, tfds.core.dataset_info.DatasetInfoFileError):
         raise UserError(f"no TFDS data set in {folder}; set the field folder to the folder of one version") from None
     except ImportError as error:

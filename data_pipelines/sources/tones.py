@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 
 from data_pipelines.examples import Example
@@ -11,6 +9,7 @@ from data_pipelines.sentencepiece_training import train_bpe
 from data_pipelines.transforms.prompt_templates import SPEECH_TAG
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.errors import unknown_name
+from salmonn_jax.paths import Path
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER
 
 SOURCES = ("tones", "words")  # "words" is text only
@@ -50,7 +49,7 @@ class ToneSource:
         )
 
 
-def train_tokenizer(data_dir: pathlib.Path) -> None:
+def train_tokenizer(data_dir: Path) -> None:
     """Trains the tokenizer of the corpus and writes it to `data_dir`, unless it exists."""
     path = data_dir / "tokenizer.model"
     if path.exists():

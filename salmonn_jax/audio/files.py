@@ -19,7 +19,8 @@ import soundfile
 from salmonn_jax.audio.decoding import decode_file
 from salmonn_jax.audio.limits import check_sample_rate, sample_range
 from salmonn_jax.config import SAMPLE_RATE
-from salmonn_jax.errors import AudioError, AudioWarning, check_choice
+from salmonn_jax.errors import AudioError, AudioWarning, UserError, check_choice
+from salmonn_jax.paths import check_file_location, read_bytes
 
 # Factor between float samples in [-1, 1) and int16 samples. A power of two makes int16 -> float -> int16 exact.
 _FULL_SCALE = 32768.0
@@ -54,7 +55,7 @@ def load_audio(
     The audio is neither cut nor padded. 16-bit audio at 16 kHz is returned bit for bit.
 
     Args:
-      source: path of a file, contents of a file, or a pair of samples and their rate in Hz. Samples have the shape
+      source: path, URL or contents of a file, or a pair of samples and their rate in Hz. Samples have the shape
         [samples] or [samples, channels] and are int8, int16, int32 or uint8, or floats in -1 to 1.
       start_seconds: start of the segment to read.
       end_seconds: end of the segment to read; None reads to the end of the audio.
@@ -79,7 +80,7 @@ def load_audio(
         samples = samples[slice(*sample_range(start_seconds, end_seconds, rate))]
     else:
         name = "the audio" if isinstance(source, bytes) else os.fspath(source)
-        samples, rate = decode_file(source, name, start_seconds, end_seconds)
+        samples, rate = decode_file(_fetch(source), name, start_seconds, end_seconds)
     if samples.size == 0:
         raise AudioError("empty", f"{name} has no samples{f' from {start_seconds:g} s on' if start_seconds else ''}")
     found_end = start_seconds + len(samples) / rate
@@ -97,6 +98,17 @@ def load_audio(
                 f"channels={other} (--channels {other}) may hear it"
             )
     return pcm
+
+
+def _fetch(source: str | os.PathLike | bytes) -> str | os.PathLike | bytes:
+    """Returns the content of a file at a URL, and other sources unchanged."""
+    if isinstance(source, bytes) or ":/" not in os.fspath(source):
+        return source
+    try:
+        location = check_file_location(source)
+        return read_bytes(location) if "://" in location else location
+    except (OSError, ValueError, UserError) as error:
+        raise AudioError("missing", f"no audio file {os.fspath(source)}: {error}") from None
 
 
 def encode_flac(samples: np.ndarray) -> bytes:

@@ -23,6 +23,7 @@ from salmonn_jax.conversion.torch_checkpoints import WhisperCheckpoint
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_output
 from salmonn_jax.models import parameters
+from salmonn_jax.paths import Path
 from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 
 # Patterns of the parameters that the original trains. A SALMONN checkpoint holds exactly these.
@@ -173,9 +174,7 @@ def plan_component(kind: str, path: pathlib.Path) -> ConversionPlan:
     )
 
 
-def write_model(
-    plan: ConversionPlan, output: pathlib.Path, on_write: Callable[[int], object] = lambda count: None
-) -> None:
+def write_model(plan: ConversionPlan, output: Path, on_write: Callable[[int], object] = lambda count: None) -> None:
     """Writes the model directory of a plan.
 
     Args:

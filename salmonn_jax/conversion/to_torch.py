@@ -24,6 +24,7 @@ from salmonn_jax.conversion.tensors import read_json
 from salmonn_jax.conversion.to_jax import original_trainable_paths
 from salmonn_jax.errors import UserError, import_optional
 from salmonn_jax.files import atomic_output
+from salmonn_jax.paths import Path, as_path
 from salmonn_jax.prompts import stop_tokens
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.weights import StoredParam
@@ -31,7 +32,7 @@ from salmonn_jax.weights import StoredParam
 MAX_SHARD_BYTES = 5_000_000_000  # of one weight file of a Hugging Face directory
 
 
-def write_salmonn_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> None:
+def write_salmonn_checkpoint(directory: Path, output: Path) -> None:
     """Writes the trained parameters as a `.pth` of the original.
 
     The file has a `model` with the tensors, and a `config` with the settings that cannot be read from tensors.
@@ -84,7 +85,7 @@ def write_salmonn_checkpoint(directory: pathlib.Path, output: pathlib.Path) -> N
         torch.save({"model": model, "config": {"model": model_section}}, file)
 
 
-def write_peft_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
+def write_peft_adapter(directory: Path, output: Path) -> None:
     """Writes the LoRA adapters as a PEFT directory, without the language model.
 
     Args:
@@ -121,9 +122,7 @@ def write_peft_adapter(directory: pathlib.Path, output: pathlib.Path) -> None:
         _write_json(unfinished / "adapter_config.json", adapter_config)
 
 
-def write_hf_llama(
-    directory: pathlib.Path, output: pathlib.Path, on_write: Callable[[int], object] = lambda count: None
-) -> None:
+def write_hf_llama(directory: Path, output: Path, on_write: Callable[[int], object] = lambda count: None) -> None:
     """Writes the language model as a Hugging Face directory, with the adapters merged into its weights.
 
     The adapters are added in float32, and the sum is rounded to the dtype of the weights. Weights without an adapter,
@@ -159,21 +158,21 @@ def write_hf_llama(
             weight_map |= dict.fromkeys(names, shard)
         index = {"metadata": {"total_size": sum(x.nbytes for x in tensors.values())}, "weight_map": weight_map}
         _write_json(unfinished / "model.safetensors.index.json", index)
-        model_directory.copy_tokenizer(pathlib.Path(directory), unfinished)
+        model_directory.copy_tokenizer(as_path(directory), unfinished)
         _add_stop_tokens(unfinished / "generation_config.json", special_tokens)
         dtype = str(params["llama/embedding"].dtype)
         _write_json(unfinished / "config.json", config_json | {"torch_dtype": dtype} | special_tokens)
 
 
-def llama_bytes(directory: pathlib.Path) -> int:
+def llama_bytes(directory: Path) -> int:
     """Returns the number of bytes of weights that `write_hf_llama` will write."""
     _, params = _open(directory)
     return sum(_size(x) for path, x in params.items() if path.startswith("llama/") and "/lora_" not in path)
 
 
-def _open(directory: pathlib.Path) -> tuple[ModelConfig, dict[str, StoredParam]]:
+def _open(directory: Path) -> tuple[ModelConfig, dict[str, StoredParam]]:
     """Returns the configuration and the stored parameters. Trained parameters replace those of the base."""
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     description = model_directory.read_config_json(directory)
     config = configuration.from_dict(ModelConfig, description["model"])
     params = weights.open_params(model_directory.find_base(directory, description).path)
@@ -225,7 +224,7 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
     return shards
 
 
-def _special_tokens(directory: pathlib.Path, config: ModelConfig) -> dict[str, int | list[int]]:
+def _special_tokens(directory: Path, config: ModelConfig) -> dict[str, int | list[int]]:
     """Returns the special token ids for `config.json`, or nothing if the model has no tokenizer.
 
     `eos_token_id` is a list if there are several stop tokens, as transformers has it.

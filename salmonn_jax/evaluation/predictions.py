@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self, get_args
@@ -19,6 +17,8 @@ from typing import Literal, Self, get_args
 import numpy as np
 
 from salmonn_jax.errors import UserError
+from salmonn_jax.files import open_growing
+from salmonn_jax.paths import Path, PathLike, as_path
 
 Condition = Literal["audio", "silence"]
 
@@ -121,27 +121,20 @@ class PredictionLog:
       UserError: a complete line is not a prediction, or a file holds a prediction twice.
     """
 
-    def __init__(self, path: str | os.PathLike[str], other_paths: Iterable[pathlib.Path] = ()) -> None:
-        self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        try:
-            self._file.seek(0)
-            complete_lines = _complete_lines(self._file.read())
-            self._completed_keys = {prediction.key for prediction in _parse(self.path, complete_lines)}
-            self._file.truncate(len(complete_lines))
-            for other_path in other_paths:
-                self._completed_keys |= {prediction.key for prediction in read_predictions(other_path)}
-        except BaseException:
-            self._file.close()
-            raise
+    def __init__(self, path: PathLike, other_paths: Iterable[Path] = ()) -> None:
+        self.path = as_path(path)
+        complete_lines = _complete_lines(self.path.read_bytes()) if self.path.exists() else b""
+        self._completed_keys = {prediction.key for prediction in _parse(self.path, complete_lines)}
+        for other_path in other_paths:
+            self._completed_keys |= {prediction.key for prediction in read_predictions(other_path)}
+        self._file = open_growing(self.path, len(complete_lines))
 
     def completed_keys(self) -> set[str]:
         """Returns a copy of the keys of all predictions in this file and in the other files."""
         return set(self._completed_keys)
 
     def append(self, prediction: Prediction) -> None:
-        """Writes one line and flushes it to the operating system.
+        """Appends one line (see `salmonn_jax.files.GrowingFile.write`).
 
         Raises:
           ValueError: this file or another one already holds a prediction with this key.
@@ -150,7 +143,6 @@ class PredictionLog:
             raise ValueError(f"the prediction of {prediction.id!r} with key {prediction.key} is already completed")
         line = json.dumps(dataclasses.asdict(prediction), ensure_ascii=False, allow_nan=False)
         self._file.write(line.encode() + b"\n")
-        self._file.flush()
         self._completed_keys.add(prediction.key)
 
     def close(self) -> None:
@@ -164,7 +156,7 @@ class PredictionLog:
         self.close()
 
 
-def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+def read_predictions(path: PathLike) -> list[Prediction]:
     """Returns the predictions of a file in the order of its lines.
 
     An incomplete last line is ignored. The file is not changed.
@@ -172,18 +164,18 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     Raises:
       UserError: the file does not exist, a complete line is not a prediction, or the file holds a prediction twice.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise UserError(f"no prediction file {path}; run the evaluation first")
     return list(_parse(path, _complete_lines(path.read_bytes())))
 
 
-def find_prediction_files(directory: pathlib.Path) -> list[pathlib.Path]:
+def find_prediction_files(directory: Path) -> list[Path]:
     """Returns the prediction files in a directory, one per process."""
     return sorted(directory.glob("predictions*.jsonl"))
 
 
-def prediction_path(directory: pathlib.Path, process_index: int) -> pathlib.Path:
+def prediction_path(directory: Path, process_index: int) -> Path:
     """Returns the path of the prediction file of one process."""
     return directory / (f"predictions-{process_index}.jsonl" if process_index else "predictions.jsonl")
 
@@ -196,7 +188,7 @@ def _complete_lines(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def _parse(path: pathlib.Path, content: bytes) -> Iterator[Prediction]:
+def _parse(path: Path, content: bytes) -> Iterator[Prediction]:
     """Yields the predictions in `content`; raises UserError with `path` and the line number for a wrong line."""
     line_of_key: dict[str, int] = {}
     # Bytes are split at newlines only; a str would also be split at characters such as U+2028, which a text may hold.

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -23,6 +22,7 @@ from salmonn_jax.evaluation import tasks
 from salmonn_jax.evaluation.metrics import is_exact_match
 from salmonn_jax.evaluation.predictions import Prediction
 from salmonn_jax.files import atomic_write
+from salmonn_jax.paths import PathLike, as_path
 
 SAMPLE_RATE = 16_000
 # Maximum number of characters of all embedded audio and images; it keeps the page under 4 MB.
@@ -65,7 +65,7 @@ class Media:
 
 
 def write_report(
-    path: str | os.PathLike[str],
+    path: PathLike,
     rows: Sequence[tasks.ScoreRow],
     predictions: Sequence[Prediction],
     get_audio: AudioLookup,
@@ -107,7 +107,7 @@ def write_report(
         is_exact_match=is_exact_match,
         tasks=tasks,
     )
-    with atomic_write(pathlib.Path(path)) as unfinished:
+    with atomic_write(as_path(path)) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
 
 

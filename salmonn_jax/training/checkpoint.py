@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import pathlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from orbax.checkpoint.args import CheckpointArgs, register_with_handler
 from salmonn_jax import checkpoint_files, distributed
 from salmonn_jax.batch import Batch
 from salmonn_jax.checkpoint_files import CHECKPOINTS_DIR, DATA, DELTA, OPTIMIZER
+from salmonn_jax.paths import Path, absolute, as_path
 from salmonn_jax.training.step import TrainState
 from salmonn_jax.weights import flatten_params, unflatten_params
 
@@ -49,11 +49,11 @@ class _StreamStatesHandler(ocp.CheckpointHandler):
 
     def save(self, directory: Any, args: StreamStatesSave) -> None:
         name = checkpoint_files.stream_states_file(jax.process_index(), jax.process_count())
-        (pathlib.Path(directory) / name).write_text(json.dumps(args.states))
+        (as_path(directory) / name).write_text(json.dumps(args.states))
 
     def restore(self, directory: Any, args: StreamStatesRestore) -> dict[str, Any]:
         del args
-        return checkpoint_files.read_stream_states(pathlib.Path(directory))
+        return checkpoint_files.read_stream_states(as_path(directory))
 
 
 @register_with_handler(_StreamStatesHandler, for_save=True)
@@ -80,7 +80,7 @@ class Checkpoints:
       UserError: there are checkpoints, but none is whole.
     """
 
-    def __init__(self, run_dir: pathlib.Path, *, max_to_keep: int):
+    def __init__(self, run_dir: Path, *, max_to_keep: int):
         newest = checkpoint_files.newest_whole_checkpoint(run_dir)
         if newest is not None and distributed.is_main_process():
             for path in checkpoint_files.checkpoint_paths(run_dir):
@@ -88,7 +88,7 @@ class Checkpoints:
                     _set_aside(path)
         distributed.barrier("damaged checkpoints are renamed")
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager((run_dir / CHECKPOINTS_DIR).resolve(), options=options)
+        self._manager = ocp.CheckpointManager(absolute(run_dir / CHECKPOINTS_DIR), options=options)
 
     def latest_step(self) -> int | None:
         """Returns the step of the latest finished checkpoint; None if there is none."""
@@ -132,7 +132,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def _set_aside(checkpoint: pathlib.Path) -> None:
+def _set_aside(checkpoint: Path) -> None:
     """Renames a checkpoint to STEP.damaged-N with the first N that is free, and says so on stderr."""
     names = (f"{checkpoint.name}.damaged-{number}" for number in itertools.count(1))
     target = next(path for name in names if not (path := checkpoint.with_name(name)).exists())

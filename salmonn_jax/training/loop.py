@@ -68,6 +68,7 @@ def train(
             if step % recipe.save_every == 0 and step != checkpoints.latest_step():
                 _write_metrics(metric_writer, watchdog, pending)  # first, so that a diverged step is not saved
                 pending = None
+                metric_writer.flush()
                 checkpoints.save(state, data_iterator)
             local_batch: Batch = next(data_iterator)
             with jax.transfer_guard_host_to_device("allow"):  # the only transfer to devices in a step

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Mapping
 from typing import Protocol
 
 import tensorboardX
+from tensorboardX import record_writer
 from tqdm import tqdm
 
 from salmonn_jax import distributed
+from salmonn_jax.files import GrowingFile, open_growing
+from salmonn_jax.paths import PACKAGES, Path, as_path
 
 
 class MetricWriter(Protocol):
@@ -21,12 +23,15 @@ class MetricWriter(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of step number `step`, counted from 1."""
 
+    def flush(self) -> None:
+        """Makes the metrics so far permanent, before a checkpoint of their step is saved."""
+
     def close(self) -> None:
         """Closes all files."""
 
 
 def open_metric_writer(
-    run_dir: pathlib.Path, *, name: str, start_step: int, num_train_steps: int, program_start: float
+    run_dir: Path, *, name: str, start_step: int, num_train_steps: int, program_start: float
 ) -> MetricWriter:
     """Returns the metric writer. Only process 0 writes; other processes get a no-op writer.
 
@@ -52,6 +57,9 @@ class NoOpMetricWriter:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         del step, metrics
 
+    def flush(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -62,13 +70,9 @@ class FileMetricWriter:
     A resumed run first deletes the lines of the steps that it will repeat, so every step is in the file once.
     """
 
-    def __init__(
-        self, run_dir: pathlib.Path, *, name: str, start_step: int, num_train_steps: int, program_start: float
-    ):
-        self._path = run_dir / "metrics.jsonl"
-        lines = [line for line in self._complete_lines() if json.loads(line)["step"] <= start_step]
-        self._path.write_text("".join(line + "\n" for line in lines))
-        self._file = self._path.open("a")
+    def __init__(self, run_dir: Path, *, name: str, start_step: int, num_train_steps: int, program_start: float):
+        path = run_dir / "metrics.jsonl"
+        self._file = open_growing(path, _bytes_up_to(path, start_step))
         self._summary_writer = tensorboardX.SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
         self._progress_bar = tqdm(
             total=num_train_steps, initial=start_step, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0
@@ -86,8 +90,7 @@ class FileMetricWriter:
         values = dict(metrics)
         for key in ("examples", "audio_seconds"):
             values[f"{key}_per_second"] = values.pop(key) / seconds
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
         for key, value in values.items():
             self._summary_writer.add_scalar(key, value, step)
         self._progress_bar.set_postfix_str(
@@ -97,14 +100,38 @@ class FileMetricWriter:
         )
         self._progress_bar.update(step - self._progress_bar.n)
 
+    def flush(self) -> None:
+        self._file.flush()
+
     def close(self) -> None:
         """Closes the progress bar and all files."""
         self._progress_bar.close()
         self._summary_writer.close()
         self._file.close()
 
-    def _complete_lines(self) -> list[str]:
-        """Returns the lines in `metrics.jsonl`, without a last line that is incomplete because the run was killed."""
-        if not self._path.exists():
-            return []
-        return [line for line in self._path.read_text().split("\n")[:-1] if line]
+
+def _bytes_up_to(path: Path, last_step: int) -> int:
+    """Returns the size of the lines of a metrics file up to step `last_step`.
+
+    A last line that is incomplete because the run was killed does not count.
+    """
+    size = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith(b"\n") or json.loads(line)["step"] > last_step:
+            break
+        size += len(line)
+    return size
+
+
+class _EventFiles:
+    """Opens TensorBoard's files in a bucket. tensorboardX's own classes need other packages and credentials."""
+
+    def open(self, path: str) -> GrowingFile:
+        return open_growing(as_path(path))
+
+    def directory_check(self, path: str) -> None:
+        """Does nothing: a bucket needs no directories."""
+
+
+for _scheme in PACKAGES:
+    record_writer.register_writer_factory(_scheme, _EventFiles())

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from salmonn_jax.config import ModelConfig, Recipe
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import ModelStructure, Params
+from salmonn_jax.paths import Path
 from salmonn_jax.sharding import Placement
 
 
@@ -33,10 +33,10 @@ class RunWeights:
 def open_run(
     recipe: Recipe,
     model: ModelConfig,
-    output: pathlib.Path,
-    model_dir: pathlib.Path | None,
+    output: Path,
+    model_dir: Path | None,
     *,
-    tokenizer_dir: pathlib.Path,
+    tokenizer_dir: Path,
     mesh: Mesh,
 ) -> RunWeights:
     """Creates the run directory, or checks that it contains this run, and loads the initial weights.
@@ -69,9 +69,9 @@ def open_run(
 
 def _start_run(
     recipe: Recipe,
-    output: pathlib.Path,
-    model_dir: pathlib.Path | None,
-    tokenizer_dir: pathlib.Path,
+    output: Path,
+    model_dir: Path | None,
+    tokenizer_dir: Path,
     structure: ModelStructure,
     placement: Placement,
 ) -> RunWeights:
@@ -92,8 +92,8 @@ def _start_run(
 
 def _resume_run(
     recipe: Recipe,
-    output: pathlib.Path,
-    model_dir: pathlib.Path | None,
+    output: Path,
+    model_dir: Path | None,
     structure: ModelStructure,
     placement: Placement,
 ) -> RunWeights:

@@ -173,7 +173,7 @@ def test_write_replaces_the_page_and_leaves_no_temporary_file(tmp_path):
 def test_a_failed_write_keeps_the_old_page(tmp_path, monkeypatch):
     path = tmp_path / "p.html"
     path.write_text("old")
-    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         write(path, [make("a", "rain")], lambda id: None)
     assert [file.name for file in tmp_path.iterdir()] == ["p.html"]
