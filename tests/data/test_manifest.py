@@ -23,6 +23,7 @@ from data_pipelines.sources.manifest_entry import (
     entry_from_json,
     entry_to_json,
 )
+from salmonn_jax import paths
 from salmonn_jax.errors import AudioWarning, UserError
 
 CLIP = np.random.default_rng(0).integers(-9000, 9000, 32_000).astype(np.int16)
@@ -88,12 +89,12 @@ def test_original_annotations(folder):
     assert len(examples[2].audio) == 32_000 + GAP_SAMPLES + 20_000
 
 
-def test_manifest_at_a_url(folder):
-    with fsspec.open("memory://bucket/m/train.jsonl", "w") as file:
+def test_manifest_at_a_url(bucket, folder):
+    with fsspec.open("gs://lab/m/train.jsonl", "w") as file:
         file.write(json.dumps({"audio": "a.flac", "answer": "x"}) + "\n\n")
-    with fsspec.open("memory://bucket/m/a.flac", "wb") as file:
+    with fsspec.open("gs://lab/m/a.flac", "wb") as file:
         file.write((folder / "a.flac").read_bytes())
-    corpus = corpora.open_corpus("files", "memory://bucket/m")
+    corpus = corpora.open_corpus("files", "gs://lab/m")
     assert corpus.evaluation_sources("train") == ["train"]
     np.testing.assert_array_equal(corpus.open_source("train", "train")[0].audio, CLIP)
 
@@ -103,12 +104,12 @@ def test_a_network_that_fails_is_tried_again(monkeypatch):
     file, failures = io.BytesIO(), [OSError("reset")] * 2
     soundfile.write(file, CLIP, 16_000, format="FLAC")
 
-    def open_url(url, mode):
+    def read_bytes(url):
         if failures:
             raise failures.pop()
-        return io.BytesIO(file.getvalue())
+        return file.getvalue()
 
-    monkeypatch.setattr(fsspec, "open", open_url)
+    monkeypatch.setattr(paths, "read_bytes", read_bytes)
     monkeypatch.setattr(audio, "RETRY_DELAYS", (0.0, 0.0))
     np.testing.assert_array_equal(read_clip([AudioSpan("gs://bucket/a.flac")], AudioRules()), CLIP)
     failures.extend([OSError("reset")] * 3)

@@ -9,7 +9,6 @@ import pickle
 import sys
 import types
 
-import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -304,25 +303,21 @@ def test_a_folder_of_another_data_set_raises_user_error(folder):
         prepare(folder / "all.jsonl", folder / "data")
 
 
-def test_manifest_audio_and_output_may_be_urls(folder):
-    memory = fsspec.filesystem("memory")
+def test_manifest_audio_and_output_may_be_urls(bucket, folder):
     for name in ("0.flac", "1.wav"):
-        memory.pipe(f"/bucket/{name}", (folder / name).read_bytes())
+        bucket.pipe(f"/lab/{name}", (folder / name).read_bytes())
     lines = [{"audio": "0.flac", "answer": "a"}, {"audio": "1.wav", "answer": "b"}, {"audio": "2.wav", "answer": "c"}]
-    memory.pipe("/bucket/all.jsonl", "\n".join(map(json.dumps, lines)).encode())
-    try:
-        prepare("memory://bucket/all.jsonl", folder / "data", max_rejected_share=0.5)
-        source = PreparedSource(folder / "data", "mine", "train")
-        np.testing.assert_array_equal(source[1].audio, noise(1, LENGTHS[1]))
-        assert [row["reason"] for row in rejected(folder / "data")] == ["missing"]
+    bucket.pipe("/lab/all.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    prepare("gs://lab/all.jsonl", folder / "data", max_rejected_share=0.5)
+    source = PreparedSource(folder / "data", "mine", "train")
+    np.testing.assert_array_equal(source[1].audio, noise(1, LENGTHS[1]))
+    assert [row["reason"] for row in rejected(folder / "data")] == ["missing"]
 
-        prepare("memory://bucket/all.jsonl", "memory://bucket/data", max_rejected_share=0.5)
-        at_url = {path.rsplit("/", 1)[-1]: memory.cat(path) for path in memory.ls("/bucket/data", detail=False)}
-        assert at_url == {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
-        prepare(f"file://{folder}/all.jsonl", f"file://{folder}/other")
-        assert len(PreparedSource(folder / "other", "mine", "train")) == 6
-    finally:
-        memory.rm("/bucket", recursive=True)
+    prepare("gs://lab/all.jsonl", "gs://lab/data", max_rejected_share=0.5)
+    at_url = {path.rsplit("/", 1)[-1]: bucket.cat(path) for path in bucket.ls("/lab/data", detail=False)}
+    assert at_url == {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
+    prepare(f"file://{folder}/all.jsonl", f"file://{folder}/other")
+    assert len(PreparedSource(folder / "other", "mine", "train")) == 6
 
 
 def test_statistics_include_answer_lengths_in_tokens(folder, capsys, monkeypatch):
