@@ -112,6 +112,8 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
     cloud_paths = {"--output": arguments.output, "--model": arguments.model}
     if recipe.data.corpus != "tones":  # every host makes this corpus itself
         cloud_paths["data.data_dir"] = recipe.data.data_dir
+    if recipe.data.prompt_templates:
+        cloud_paths["data.prompt_templates"] = recipe.data.prompt_templates
     for option, path in cloud_paths.items():
         if path is not None and not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/].*)", path):
             raise UserError(f"{option} {path}: must be gs://BUCKET/DIRECTORY, since hosts cannot read local disks")
