@@ -15,7 +15,7 @@ from data_pipelines.sources.manifest import ManifestSource
 from data_pipelines.sources.prepared import open_split, split_names
 from data_pipelines.sources.tfds import TfdsSource
 from salmonn_jax.errors import UserError, unknown_name
-from salmonn_jax.paths import Path, PathLike, as_path
+from salmonn_jax.paths import Path, PathLike, as_path, check_readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +116,9 @@ def open_corpus(name: str, data_dir: PathLike, rules: AudioRules = AudioRules())
       rules: rules by which the corpus "files" reads clips.
 
     Raises:
-      UserError: the name is unknown, or the corpus is not prepared.
+      UserError: the name is unknown, the corpus is not prepared, or its bucket cannot be reached.
     """
     if name not in CORPORA:
         raise unknown_name("corpus", name, CORPORA)
+    check_readable(as_path(data_dir))
     return CORPORA[name](os.fspath(data_dir), rules)

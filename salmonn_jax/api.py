@@ -21,7 +21,7 @@ from salmonn_jax.decoding import greedy
 from salmonn_jax.decoding.batching import Request, prompt_batches, window_times
 from salmonn_jax.errors import UserError, check_choice
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
-from salmonn_jax.paths import PathLike, as_path
+from salmonn_jax.paths import PathLike, as_path, check_readable
 from salmonn_jax.prompts import TEXT_SLOT, add_audio_placeholder, encode_answer, encode_prompt, stop_tokens
 from salmonn_jax.sharding import Placement
 
@@ -355,8 +355,10 @@ def load(directory: PathLike, *, mesh: Mesh | None = None, dtype: str | None = N
         float32 on CPUs, where bfloat16 is not faster.
 
     Raises:
-      UserError: the directory is neither a model nor a run directory.
+      UserError: the directory is neither a model nor a run directory, or its bucket cannot be reached.
     """
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Model(model_directory.load_model(as_path(directory), Placement(mesh, dtype), dtype))
+    path = as_path(directory)
+    check_readable(path)
+    return Model(model_directory.load_model(path, Placement(mesh, dtype), dtype))

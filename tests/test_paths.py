@@ -7,6 +7,8 @@ import pathlib
 import pytest
 from etils import epath
 
+import salmonn_jax
+from data_pipelines import corpora
 from salmonn_jax import files, paths
 from salmonn_jax.errors import UserError
 
@@ -103,6 +105,21 @@ def test_missing_credentials_are_one_line(bucket, monkeypatch):
     with pytest.raises(UserError) as caught:
         paths.check_readable(paths.as_path("gs://lab/run"))
     assert str(caught.value).startswith("gs://lab/run cannot be reached (Anonymous caller does not have access, 401)")
+
+
+def test_missing_credentials_in_python_are_one_line(bucket, monkeypatch):
+    def refuse(self, path, **options):
+        raise RuntimeError("Anonymous caller")
+
+    monkeypatch.setattr(type(bucket), "exists", refuse)
+    for open_it in (salmonn_jax.load, lambda url: corpora.open_corpus("files", url)):
+        with pytest.raises(UserError, match="gs://lab/run cannot be reached"):
+            open_it("gs://lab/run")
+
+
+def test_listings_are_not_kept(bucket):
+    """Files that other processes write must be seen."""
+    assert bucket.dircache.use_listings_cache is False
 
 
 def test_errors_of_clients_are_recognised():
