@@ -141,7 +141,7 @@ def evaluate(
     selected = [prediction for key, prediction in predictions_by_key.items() if key in keys]
     rows = tasks.score(selected)
     with atomic_write(output / "scores.json") as unfinished:
-        unfinished.write_text(tasks.to_json(rows))
+        unfinished.write_text(tasks.to_json(rows), "utf-8")
     title = f"Evaluation of {model.name}"
     report.write_report(output / "index.html", rows, selected, clips.get, title=title, notes=opened_corpus.notes)
     print(tasks.format_table(rows))

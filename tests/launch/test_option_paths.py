@@ -32,7 +32,7 @@ TEXT_OPTIONS = {
     "plan": {"config", "topology", "overrides"},
     "evaluate": {"corpus", "splits"},
     "generate": {"prompt"},
-    "convert": {"prompt", "prompt_template", "target_modules", "lora_targets", "stop_tokens"},
+    "convert": {"prompt", "prompt_template", "lora_target_modules"},
     "prepare": {"split", "name", "config", "overrides", "beam"},
     "plan_table": {"only"},
     "quickstart": set(),
