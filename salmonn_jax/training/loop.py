@@ -80,6 +80,7 @@ def train(
             num_steps = step + 1
         _write_metrics(metric_writer, watchdog, pending)
         if num_steps != checkpoints.latest_step():
+            metric_writer.flush()
             checkpoints.save(state, data_iterator)
     checkpoints.close()
     distributed.barrier("the last checkpoint is saved")  # the end of one process may end the others
