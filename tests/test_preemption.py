@@ -43,6 +43,15 @@ def test_sigterm_is_a_request_to_stop():
 
 
 def test_other_signals_are_left_alone():
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of xdist ignore the signal
+    try:
+        _interrupt()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _interrupt() -> None:
+    """Sends the interrupt of a user to this process, and expects Python's own exception."""
     with StopRequest() as request, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)

@@ -231,9 +231,16 @@ def test_a_model_in_a_bucket_is_loaded_from_there(bucket, debug_run, monkeypatch
         return load(debug_run / str(path).removeprefix("gs://lab/run/"), *arguments)
 
     monkeypatch.setattr(weights, "load", load_local)
+    monkeypatch.setattr(weights, "read_all", lambda path: loaded_paths.append(f"all of {path}"))
     model = salmonn_jax.load("gs://lab/run")
     assert model.fingerprint == salmonn_jax.load(debug_run).fingerprint
-    assert loaded_paths[:2] == ["gs://lab/run/base", "gs://lab/run/checkpoints/6/delta"]
+    newest = "gs://lab/run/checkpoints/6"
+    assert set(loaded_paths[:4]) == {
+        "gs://lab/run/base",
+        f"{newest}/delta",
+        f"all of {newest}/delta",
+        f"all of {newest}/optimizer",
+    }
 
 
 @pytest.mark.slow
