@@ -62,5 +62,5 @@ $(VENV)/.test: $(VENV)/.quickstart
 $(VENV)/.beam: setup.cfg | $(BIN)/uv
 	rm -f $@
 	$(PYTHON) -m venv $(BEAM)
-	$(INSTALL:$(BIN)/python=$(BEAM)/bin/python) -e '.[beam]' pytest && touch $@ \
+	$(INSTALL:$(BIN)/python=$(BEAM)/bin/python) -e '.[beam]' pytest beartype && touch $@ \
 		|| echo 'no Apache Beam here: its test will skip'
