@@ -21,7 +21,7 @@ from tests import torch_checkpoints
 from tests.llm_families import FAMILIES, STOP_TOKENS
 from tests.runs import losses
 
-DATA = ("data.data_dir=data", "data.mixture.mine=1", "data.clips=8", "data.seq_len=160", "num_train_steps=10")
+DATA = ("data.data_dir=data", "data.mixture.mine=1", "data.clips=8", "data.seq_len=256", "num_train_steps=10")
 
 
 @pytest.fixture(scope="module")
