@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -31,7 +32,9 @@ BERT_INIT = jax.nn.initializers.variance_scaling(0.02**2 * 768, "fan_in", "norma
 FAN_IN_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+_MATMUL = "matmul"  # name of the outputs of `matmul`, by which the remat policy "dots" finds them
+
+
 def matmul(x: Array, kernel: Array, output_dtype: str | None = None) -> Array:
     """Multiplies activations float[..., in_features] by a kernel, cast to the dtype of the activations.
 
@@ -43,11 +46,16 @@ def matmul(x: Array, kernel: Array, output_dtype: str | None = None) -> Array:
       kernel: parameter, usually float32.
       output_dtype: dtype of the result; by default that of the activations.
     """
+    return checkpoint_name(_matmul(x, kernel, output_dtype), _MATMUL)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x: Array, kernel: Array, output_dtype: str | None) -> Array:
     return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=output_dtype)
 
 
 def _matmul_forward(x: Array, kernel: Array, output_dtype: str | None) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, kernel, output_dtype), (x, kernel)
+    return _matmul(x, kernel, output_dtype), (x, kernel)
 
 
 def _matmul_backward(
@@ -63,7 +71,7 @@ def _matmul_backward(
     return x_gradient.astype(x.dtype), kernel_gradient.astype(kernel.dtype)
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def cast_broadcast(param: Array, x: Array) -> Array:
@@ -175,7 +183,7 @@ def stack_layers(make_layer: Callable[[nnx.Rngs], nnx.Module], num_layers: int, 
 # recomputed. From first to last, memory falls and computation rises.
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,  # saves all activations
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # saves outputs of weight matmuls
+    "dots": jax.checkpoint_policies.save_only_these_names(_MATMUL),  # saves outputs of products with weights
     "full": jax.checkpoint_policies.nothing_saveable,  # saves only the input of each layer
 }
 

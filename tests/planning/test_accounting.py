@@ -21,9 +21,7 @@ DEBUG = get_preset("debug")
 QWEN3 = {"attention_bias": "qkvo", "qk_norm": True, "head_dim": 16}
 
 
-@pytest.mark.parametrize(
-    ("remat", "changes"), [("none", {}), pytest.param("dots", QWEN3, marks=pytest.mark.slow), ("full", QWEN3)]
-)
+@pytest.mark.parametrize(("remat", "changes"), [("none", {}), ("dots", QWEN3), ("full", QWEN3)])
 def test_the_formula_gives_the_operations_of_the_compiled_step(remat, changes):
     model = dataclasses.replace(DEBUG.model, llama=dataclasses.replace(DEBUG.model.llama, **changes))
     preset = dataclasses.replace(DEBUG, model=model, recipe=dataclasses.replace(DEBUG.recipe, remat_policy=remat))
