@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is used: the newest that is whole. Training, inference and conversion use it.
+"""Selection of the checkpoint of a run: the newest that is whole. Training, inference and conversion use it.
 
 A checkpoint may lack files or have cut files if a disk was full, a copy was interrupted, or a bucket does not rename
 directories at once. Such a checkpoint is reported and the one before it is used.
@@ -20,6 +20,8 @@ _COMMIT_FILES = ("commit_success.txt", "_CHECKPOINT_METADATA")
 # Metadata without which Orbax fails, beside the arrays and their own metadata.
 _JSON_FILES = ("_CHECKPOINT_METADATA", "*/_METADATA", "*/_sharding", "*/array_metadatas/*")
 _NO_CHECKPOINT, _NONE_WHOLE = -1, -2
+# Status codes in tensorstore's messages for failures of the network or of permissions, which are no damage.
+_ACCESS_FAILURES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
 
 
 def checkpoint_paths(run_dir: Path) -> list[Path]:
@@ -58,7 +60,11 @@ def _find_newest_whole(run_dir: Path) -> int:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Reads a checkpoint in full and returns what is missing or unreadable in one line; None if it is whole."""
+    """Reads a checkpoint in full and returns what is missing or unreadable in one line; None if it is whole.
+
+    Raises:
+      OSError: the checkpoint cannot be read at the moment, because of the network or of permissions.
+    """
     for name in _COMMIT_FILES:
         if not (checkpoint / name).is_file():
             return f"it has no {name}"
@@ -74,6 +80,10 @@ def find_damage(checkpoint: Path) -> str | None:
         try:
             read(checkpoint / name)
         except Exception as error:  # tensorstore and Orbax raise many types
+            if isinstance(error, ConnectionError | PermissionError | TimeoutError) or any(
+                status in str(error) for status in _ACCESS_FAILURES
+            ):
+                raise OSError(f"{checkpoint} cannot be read: {_first_line(error)}") from None
             return f"{name} cannot be read: {_first_line(error)}"
     return None
 

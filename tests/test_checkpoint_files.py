@@ -81,3 +81,15 @@ def test_no_checkpoint_is_whole(debug_run, tmp_path):
 
 def test_a_run_without_checkpoints_has_none(tmp_path):
     assert checkpoint_files.newest_whole_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("UNAVAILABLE: Error reading gs://lab/run: CURL error"), ConnectionResetError("reset by peer")]
+)
+def test_a_failure_of_the_network_is_no_damage(debug_run, monkeypatch, error):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(checkpoint_files.weights, "read_all", fail)
+    with pytest.raises(OSError, match="checkpoints/6 cannot be read: "):
+        checkpoint_files.find_damage(debug_run / "checkpoints" / "6")

@@ -1,4 +1,4 @@
-"""What happens to clips that are longer than the encoder window, for the data pipelines and for decoding.
+"""Policies for clips that are longer than the encoder window. The data pipelines and decoding use them.
 
 | policy | clip of 95 s, window of 30 s |
 |---|---|

@@ -22,7 +22,7 @@ MAX_BATCH_MULTIPLE = 64  # in a search, largest multiple of the smallest batch
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What a plan is compiled for, and what a search varies.
+    """Choices that a plan is compiled for and that a search varies.
 
     Attributes:
       mesh: size of each mesh axis.

@@ -50,7 +50,7 @@ def split_batch(batch: Batch, num_micro_batches: int, num_audio_tokens: int, mes
       mesh: device mesh.
 
     Returns:
-      Batch of arrays [M,...], where M is the number of micro-batches. Entries of `audio_slot` refer to the clips of the
+      Batch of arrays [micro_batches, ...]. Entries of `audio_slot` refer to the clips of the
       micro-batch.
     """
     num_shards = sharding.num_data_shards(mesh)
@@ -60,7 +60,7 @@ def split_batch(batch: Batch, num_micro_batches: int, num_audio_tokens: int, mes
 
     def split(x: Array) -> Array:
         parts = x.reshape(num_shards, num_micro_batches, x.shape[0] // num_parts, *x.shape[1:])
-        return jnp.moveaxis(parts, 1, 0)  # [M,shards,...]
+        return jnp.moveaxis(parts, 1, 0)  # [micro_batches, shards, ...]
 
     micro_batch, shard = jnp.arange(num_micro_batches)[:, None], jnp.arange(num_shards)
     part, part_in_micro_batch = shard * num_micro_batches + micro_batch, shard
