@@ -7,6 +7,7 @@ They can be compared, printed, stored with a checkpoint and read back. Named con
 from __future__ import annotations
 
 from salmonn_jax.config.encoder import EncoderConfig
+from salmonn_jax.config.generation import GenerationConfig
 from salmonn_jax.config.model import (
     HOP_LENGTH,
     MUTABLE_MODEL_FIELDS,
@@ -42,6 +43,7 @@ __all__ = [
     "BeatsConfig",
     "DataConfig",
     "EncoderConfig",
+    "GenerationConfig",
     "Lion",
     "LlamaConfig",
     "LoraConfig",

@@ -1,0 +1,70 @@
+"""Settings of decoding: search, sampling, length and penalties. Decoder, Python interface and entry points use them."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic.dataclasses import dataclass
+
+from salmonn_jax.config.typed import STRICT, NonNegativeInt, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GenerationConfig:
+    """Settings of decoding. Names and meanings are those of transformers' `GenerationConfig`.
+
+    The defaults are those of the paper's evaluation (`configs/decode_config.yaml` of the original): four beams, at most
+    200 new tokens, no sampling, no penalties.
+
+    With one beam and without sampling, decoding is greedy. `compat` selects between two versions of transformers
+    whose results differ. "hf4.28" is the version of the original: its `generate` puts a start token before the new
+    tokens. The length penalty of an answer that is cut at `max_new_tokens`, `min_length` and the repetition penalty
+    count this token. "hf5" does not count it.
+    """
+
+    num_beams: PositiveInt = Field(4, description="beams of the search; 1 for greedy decoding or sampling")
+    max_new_tokens: PositiveInt = Field(
+        200, description="maximum number of tokens of an answer, the stop token included"
+    )
+    min_length: NonNegativeInt = Field(
+        1, description="tokens before the first stop token; hf4.28 counts the start token too"
+    )
+    length_penalty: float = Field(
+        1.0, description="a finished beam's score is divided by its number of tokens to this power"
+    )
+    early_stopping: Literal[False, True, "never"] = Field(
+        False,
+        description="true: stop when num_beams answers are finished; false: estimate whether a better one can "
+        'follow; "never": stop when none can follow',
+    )
+    repetition_penalty: PositiveFloat = Field(
+        1.0, description="divides positive logits of tokens that the answer has, multiplies negative ones"
+    )
+    do_sample: bool = Field(False, description="draw tokens instead of choosing the most probable ones")
+    temperature: PositiveFloat = Field(1.0, description="divides the logits before a token is drawn")
+    top_k: NonNegativeInt = Field(0, description="draw from this many most probable tokens; 0: from all")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="draw from the most probable tokens whose probabilities sum to this"
+    )
+    seed: NonNegativeInt = Field(0, description="seed of sampling; each request has its own random numbers")
+    lora_multiplier: NonNegativeFloat = Field(
+        1.0, description="factor of the adapters' scale; 0 leaves the adapters out"
+    )
+    compat: Literal["hf4.28", "hf5"] = Field("hf4.28", description="version of transformers whose rules apply")
+
+    @model_validator(mode="after")
+    def _check_fields_that_go_together(self) -> Self:
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError(f"num_beams={self.num_beams}: must be 1 with do_sample=true")
+        self._require("do_sample=true", self.do_sample, temperature=1.0, top_k=0, top_p=1.0, seed=0)
+        self._require("num_beams above 1", self.num_beams > 1, length_penalty=1.0, early_stopping=False)
+        if self.min_length > self.max_new_tokens:
+            raise ValueError(f"min_length={self.min_length}: must be at most max_new_tokens={self.max_new_tokens}")
+        return self
+
+    def _require(self, condition: str, holds: bool, **neutral: object) -> None:
+        """Raises ValueError if a field that only applies under `condition` is not neutral while it does not hold."""
+        for name, value in neutral.items():
+            if not holds and getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)}: applies only with {condition}")

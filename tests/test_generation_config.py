@@ -1,0 +1,41 @@
+"""Validation of the decoding settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from salmonn_jax.config import GenerationConfig, from_dict
+from salmonn_jax.errors import UserError
+
+
+def test_the_defaults_are_those_of_the_papers_evaluation():
+    config = GenerationConfig()
+    assert (config.num_beams, config.max_new_tokens, config.min_length, config.do_sample) == (4, 200, 1, False)
+    assert (config.length_penalty, config.repetition_penalty, config.compat) == (1.0, 1.0, "hf4.28")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_beams": 0}, "num_beams=0"),
+        ({"num_beams": 2.5}, "num_beams=2.5"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"early_stopping": "x"}, "early_stopping"),
+        ({"temperature": 0.0, "do_sample": True, "num_beams": 1}, "temperature=0.0"),
+        ({"top_p": 1.5, "do_sample": True, "num_beams": 1}, "top_p=1.5"),
+        ({"top_p": 0.5}, "top_p=0.5: applies only with do_sample=true"),
+        ({"seed": 3}, "seed=3: applies only with do_sample=true"),
+        ({"do_sample": True}, "num_beams=4: must be 1 with do_sample=true"),
+        ({"length_penalty": 2.0, "num_beams": 1}, "length_penalty=2.0: applies only with num_beams above 1"),
+        ({"early_stopping": True, "num_beams": 1}, "early_stopping=True: applies only with num_beams above 1"),
+        ({"min_length": 30, "max_new_tokens": 20}, "min_length=30: must be at most max_new_tokens=20"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+        ({"lora_multiplier": -1.0}, "lora_multiplier=-1.0"),
+        ({"compat": "hf4"}, "compat"),
+        ({"beams": 4}, "beams"),
+    ],
+)
+def test_wrong_settings_are_one_line(values, message):
+    with pytest.raises(UserError) as error:
+        from_dict(GenerationConfig, values)
+    assert message in str(error.value) and "\n" not in str(error.value)
