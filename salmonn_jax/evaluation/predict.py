@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -23,6 +24,8 @@ class ExampleLike(Protocol):
     answer: str
     task: str
     source: str
+    transcript: str
+    question: str
 
 
 def predict(
@@ -55,28 +58,33 @@ def predict(
     Returns:
       The keys of all examples, including those that were answered before or that other processes answer.
     """
-    generation_config = {"method": "greedy", "max_new_tokens": max_new_tokens, "too_long": too_long}
+    settings = {
+        "generation_config": {"num_beams": 1, "max_new_tokens": max_new_tokens},
+        "too_long": too_long,
+        "model": model.fingerprint,
+    }
     completed, keys, pending = log.completed_keys(), set(), []
     shard_index, num_shards = shard
     for number, example in enumerate(examples):
-        prediction_fields = {
+        row = {
             "id": example.id,
-            "task": example.task,
             "source": example.source,
             "split": split,
-            "condition": condition,
+            "task": example.task,
+            "metric": "",
             "prompt": example.prompt,
-            "reference": example.answer,
+            "question": example.question,
+            "references": [example.answer],
+            "transcript": example.transcript,
+            "language": "",
+            "choices": [],
+            "group": {},
         }
-        key = prediction_key(
-            **prediction_fields,
-            audio=example.audio,
-            generation_config=generation_config,
-            weights_fingerprint=model.fingerprint,
-        )
+        audio_hash = "" if example.audio is None else hashlib.sha256(example.audio.tobytes()).hexdigest()
+        key = prediction_key(row, condition=condition, audio_hash=audio_hash, settings=settings)
         keys.add(key)
         if number % num_shards == shard_index and key not in completed:
-            pending.append((example, {"key": key, **prediction_fields}))
+            pending.append((example, {"key": key, "condition": condition, **row}))
     progress = tqdm(total=len(pending), desc=f"{split}, {condition}", unit="clip", disable=not pending)
     for batch in _batches(pending, batch_size):
         answers = model.generate(
@@ -93,6 +101,8 @@ def predict(
                     **prediction_fields,
                     prediction=answer.text,
                     finish_reason=answer.finish_reason,
+                    num_tokens=len(answer.token_ids),
+                    score=answer.score,
                     audio_seconds=seconds,
                     too_long=too_long,
                     windows=[[window.start_seconds, window.end_seconds] for window in answer.windows],

@@ -10,52 +10,71 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self, get_args
-
-import numpy as np
 
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import open_growing
 from salmonn_jax.paths import Path, PathLike, as_path
 
 Condition = Literal["audio", "silence"]
+FinishReason = Literal["stop", "length", "error"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Answer of the model to one example under one condition.
+    """Answer of the model to one row of a data set under one condition. It is one line of a prediction file.
 
     Attributes:
       key: hash from `prediction_key`.
-      id: id of the example, unique within its source.
-      task: a name in `salmonn_jax.evaluation.tasks.TASKS`.
+      id: id of the row, unique within its source and split.
       source: name of the data set.
       split: name of the split, such as "test" or "unheard".
+      task: a name in `salmonn_jax.evaluation.tasks`.
+      metric: generic metric that scores the row; "" for the metrics of the task.
       condition: "audio" if the model got the clip, "silence" if it got zeros instead of the clip.
-      prompt: prompt of the example.
-      reference: reference answer.
-      prediction: answer of the model.
-      finish_reason: why decoding stopped, as reported by the decoder.
-      audio_seconds: length of the clip in seconds; 0 for a text-only example.
+      prompt: prompt that the model got, `<SpeechHere>` at the position of the clip.
+      question: text that was inserted into the prompt template, or "".
+      references: correct answers, at least one.
+      transcript: words spoken in the clip, or "".
+      language: language of the references, such as "en"; "" if unknown.
+      choices: answers from which the model chooses; empty for an open question.
+      group: properties of the row by which scores are grouped, such as {"speaker": "1089"}.
+      prediction: answer of the model; "" if there was an error.
+      finish_reason: "stop" if the model ended its answer, "length" if the answer was cut, "error" if there is none.
+      error: one line that says why there is no answer, or "".
+      num_tokens: number of generated tokens, the stop token included.
+      score: score of the answer, as reported by the decoder.
+      audio_seconds: length of the clip in seconds; 0 for a text-only row.
       too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
-      windows: start and end in seconds of each encoder window that the model got; empty for a text-only example.
+      windows: start and end in seconds of each encoder window that the model got; empty for a text-only row.
 
     Raises:
-      ValueError: a field has the wrong type, or `condition` is unknown.
+      ValueError: a field has the wrong type or an unknown value, there is no reference, or `error` does not go together
+        with `finish_reason` and `prediction`.
     """
 
     key: str
     id: str
-    task: str
     source: str
     split: str
+    task: str
+    metric: str = ""
     condition: Condition
     prompt: str
-    reference: str
+    question: str = ""
+    references: Sequence[str]
+    transcript: str = ""
+    language: str = ""
+    choices: Sequence[str] = ()
+    group: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prediction: str
-    finish_reason: str
+    finish_reason: FinishReason
+    error: str = ""
+    num_tokens: int = 0
+    score: float = 0.0
     audio_seconds: float
     too_long: str
     windows: Sequence[Sequence[float]]
@@ -63,48 +82,71 @@ class Prediction:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            expected = {"audio_seconds": (int, float), "windows": (list, tuple)}.get(field.name, str)
-            if not isinstance(value, expected):
+            if not _CHECKS.get(field.name, _is_text)(value):
                 raise ValueError(f"{field.name}={value!r}: must be of type {field.type}")
-        if self.condition not in get_args(Condition):
-            raise ValueError(f"condition={self.condition!r}: must be one of {get_args(Condition)}")
+        for name, literal in (("condition", Condition), ("finish_reason", FinishReason)):
+            if getattr(self, name) not in get_args(literal):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {get_args(literal)}")
+        if not self.references:
+            raise ValueError("references=[]: must have at least one text")
+        if (self.finish_reason == "error") != bool(self.error) or (self.error and self.prediction):
+            raise ValueError("finish_reason='error', an error and an empty prediction must go together")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_list(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_text, value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_CHECKS: dict[str, Callable[[object], bool]] = {
+    "references": _is_text_list,
+    "choices": _is_text_list,
+    "group": lambda value: isinstance(value, Mapping) and all(_is_text(x) for item in value.items() for x in item),
+    "num_tokens": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "score": _is_number,
+    "audio_seconds": _is_number,
+    "windows": lambda value: isinstance(value, (list, tuple)),
+}
+
+# Fields of a prediction that come from the data set; the others come from the evaluation.
+ROW_FIELDS = (
+    *("id", "source", "split", "task", "metric", "prompt", "question", "references"),
+    *("transcript", "language", "choices", "group"),
+)
 
 
 def prediction_key(
-    *,
-    id: str,
-    task: str,
-    source: str,
-    split: str,
-    condition: Condition,
-    prompt: str,
-    reference: str,
-    audio: np.ndarray | None,
-    generation_config: Mapping[str, object],
-    weights_fingerprint: str,
+    row: Mapping[str, object], *, condition: Condition, audio_hash: str, settings: Mapping[str, object]
 ) -> str:
     """Returns the hex SHA-256 of everything that an answer and its score depend on.
 
     Args:
-      id: as in `Prediction`; so are `task`, `source`, `split`, `condition`, `prompt` and `reference`.
-      audio: clip of the example, int16[samples]; None for a text-only example.
-      generation_config: decoding settings as plain JSON values. Their order does not matter.
-      weights_fingerprint: fingerprint of the model's weights.
+      row: the fields `ROW_FIELDS` of the prediction.
+      condition: as in `Prediction`.
+      audio_hash: hash of the content of the clip; "" for a text-only row.
+      settings: everything else that changes the answer, as JSON values: model, decoding, reading of clips. The order of
+        keys does not matter.
 
     Raises:
-      ValueError: `audio` is not int16.
+      ValueError: a field of the row is missing or unknown.
     """
-    if audio is not None and audio.dtype != np.int16:
-        raise ValueError(f"audio.dtype={audio.dtype}: must be int16")
-    key_fields = {
-        "row": [source, split, task, id, prompt, reference],
-        "condition": condition,
-        "audio": None if audio is None else hashlib.sha256(audio.astype("<i2").tobytes()).hexdigest(),
-        "generation_config": dict(generation_config),
-        "weights_fingerprint": weights_fingerprint,
-    }
+    if set(row) != set(ROW_FIELDS):
+        raise ValueError(f"{sorted(set(row) ^ set(ROW_FIELDS))}: missing or unknown fields of a row")
+    key_fields = {"row": dict(row), "condition": condition, "audio": audio_hash, "settings": dict(settings)}
     canonical = json.dumps(key_fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def to_line(prediction: Prediction) -> bytes:
+    """Returns a prediction as a line of JSON, with its newline."""
+    return json.dumps(vars(prediction), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 class PredictionLog:
@@ -141,8 +183,7 @@ class PredictionLog:
         """
         if prediction.key in self._completed_keys:
             raise ValueError(f"the prediction of {prediction.id!r} with key {prediction.key} is already completed")
-        line = json.dumps(dataclasses.asdict(prediction), ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        self._file.write(to_line(prediction))
         self._completed_keys.add(prediction.key)
 
     def close(self) -> None:

@@ -128,8 +128,8 @@ def choose_samples(predictions: Sequence[Prediction], per_task: int = 3) -> list
     samples = []
     for task in tasks.TASKS:
         of_task = [p for p in with_audio if p.task == task]
-        correct = [p for p in of_task if is_exact_match(p.reference, p.prediction)]
-        wrong = [p for p in of_task if not is_exact_match(p.reference, p.prediction)]
+        correct = [p for p in of_task if is_exact_match(p.references[0], p.prediction)]
+        wrong = [p for p in of_task if not is_exact_match(p.references[0], p.prediction)]
         interleaved = [p for pair in itertools.zip_longest(correct, wrong) for p in pair if p]
         samples += [Sample(p, with_silence.get(_example_key(p))) for p in interleaved[:per_task]]
     return samples

@@ -197,7 +197,7 @@ def _compute_score(metric: TaskMetric, group: Sequence[Prediction] | None) -> Sc
     """Returns the score of the predictions of one split, task and condition, or None if there are none."""
     if group is None:
         return None
-    references = [metric.extract(prediction.reference) for prediction in group]
+    references = [metric.extract(prediction.references[0]) for prediction in group]
     predictions = [metric.extract(prediction.prediction) for prediction in group]
     try:
         return metric.compute(references, predictions)

@@ -4,68 +4,98 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from salmonn_jax.errors import UserError
-from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, prediction_key, read_predictions
+from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, prediction_key, read_predictions, to_line
 
-QUESTION = {
+ROW = {
     "id": "a",
-    "task": "transcribe",
     "source": "mini",
     "split": "test",
-    "condition": "audio",
+    "task": "transcribe",
+    "metric": "",
     "prompt": "What is said?",
-    "reference": "hello",
-    "audio": np.arange(4, dtype=np.int16),
-    "generation_config": {"beams": 4, "max_new_tokens": 100},
-    "weights_fingerprint": "f00d",
+    "question": "",
+    "references": ["hello"],
+    "transcript": "",
+    "language": "en",
+    "choices": [],
+    "group": {"speaker": "1089"},
 }
+SETTINGS = {"generation_config": {"num_beams": 4, "max_new_tokens": 100}, "model": "f00d"}
+KEY_ARGUMENTS = {"condition": "audio", "audio_hash": "abcd", "settings": SETTINGS}
 
 
 def make(key: str, **changes: object) -> Prediction:
-    fields = {name: QUESTION[name] for name in ("id", "task", "source", "split", "condition", "prompt", "reference")}
-    answer = {"prediction": "hello", "finish_reason": "end", "audio_seconds": 1.5}
-    answer |= {"too_long": "error", "windows": [[0.0, 1.5]]}
-    return Prediction(**(fields | answer | {"key": key} | changes))
+    answer = {"prediction": "hello", "finish_reason": "stop", "num_tokens": 3, "score": -0.5, "audio_seconds": 1.5}
+    answer |= {"condition": "audio", "too_long": "error", "windows": [[0.0, 1.5]]}
+    return Prediction(**(ROW | answer | {"key": key} | changes))
+
+
+def test_the_fields_of_a_line_and_their_order():
+    """Other programs read these files, so the names and the order of the fields are fixed."""
+    assert list(json.loads(to_line(make("1")))) == [
+        "key",
+        "id",
+        "source",
+        "split",
+        "task",
+        "metric",
+        "condition",
+        "prompt",
+        "question",
+        "references",
+        "transcript",
+        "language",
+        "choices",
+        "group",
+        "prediction",
+        "finish_reason",
+        "error",
+        "num_tokens",
+        "score",
+        "audio_seconds",
+        "too_long",
+        "windows",
+    ]
 
 
 def test_key_is_stable_and_ignores_the_order_of_settings():
-    key = prediction_key(**QUESTION)
+    key = prediction_key(ROW, **KEY_ARGUMENTS)
     assert len(key) == 64 and int(key, 16) > 0
-    swapped = {"max_new_tokens": 100, "beams": 4}
-    assert prediction_key(**(QUESTION | {"audio": QUESTION["audio"].copy(), "generation_config": swapped})) == key
+    swapped = {"model": "f00d", "generation_config": {"max_new_tokens": 100, "num_beams": 4}}
+    assert prediction_key(dict(reversed(ROW.items())), **(KEY_ARGUMENTS | {"settings": swapped})) == key
+
+
+@pytest.mark.parametrize("name", ROW)
+def test_key_depends_on_every_field_of_the_row(name):
+    changed = {str: "other", list: ["other"], dict: {"speaker": "other"}}[type(ROW[name])]
+    assert prediction_key(ROW | {name: changed}, **KEY_ARGUMENTS) != prediction_key(ROW, **KEY_ARGUMENTS)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("id", "b"),
-        ("task", "translate"),
-        ("source", "maxi"),
-        ("split", "unheard"),
         ("condition", "silence"),
-        ("prompt", "What is said"),
-        ("reference", "Hello"),
-        ("audio", np.array([0, 1, 2, 4], np.int16)),
-        ("audio", None),
-        ("generation_config", {"beams": 1, "max_new_tokens": 100}),
-        ("weights_fingerprint", "beef"),
+        ("audio_hash", "abce"),
+        ("audio_hash", ""),
+        ("settings", SETTINGS | {"model": "beef"}),
+        ("settings", SETTINGS | {"generation_config": {"num_beams": 1, "max_new_tokens": 100}}),
     ],
 )
-def test_key_depends_on_every_field(name, value):
-    assert prediction_key(**(QUESTION | {name: value})) != prediction_key(**QUESTION)
+def test_key_depends_on_condition_audio_and_settings(name, value):
+    assert prediction_key(ROW, **(KEY_ARGUMENTS | {name: value})) != prediction_key(ROW, **KEY_ARGUMENTS)
 
 
 def test_key_separates_adjacent_fields():
-    first = prediction_key(**(QUESTION | {"prompt": "ab", "reference": "c"}))
-    assert first != prediction_key(**(QUESTION | {"prompt": "a", "reference": "bc"}))
+    first = prediction_key(ROW | {"prompt": "ab", "question": "c"}, **KEY_ARGUMENTS)
+    assert first != prediction_key(ROW | {"prompt": "a", "question": "bc"}, **KEY_ARGUMENTS)
 
 
-def test_audio_that_is_not_int16_raises_value_error():
-    with pytest.raises(ValueError, match="float32"):
-        prediction_key(**(QUESTION | {"audio": np.zeros(4, np.float32)}))
+def test_key_of_an_incomplete_row_raises_value_error():
+    with pytest.raises(ValueError, match="'metric'"):
+        prediction_key({name: ROW[name] for name in ROW if name != "metric"}, **KEY_ARGUMENTS)
 
 
 def test_appended_predictions_are_read_back_in_order(tmp_path):
@@ -128,6 +158,12 @@ def test_a_last_line_cut_at_any_byte_loses_only_that_prediction(tmp_path):
         json.dumps(vars(make("2")) | {"extra": 1}).encode(),
         json.dumps(vars(make("2")) | {"prediction": None}).encode(),
         json.dumps(vars(make("2")) | {"condition": "both"}).encode(),
+        json.dumps(vars(make("2")) | {"references": []}).encode(),
+        json.dumps(vars(make("2")) | {"references": "hello"}).encode(),
+        json.dumps(vars(make("2")) | {"group": {"speaker": 1}}).encode(),
+        json.dumps(vars(make("2")) | {"finish_reason": "error"}).encode(),
+        json.dumps(vars(make("2")) | {"error": "no file"}).encode(),
+        json.dumps(vars(make("2")) | {"score": "nan"}).encode(),
     ],
 )
 def test_a_wrong_line_raises_user_error_and_leaves_the_file_unchanged(tmp_path, line):
