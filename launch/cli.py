@@ -10,12 +10,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import absl.logging
 
 from salmonn_jax import paths
 from salmonn_jax.accelerators import use_cpu_without_accelerator
 from salmonn_jax.errors import AudioWarning, RunError, UserError
+
+if TYPE_CHECKING:
+    from salmonn_jax.config import GenerationConfig
 
 START_TIME = time.monotonic()  # start of the process, to report the time to the first step
 
@@ -96,6 +100,35 @@ def add_audio_options(parser: argparse.ArgumentParser, *policies: str) -> None:
         + ", ".join(f"{policy} ({meanings[policy]})" for policy in policies)
         + " (default: %(default)s)",
     )
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for every field of `GenerationConfig`, such as --num-beams. `pop_generation_config` reads them."""
+    from salmonn_jax.config import GenerationConfig, describe_fields
+
+    group = parser.add_argument_group("decoding (fields of GenerationConfig)")
+    for name, value, description in describe_fields(GenerationConfig()):
+        option = f"--{name.replace('_', '-')}"
+        if value is False and name == "do_sample":
+            group.add_argument(option, action="store_const", const="true", help=description)
+        else:
+            default = f" (default: {str(value).lower() if isinstance(value, bool) else value})"
+            group.add_argument(option, metavar="VALUE", help=description + default)
+
+
+def pop_generation_config(arguments: dict[str, object]) -> GenerationConfig:
+    """Removes the options of `add_generation_options` from parsed arguments and returns their configuration.
+
+    Args:
+      arguments: `vars` of the parsed arguments.
+
+    Raises:
+      UserError: a value is not valid. The message names the field.
+    """
+    from salmonn_jax.config import GenerationConfig, apply_overrides, describe_fields
+
+    given = {name: arguments.pop(name) for name, _, _ in describe_fields(GenerationConfig())}
+    return apply_overrides(GenerationConfig(), [f"{k}={v}" for k, v in given.items() if v is not None])
 
 
 def print_any_text() -> None:
