@@ -1,4 +1,4 @@
-"""Helpers shared by all entry points: types of options, JAX start-up, and errors as one line with an exit code."""
+"""Helpers shared by all entry points: parser, types of options, JAX start-up, errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import absl.logging
 
@@ -22,6 +22,26 @@ if TYPE_CHECKING:
     from salmonn_jax.config import GenerationConfig
 
 START_TIME = time.monotonic()  # start of the process, to report the time to the first step
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser of a command line, which raises its errors as UserError. Its subparsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError, in place of argparse's error of several lines."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def make_parser(verb: str, description: str) -> Parser:
+    """Returns the parser of `python -m launch.VERB`, without options.
+
+    Args:
+      verb: name of the module in `launch`.
+      description: text for --help, which keeps its line breaks.
+    """
+    return Parser(
+        prog=f"python -m launch.{verb}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def path(text: str) -> paths.Path:
@@ -151,6 +171,11 @@ def print_warnings_as_lines() -> None:
     warnings.showwarning = show_line
 
 
+def print_error(error: Exception) -> None:
+    """Prints an error as one line on stderr. A line break in its message, such as one in a file name, is a space."""
+    print(f"error: {' '.join(str(error).splitlines()) or type(error).__name__}", file=sys.stderr)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point and turns errors into one line on stderr and an exit code.
 
@@ -165,17 +190,17 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)
     except BrokenPipeError:  # the reader of the output closed it early, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         sys.exit(1)
     except Exception as error:
         if not paths.is_client_error(error):
             raise
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print_error(error)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

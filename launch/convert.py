@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from launch import cli
+from salmonn_jax.files import refuse_existing
 
 if TYPE_CHECKING:
     from salmonn_jax.paths import Path
@@ -29,10 +30,15 @@ _SOURCE_HELP = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parses the command line and runs the chosen subcommand."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Parses the command line and runs the chosen subcommand.
+
+    Args:
+      argv: command-line arguments; None for `sys.argv[1:]`.
+
+    Raises:
+      UserError: the command line, a checkpoint or a model is not valid, or the output exists.
+    """
+    parser = cli.make_parser("convert", __doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     _add_to_jax(verbs.add_parser("to-jax", help="convert PyTorch checkpoints to a model directory"))
     _add_to_torch(verbs.add_parser("to-torch", help="convert a model or run directory to PyTorch"))
@@ -42,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     inspect.set_defaults(run=run_inspect)
     _add_compare(verbs.add_parser("compare", help="compare a converted model with PyTorch, layer by layer"))
     options = parser.parse_args(argv)
+    if "output" in options:  # before anything is read or printed
+        refuse_existing(options.output)
     options.run(options)
 
 

@@ -8,7 +8,6 @@ what the model answers correctly from the prompt alone.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,9 +25,7 @@ DEFAULT_SPLITS = ("test", "unheard")
 
 def main() -> None:
     """Parses the command line and evaluates."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("evaluate", __doc__)
     parser.add_argument("--model", required=True, type=cli.path, help="model or run directory")
     parser.add_argument("--output", required=True, type=cli.output_path, metavar="EVAL", help="output directory")
     parser.add_argument("--corpus", default="minicorpus", help="name of the corpus (default: %(default)s)")

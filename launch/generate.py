@@ -1,12 +1,11 @@
 """Answer a prompt about audio files: python -m launch.generate --model RUN --prompt "What sound is this?" FILE ...
 
-Prints one line per file, when its batch is done: its path and the answer. A file that cannot be used is one line on
-stderr; the other files are answered, and the exit code is 2.
+Prints one line per file, when its batch is done: its path and the answer, without line breaks; --output keeps them. A
+file that cannot be used is one line on stderr; the other files are answered, and the exit code is 2.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Parses the command line and answers the prompt for each file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("generate", __doc__)
     parser.add_argument("--model", required=True, type=cli.path, help="model or run directory")
     parser.add_argument("--prompt", required=True, help="prompt, answered for each file separately")
     parser.add_argument(
@@ -125,7 +122,7 @@ def _read_batches(files: Sequence[str], batch_size: int, channels: str) -> Itera
             try:
                 clips[index] = load_audio(files[index], channels=channels)
             except AudioError as error:
-                print(f"error: {error}", file=sys.stderr)
+                cli.print_error(error)
         yield clips
 
 
@@ -150,7 +147,7 @@ def _make_requests(
                 (pcm, SAMPLE_RATE), prompt, max_new_tokens=max_new_tokens, too_long=too_long, name=name
             )
         except AudioError as error:
-            print(f"error: {error}", file=sys.stderr)
+            cli.print_error(error)
             continue
         used = requests[index].windows[-1][1]
         if used * SAMPLE_RATE < len(pcm):
@@ -162,10 +159,14 @@ def _make_requests(
 
 
 def _format(answer: Generation) -> str:
-    """Returns an answer for the terminal. Several windows that are answered one by one have their times."""
+    """Returns an answer as one line for the terminal: each stretch of white space becomes one space.
+
+    Several windows that are answered one by one have their times.
+    """
     text = answer.text
     if len(answer.windows) > 1 and answer.windows[0].answer is not None:
         text = " ".join(f"[{start:.1f}-{end:.1f} s] {text}" for start, end, text in answer.windows)
+    text = " ".join(text.split())
     return text if answer.finish_reason == "stop" else f"{text} [cut at --max-new-tokens]"
 
 

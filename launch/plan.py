@@ -32,9 +32,7 @@ PLACEMENTS = ("replicate", "tensor", "fsdp")
 
 def main() -> None:
     """Parses the command line, prints the plan and exits."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("plan", __doc__)
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as salmonn_13b_stage2")
     parser.add_argument("--model", type=cli.path, help="model or run directory (default: the configuration's model)")
     parser.add_argument("--topology", required=True, help="slice, such as v5p-128, v5e-16 or v6e-64")

@@ -7,7 +7,6 @@ takes minutes for large models.
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import subprocess
@@ -24,9 +23,7 @@ GB, MB = 1e9, 1e6
 
 def main() -> None:
     """Parses the command line, runs the plans and prints the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.plan_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("plan_table", __doc__)
     parser.add_argument(
         "--only", default="", metavar="PREFIX", help="run only commands with this prefix, such as debug"
     )

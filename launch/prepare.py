@@ -28,9 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     Args:
       argv: command-line arguments; None for `sys.argv[1:]`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("prepare", __doc__)
     subparsers = parser.add_subparsers(metavar="VERB", required=True)
 
     subparser = subparsers.add_parser(

@@ -6,7 +6,6 @@ interrupted, run it again to resume.
 
 from __future__ import annotations
 
-import argparse
 import time
 
 from launch import cli
@@ -16,9 +15,7 @@ STAGES = ("mini_stage0", "mini_stage1", "mini_stage2", "mini_stage3")
 
 def main() -> None:
     """Parses the command line, then prepares, trains and evaluates."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("quickstart", __doc__)
     parser.add_argument(
         "--output",
         type=cli.output_path,

@@ -169,9 +169,7 @@ def run_command(command: Command, dry_run: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("submit", __doc__)
     parser.add_argument("backend", choices=tuple(BACKEND_OPTIONS), help="service that provides the slices")
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="name of a configuration, such as mini_stage1")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")

@@ -7,7 +7,6 @@ step with a checkpoint and exit code 0; a second SIGTERM ends it at once.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from typing import TYPE_CHECKING
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Parses the command line and trains."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser("train", __doc__)
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. stage1")
     parser.add_argument("--output", type=cli.output_path, metavar="RUN", help="run directory")
     parser.add_argument(

@@ -24,6 +24,12 @@ UPLOAD_SECONDS = 60.0  # minimum time between two uploads of a file that grows
 UPLOAD_SHARE = 0.05  # maximum share of the time that these uploads take
 
 
+def refuse_existing(output: Path) -> None:
+    """Raises UserError if `output` already exists and is not an empty directory."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"{output} already exists; choose another path with --output")
+
+
 @contextlib.contextmanager
 def atomic_output(output: Path) -> Iterator[pathlib.Path]:
     """Yields a temporary local path that becomes `output` on success and is deleted on failure.
@@ -36,8 +42,7 @@ def atomic_output(output: Path) -> Iterator[pathlib.Path]:
       UserError: `output` already exists and is not an empty directory.
       OSError: the disk is full or fails.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{output} already exists; choose another path with --output")
+    refuse_existing(output)
     if paths.is_url(output):
         with _uploaded_on_success(output) as unfinished:
             yield unfinished

@@ -176,10 +176,17 @@ def test_trainable_parts_are_initialised_without_a_checkpoint(untrained):
     assert np.any(delta["qformer/layers/intermediate/kernel"])
 
 
-def test_an_existing_directory_is_not_overwritten(directory):
+def test_an_existing_directory_is_not_overwritten(directory, capsys):
+    """It is refused before anything is read or printed."""
     before = (directory / "config.json").read_bytes()
-    with pytest.raises(UserError, match="already exists"):
-        convert.main(arguments(directory))
+    for command in (
+        arguments(directory),
+        arguments(directory, **{"--whisper": "none"}),
+        ["to-torch", "salmonn", "--model", "none", "--output", str(directory)],
+    ):
+        with pytest.raises(UserError, match="already exists"):
+            convert.main(command)
+        assert capsys.readouterr() == ("", "")
     assert (directory / "config.json").read_bytes() == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 
 from launch import cli, generate
+from salmonn_jax import api
 
 
 @pytest.fixture
@@ -98,6 +100,20 @@ def test_files_that_cannot_be_used_do_not_lose_the_answers_to_the_others(ask, fo
     for line, fields in zip(lines, written, strict=True):
         assert line.split("\t")[1].removesuffix(" [cut at --max-new-tokens]") == fields["answer"]
         assert fields["finish_reason"] == ("length" if line.endswith("]") else "stop")
+
+
+def test_an_answer_with_line_breaks_is_one_line(ask, folder, monkeypatch):
+    answer, text = api.Model.answer, "1. rain\n\n2. a\tdog\r\n"
+    monkeypatch.setattr(
+        api.Model, "answer", lambda *a, **k: [dataclasses.replace(x, text=text) for x in answer(*a, **k)]
+    )
+    code, lines, _ = ask("--output", "answers.jsonl", "a.wav", "b.flac")
+    assert code == 0
+    assert [line.removesuffix(" [cut at --max-new-tokens]") for line in lines] == [
+        "a.wav\t1. rain 2. a dog",
+        "b.flac\t1. rain 2. a dog",
+    ]
+    assert [json.loads(line)["answer"] for line in (folder / "answers.jsonl").read_text().splitlines()] == [text, text]
 
 
 def test_output_is_not_overwritten(ask, folder):

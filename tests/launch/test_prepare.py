@@ -11,6 +11,7 @@ import soundfile
 from data_pipelines import corpora
 from data_pipelines.sources.prepared import PreparedSource
 from launch import cli, prepare
+from salmonn_jax.errors import UserError
 from tests.data.test_minicorpus import tone
 
 
@@ -86,7 +87,7 @@ def test_arguments_after_beam_are_passed_to_beam(manifest, tmp_path, monkeypatch
     assert passed["beam_options"] == ["--runner=FlinkRunner", "--parallelism", "8"]
     prepare.main(arguments)
     assert passed["beam_options"] is None
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="not allowed with argument --workers"):
         prepare.main([*arguments, "--workers", "1", "--beam"])
 
 

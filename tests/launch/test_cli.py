@@ -1,0 +1,69 @@
+"""The command line of every verb: errors are one line with exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import sys
+
+import pytest
+
+from launch import cli
+from salmonn_jax.errors import RunError, UserError
+
+VERBS = sorted(p.stem for p in pathlib.Path(cli.__file__).parent.glob("*.py") if "cli.run(main)" in p.read_text())
+
+
+def error_of(monkeypatch, capsys, verb: str, *words: str) -> str:
+    """Runs `python -m launch.VERB WORDS` in this process. Returns its only line on stderr; the exit code must be 2."""
+    monkeypatch.setattr(sys, "argv", [f"launch.{verb}", *words])
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # some verbs set it
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(importlib.import_module(f"launch.{verb}").main)
+    captured = capsys.readouterr()
+    assert (stopped.value.code, captured.out) == (2, "")
+    (line,) = captured.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_option_is_one_line(monkeypatch, capsys, verb):
+    """Verbs with required arguments miss those first."""
+    line = error_of(monkeypatch, capsys, verb, "--no-such\noption")
+    assert line.startswith("error: ") and line.endswith(f"; see python -m launch.{verb} --help")
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("train", ["debug"], "the following arguments are required: --output"),
+        ("train", ["debug", "--output", "r", "--steps", "3"], "unrecognized arguments: --steps"),
+        ("train", ["debug", "--watchdog-minutes", "soon"], "argument --watchdog-minutes: invalid float value: 'soon'"),
+        ("generate", ["--batch-size", "two"], "argument --batch-size: invalid int value: 'two'"),
+        ("generate", ["--model"], "argument --model: expected one argument"),
+        ("convert", [], "the following arguments are required: verb"),
+        ("convert", ["to-onnx"], "argument verb: invalid choice: 'to-onnx'"),
+        ("convert", ["to-jax", "llama", "--llm", "x"], "the following arguments are required: --output"),
+        ("convert", ["to-jax", "salmonn", "--audio-tokens", "all"], "argument --audio-tokens: invalid choice: 'all'"),
+        ("prepare", [], "the following arguments are required: VERB"),
+        ("prepare", ["inspect", "debug", "--page", "x"], "unrecognized arguments: --page"),
+        ("submit", ["slurm"], "argument backend: invalid choice: 'slurm'"),
+    ],
+)
+def test_wrong_options_are_one_line(monkeypatch, capsys, verb, words, message):
+    assert error_of(monkeypatch, capsys, verb, *words).startswith(f"error: {message}")
+
+
+def test_an_error_of_a_subcommand_refers_to_its_help(monkeypatch, capsys):
+    line = error_of(monkeypatch, capsys, "convert", "to-jax", "llama", "--llm", "x")
+    assert line.endswith("; see python -m launch.convert to-jax llama --help")
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("a\nb.wav: empty"), 2), (RunError("a\r\nb.wav: empty"), 1)])
+def test_a_line_break_in_a_message_is_a_space(capsys, error, code):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(fail)
+    assert (stopped.value.code, capsys.readouterr().err) == (code, "error: a b.wav: empty\n")
