@@ -77,6 +77,7 @@ def generate(
       UserError: a file or the model does not exist, `output` exists, or an option has a wrong value.
     """
     import salmonn_jax
+    from salmonn_jax.config import GenerationConfig
     from salmonn_jax.errors import UserError
     from salmonn_jax.files import open_growing
 
@@ -99,7 +100,9 @@ def generate(
         for clips in itertools.chain([first], batches):
             requests = _make_requests(loaded, files, clips, prompt, too_long=too_long, max_new_tokens=max_new_tokens)
             answers = loaded.answer(
-                list(requests.values()), max_new_tokens=max_new_tokens, batch_size=min(batch_size, len(files))
+                list(requests.values()),
+                GenerationConfig(num_beams=1, max_new_tokens=max_new_tokens),
+                batch_size=min(batch_size, len(files)),
             )
             for index, answer in zip(requests, answers, strict=True):
                 print(f"{files[index]}\t{_format(answer)}", flush=True)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from salmonn_jax import model_directory
 from salmonn_jax.audio.files import AudioError, AudioSource, Channels, load_audio
 from salmonn_jax.audio.windows import DecodingTooLong, apply_too_long, split_windows
 from salmonn_jax.batch import Batch, Segment, collate
+from salmonn_jax.config import GenerationConfig, from_dict
 from salmonn_jax.decoding import greedy
 from salmonn_jax.decoding.batching import Request, prompt_batches, window_times
 from salmonn_jax.errors import UserError, check_choice
@@ -42,6 +43,7 @@ class Generation:
 
     text: str
     token_ids: list[int]  # includes the stop token if finish_reason is "stop"
+    num_tokens: int  # number of token_ids
     score: float  # sum of the log-probabilities of the tokens
     finish_reason: str  # "stop" if the model emitted a stop token, "length" if it reached max_new_tokens
     windows: tuple[Window, ...]  # empty without a clip
@@ -68,11 +70,10 @@ class Model:
         audio: Audio | list[Audio],
         prompt: str | Sequence[str],
         *,
-        num_beams: int = 1,
-        max_new_tokens: int = 200,
         too_long: DecodingTooLong = "error",
         channels: Channels = "first",
         batch_size: int | None = None,
+        **settings: Any,
     ) -> list[Generation]:
         """Generates an answer for each clip.
 
@@ -80,29 +81,29 @@ class Model:
           audio: one clip or a list of clips; None is a prompt without audio.
           prompt: one prompt for all clips, or a list with one prompt per clip. `<Speech><SpeechHere></Speech> ` is
             prepended to the prompt of a clip if it does not contain `<SpeechHere>`.
-          num_beams: must be 1 (greedy decoding); beam search is not implemented yet.
-          max_new_tokens: maximum number of tokens per answer; with `too_long="chunk_answers"`, per window.
           too_long: see `Model`.
           channels: see `Model`.
           batch_size: prompts, and windows, that are computed at a time. Batches are padded, so that calls with the same
             batch size share compiled programs. None computes up to 32 at a time, without padding.
+          **settings: fields of `salmonn_jax.config.GenerationConfig`, such as `num_beams=4` and `max_new_tokens=200`,
+            which are the defaults. With `too_long="chunk_answers"`, each window gets `max_new_tokens`.
 
         Raises:
-          UserError: a clip cannot be read or is too long, the numbers of prompts and clips differ, the context of the
-            language model is too short, or the model has no language model or no audio encoder.
+          UserError: a setting is wrong, a clip cannot be read or is too long, the numbers of prompts and clips differ,
+            the context of the language model is too short, or the model has no language model or no audio encoder.
         """
-        if num_beams != 1:
-            raise UserError(f"num_beams={num_beams}: there is no beam search yet; use num_beams=1")
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+        generation_config = from_dict(GenerationConfig, settings)
         clips, prompts = self._pair_prompts(audio, prompt)
+        options = {
+            "max_new_tokens": generation_config.max_new_tokens,
+            "too_long": too_long,
+            "channels": channels,
+        }
         requests = [
-            self.make_request(
-                clip, text, max_new_tokens=max_new_tokens, too_long=too_long, channels=channels, name=_name(clip, i)
-            )
+            self.make_request(clip, text, name=_name(clip, i), **options)
             for i, (clip, text) in enumerate(zip(clips, prompts, strict=True))
         ]
-        return self.answer(requests, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return self.answer(requests, generation_config, batch_size=batch_size)
 
     def make_request(
         self,
@@ -151,9 +152,18 @@ class Model:
         return Request(segments, window_times(windows))
 
     def answer(
-        self, requests: Sequence[Request], *, max_new_tokens: int, batch_size: int | None = None
+        self, requests: Sequence[Request], generation_config: GenerationConfig, *, batch_size: int | None = None
     ) -> list[Generation]:
-        """Decodes requests of `make_request`. Arguments and results are those of `generate`."""
+        """Decodes requests of `make_request`.
+
+        Args:
+          requests: prompts, made for the same `max_new_tokens`.
+          generation_config: settings of decoding.
+          batch_size: see `generate`.
+        """
+        if generation_config != GenerationConfig(num_beams=1, max_new_tokens=generation_config.max_new_tokens):
+            raise UserError("only greedy decoding exists yet: choose num_beams=1 and defaults of the other settings")
+        max_new_tokens = generation_config.max_new_tokens
         segments = [segment for request in requests for segment in request.segments]
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
@@ -176,6 +186,7 @@ class Model:
         return Generation(
             text=" ".join(text for text in texts if text) if one_by_one else texts[0],
             token_ids=[token for ids in token_ids for token in ids],
+            num_tokens=sum(len(ids) for ids in token_ids),
             score=float(sum(row.score for row in rows)) if one_by_one else float(rows[0].score),
             finish_reason="stop" if all(row.finished for row in rows) else "length",
             windows=tuple(

@@ -38,19 +38,20 @@ def examples(tmp_path_factory):
 
 def test_generate_answers_each_question(model, examples):
     clips = [(e.audio, 16_000) for e in examples]
-    together = model.generate(clips, [e.prompt for e in examples], max_new_tokens=NEW)
+    together = model.generate(clips, [e.prompt for e in examples], num_beams=1, max_new_tokens=NEW)
     assert len(together) == 3
     for answer, clip in zip(together, clips, strict=True):
-        (alone,) = model.generate([clip], "Which tone is this?", max_new_tokens=NEW)
+        (alone,) = model.generate([clip], "Which tone is this?", num_beams=1, max_new_tokens=NEW)
         assert alone.token_ids == answer.token_ids
+        assert answer.num_tokens == len(answer.token_ids)
         assert alone.score == pytest.approx(answer.score, rel=1e-4)
         assert answer.finish_reason == ("stop" if answer.token_ids[-1] == model.tokenizer.eos_token_id else "length")
 
 
 def test_a_question_without_a_clip(model, examples):
     """It is in one batch with a question that has a clip."""
-    mixed = model.generate([None, (examples[0].audio, 16_000)], "Which tone is this?", max_new_tokens=NEW)
-    (alone,) = model.generate([None], "Which tone is this?", max_new_tokens=NEW)
+    mixed = model.generate([None, (examples[0].audio, 16_000)], "Which tone is this?", num_beams=1, max_new_tokens=NEW)
+    (alone,) = model.generate([None], "Which tone is this?", num_beams=1, max_new_tokens=NEW)
     assert mixed[0].token_ids == alone.token_ids
 
 
@@ -115,7 +116,7 @@ def test_audio_may_be_a_path_bytes_or_samples(model, examples, tmp_path):
     assert len(encoded) == 4
     for other in encoded[1:]:
         np.testing.assert_array_equal(other, encoded[0])
-    (one,) = model.generate(forms[0], "Which tone is this?", max_new_tokens=NEW)
+    (one,) = model.generate(forms[0], "Which tone is this?", num_beams=1, max_new_tokens=NEW)
     (other,) = model.generate([forms[2]], "Which tone is this?", num_beams=1, max_new_tokens=NEW)
     assert one == other
     alone = model.score(forms[0], "Which tone is this?", "low")
@@ -125,8 +126,10 @@ def test_audio_may_be_a_path_bytes_or_samples(model, examples, tmp_path):
 
 def test_what_cannot_be_asked(model, examples):
     clip = (examples[0].audio, 16_000)
-    with pytest.raises(UserError, match="there is no beam search yet"):
-        model.generate(clip, "Which?", num_beams=4)
+    with pytest.raises(UserError, match="num_beams=0: "):
+        model.generate(clip, "Which?", num_beams=0)
+    with pytest.raises(UserError, match="unknown configuration field 'beams'"):
+        model.generate(clip, "Which?", beams=4)
     with pytest.raises(UserError, match="2 answers for 1 clips"):
         model.score(clip, "Which?", ["low", "high"])
     for ask in (lambda: model.generate(clip, "Which?", max_new_tokens=64), lambda: model.score(clip, "x " * 64, "low")):
@@ -141,7 +144,7 @@ POLICIES = ("error", "truncate", "chunk", "chunk_answers")
 
 def test_a_clip_that_fits_is_answered_alike_under_each_policy(model, examples):
     clip, prompt = (examples[0].audio, 16_000), examples[0].prompt
-    answers = [model.generate(clip, prompt, max_new_tokens=NEW, too_long=policy)[0] for policy in POLICIES]
+    answers = [model.generate(clip, prompt, num_beams=1, max_new_tokens=NEW, too_long=policy)[0] for policy in POLICIES]
     assert answers == [answers[0]] * 4
     assert answers[0].windows == ((0.0, len(examples[0].audio) / 16_000, None),)
     for policy in POLICIES[:3]:
@@ -164,7 +167,7 @@ def test_a_long_clip(model):
     ):
         with pytest.raises(UserError, match=r"clip 1 is 2\.5 s, the window 1 s; choose too_long"):
             method()
-    options = {"max_new_tokens": NEW}
+    options = {"num_beams": 1, "max_new_tokens": NEW}
     (cut,), (first, *others) = (
         model.generate(long, prompt, too_long="truncate", **options),
         model.generate(windows, prompt, **options),
@@ -208,7 +211,7 @@ def test_batches_change_no_answer(model, examples, too_long):
     long = (np.concatenate([example.audio for example in examples])[:40_000], 16_000)
     assert len(long[0]) > 2 * 16_000
     clips = [(example.audio, 16_000) for example in examples] + [long, None, (examples[0].audio, 16_000)]
-    options = {"max_new_tokens": NEW, "too_long": too_long}
+    options = {"num_beams": 1, "max_new_tokens": NEW, "too_long": too_long}
     alone = [model.generate([clip], "Which tone is this?", **options)[0] for clip in clips]
     before = model._generate._cache_size()
     for size in (2, 2):
@@ -230,7 +233,7 @@ def test_wrong_options_for_audio(model, examples):
         with pytest.raises(UserError, match="channels='left': must be one of first, mean"):
             ask({"channels": "left"})
     with pytest.raises(UserError, match="batch_size=0: must be at least 1"):
-        model.generate(clip, "Which?", max_new_tokens=NEW, batch_size=0)
+        model.generate(clip, "Which?", num_beams=1, max_new_tokens=NEW, batch_size=0)
     with pytest.raises(UserError, match="too_long='chunk_answers' is for generate; for score choose"):
         model.score(clip, "Which?", "low", too_long="chunk_answers")
 
@@ -253,7 +256,7 @@ def test_a_model_on_a_mesh_answers_as_on_one_device(debug_run, model, examples, 
     np.testing.assert_allclose(spread.encode_audio(clips), model.encode_audio(clips), rtol=1e-4, atol=1e-5)
     ours, theirs = (m.score(clips, asked, ["low"] * 3) for m in (spread, model))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    ours, theirs = (m.generate(clips, asked, max_new_tokens=NEW) for m in (spread, model))
+    ours, theirs = (m.generate(clips, asked, num_beams=1, max_new_tokens=NEW) for m in (spread, model))
     assert [a.token_ids for a in ours] == [a.token_ids for a in theirs]
 
 

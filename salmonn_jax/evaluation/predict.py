@@ -90,6 +90,7 @@ def predict(
         answers = model.generate(
             [_audio_input(example, condition) for example, _ in batch],
             [example.prompt for example, _ in batch],
+            num_beams=1,
             max_new_tokens=max_new_tokens,
             too_long=too_long,
             batch_size=batch_size,

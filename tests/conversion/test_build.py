@@ -94,7 +94,7 @@ def test_generation_stops_at_each_stop_token(family, stop, whisper, llms, tmp_pa
     last_of_prompt = tokenizer.encode(config.prompt_template)[-1]
     torch_checkpoints.chain_tokens(llm, [last_of_prompt, *answer, stop])
     build(whisper, llm, tmp_path / "model")
-    (generation,) = salmonn_jax.load(tmp_path / "model").generate([None], QUESTION, max_new_tokens=8)
+    (generation,) = salmonn_jax.load(tmp_path / "model").generate([None], QUESTION, num_beams=1, max_new_tokens=8)
     assert generation.token_ids == [*answer, stop]
     assert (generation.text, generation.finish_reason) == ("a dog", "stop")
 
@@ -108,7 +108,7 @@ def test_a_stop_token_that_is_an_ordinary_token_is_not_in_the_text(whisper, llms
     torch_checkpoints.chain_tokens(llm, [last_of_prompt, first, stop])
     config = build(whisper, llm, tmp_path / "model")
     assert config.stop_token_ids == (2, stop)
-    (generation,) = salmonn_jax.load(tmp_path / "model").generate([None], QUESTION, max_new_tokens=8)
+    (generation,) = salmonn_jax.load(tmp_path / "model").generate([None], QUESTION, num_beams=1, max_new_tokens=8)
     assert (generation.token_ids, generation.text, generation.finish_reason) == ([first, stop], "a", "stop")
 
 

@@ -79,7 +79,7 @@ def test_a_language_model(changes, tmp_path):
     equal_tensors(tmp_path / "back", llm)
     agree(tmp_path / "model", CheckpointPaths(llm=tmp_path / "back"), layers=5)
     model = salmonn_jax.load(tmp_path / "model")
-    (answer,) = model.generate(None, QUESTION, max_new_tokens=NEW_TOKENS)
+    (answer,) = model.generate(None, QUESTION, num_beams=1, max_new_tokens=NEW_TOKENS)
     prompt = model.tokenizer.encode(QUESTION)
     assert answer.token_ids == torch_greedy(llm, [model.tokenizer.bos_token_id, *prompt])
 
@@ -327,7 +327,7 @@ def test_real_language_model(real_weights, tmp_path):
     assert all(difference.relative_error < 1e-4 for difference in found), found
     model = salmonn_jax.load(tmp_path / "model")
     asked = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    plain, chat = model.generate([None, None], ["The capital of France is", asked], max_new_tokens=16)
+    plain, chat = model.generate([None, None], ["The capital of France is", asked], num_beams=1, max_new_tokens=16)
     assert plain.text.startswith(" Paris")
     assert "Paris" in chat.text and chat.finish_reason == "stop"
     run("to-torch", "llama", "--model", tmp_path / "model", "--output", tmp_path / "back")
@@ -350,8 +350,8 @@ def test_real_chat_model_answers_as_in_transformers(real_weights, tmp_path):
     )
     theirs = llm.generate(**prompt, max_new_tokens=64, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
     model = salmonn_jax.load(tmp_path / "model")
-    (ours,) = model.generate([None], question, max_new_tokens=64)
+    (ours,) = model.generate([None], question, num_beams=1, max_new_tokens=64)
     assert len(theirs) == 64 and ours.token_ids == theirs
-    (stopped,) = model.generate([None], "What is the capital of France?", max_new_tokens=64)
+    (stopped,) = model.generate([None], "What is the capital of France?", num_beams=1, max_new_tokens=64)
     assert "Paris" in stopped.text and "<|im_end|>" not in stopped.text
     assert (stopped.finish_reason, stopped.token_ids[-1]) == ("stop", tokenizer.convert_tokens_to_ids("<|im_end|>"))
