@@ -88,7 +88,7 @@ def _add_to_jax(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `salmonn_jax.conversion.settings.SalmonnOptions`, each under the name of its field."""
+    """Adds the options of `salmonn_jax.conversion.settings.options.SalmonnOptions`, each under its field's name."""
     group = parser.add_argument_group("settings", _SETTINGS_HELP)
     for flag, value_type, metavar, help in (
         ("--audio-window-seconds", float, "S", "encoder input; less than Whisper's 30 s cuts its position table"),
@@ -183,7 +183,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
     """Prints the error of each layer against PyTorch. On a mismatch, prints the first such layer and exits with 1."""
     import warnings
 
-    from salmonn_jax.conversion import compare
+    from salmonn_jax.conversion.comparison import compare
     from salmonn_jax.errors import AudioWarning
 
     warnings.simplefilter("ignore")  # the PyTorch packages warn about each other
@@ -225,7 +225,9 @@ def run_to_jax_component(arguments: argparse.Namespace) -> None:
 
 def run_to_jax_salmonn(arguments: argparse.Namespace) -> None:
     """Converts a whole SALMONN to a model directory."""
-    from salmonn_jax.conversion import settings, summary, to_jax
+    from salmonn_jax.conversion import to_jax
+    from salmonn_jax.conversion.settings import options as settings
+    from salmonn_jax.conversion.settings import summary
     from salmonn_jax.tokenizer import load_tokenizer
 
     values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(settings.SalmonnOptions)}

@@ -22,8 +22,9 @@ from jax import Array
 
 from salmonn_jax.batch import Batch, empty_batch
 from salmonn_jax.config import BeatsConfig, LlamaConfig, ModelConfig, QFormerConfig, WhisperConfig
-from salmonn_jax.conversion import mapping, settings, tables, to_jax
+from salmonn_jax.conversion import mapping, tables, to_jax
 from salmonn_jax.conversion.mapping import LazyParam
+from salmonn_jax.conversion.settings import options as settings
 from salmonn_jax.models import parameters
 from salmonn_jax.models.encoder import EncoderOutput
 from salmonn_jax.models.salmonn import Salmonn, answer_losses

@@ -1,7 +1,7 @@
 """Writers of small PyTorch checkpoints with random weights, made with the packages that define the formats.
 
-The conversion tests use them as users' checkpoints, and `salmonn_jax.conversion.torch_reference` computes the expected
-activations. Tests whose packages are missing are skipped with the reason.
+The conversion tests use them as users' checkpoints, and `salmonn_jax.conversion.comparison.torch_reference` computes the
+expected activations. Tests whose packages are missing are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def write_beats(path: pathlib.Path, **changes: Any) -> pathlib.Path:
     """Writes a fine-tuned BEATs as Microsoft distributes it: `cfg`, and `model` with classifier and tied weights."""
     import torch
 
-    from salmonn_jax.conversion import torch_reference
+    from salmonn_jax.conversion.comparison import torch_reference
 
     with torch_reference.stub_torchaudio():
         from openbeats import beats_encoder
@@ -238,7 +238,7 @@ def write_salmonn(
     import torch
     import transformers
 
-    from salmonn_jax.conversion import tensors
+    from salmonn_jax.conversion.formats import tensors
 
     torch.manual_seed(3)
     llm_config, llm_tensors = tensors.open_hf_directory(llm)

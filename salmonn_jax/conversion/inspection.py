@@ -5,9 +5,10 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Mapping
 
-from salmonn_jax.conversion import hf_config, mapping, tables, tensors
+from salmonn_jax.conversion import mapping, tables
+from salmonn_jax.conversion.formats import hf_config, tensors
+from salmonn_jax.conversion.formats.tensors import LazyStateDict
 from salmonn_jax.conversion.mapping import Table
-from salmonn_jax.conversion.tensors import LazyStateDict
 from salmonn_jax.errors import UserError
 
 UNKNOWN_TABLE = Table("state dict of an unknown model", ())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
-from salmonn_jax.conversion.tensors import LazyStateDict, LazyTensor, summarize_by_layer
+from salmonn_jax.conversion.formats.tensors import LazyStateDict, LazyTensor, summarize_by_layer
 from salmonn_jax.errors import UserError
 
 Shape = tuple[int, ...]

@@ -17,10 +17,11 @@ import numpy as np
 from salmonn_jax import config as configuration
 from salmonn_jax import model_directory, weights
 from salmonn_jax.config import ModelConfig
-from salmonn_jax.conversion import hf_config, mapping, safetensors_writer, tables
+from salmonn_jax.conversion import mapping, tables
+from salmonn_jax.conversion.formats import hf_config, safetensors_writer
+from salmonn_jax.conversion.formats.safetensors_writer import PendingTensor
+from salmonn_jax.conversion.formats.tensors import read_json
 from salmonn_jax.conversion.mapping import Destination
-from salmonn_jax.conversion.safetensors_writer import PendingTensor
-from salmonn_jax.conversion.tensors import read_json
 from salmonn_jax.conversion.to_jax import original_trainable_paths
 from salmonn_jax.errors import UserError, import_optional
 from salmonn_jax.files import atomic_output

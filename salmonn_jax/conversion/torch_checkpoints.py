@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from salmonn_jax.config import BeatsConfig, WhisperConfig, from_dict
-from salmonn_jax.conversion import hf_config, tables, tensors
+from salmonn_jax.conversion import tables
+from salmonn_jax.conversion.formats import hf_config, tensors
+from salmonn_jax.conversion.formats.tensors import LazyStateDict
 from salmonn_jax.conversion.mapping import Shape, Table
-from salmonn_jax.conversion.tensors import LazyStateDict
 from salmonn_jax.errors import UserError
 
 # BEATs options that have one supported value here: (supported value, default of the original).

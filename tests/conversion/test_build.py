@@ -22,8 +22,11 @@ from launch import convert
 from salmonn_jax import model_directory, weights
 from salmonn_jax.config import DataConfig, LlamaConfig, LoraConfig, ModelConfig, QFormerConfig, from_dict
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
-from salmonn_jax.conversion import compare, mapping, settings, tensors
-from salmonn_jax.conversion.compare import CheckpointPaths
+from salmonn_jax.conversion import mapping
+from salmonn_jax.conversion.comparison import compare
+from salmonn_jax.conversion.comparison.compare import CheckpointPaths
+from salmonn_jax.conversion.formats import tensors
+from salmonn_jax.conversion.settings import options as settings
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import PROMPT_TEMPLATES, encode_prompt
 from salmonn_jax.tokenizer import load_tokenizer

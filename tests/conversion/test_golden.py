@@ -20,7 +20,8 @@ from launch import convert
 from salmonn_jax import model_directory, weights
 from salmonn_jax.audio.files import load_audio
 from salmonn_jax.config import ModelConfig, from_dict
-from salmonn_jax.conversion import mapping, tables, tensors, to_torch, vicuna
+from salmonn_jax.conversion import mapping, tables, to_torch, vicuna
+from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.errors import UserError
 from tests.golden import MINI, NUM_CLIPS, relative_error
 

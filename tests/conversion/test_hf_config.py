@@ -11,7 +11,7 @@ import pytest
 
 from salmonn_jax import config
 from salmonn_jax.config import LlamaConfig, RopeScaling
-from salmonn_jax.conversion import hf_config
+from salmonn_jax.conversion.formats import hf_config
 from salmonn_jax.errors import UserError
 from salmonn_jax.models.llama import rotary_inv_freq
 from tests import torch_checkpoints

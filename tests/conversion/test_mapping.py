@@ -10,8 +10,8 @@ import pytest
 from salmonn_jax.config import LoraConfig, ModelConfig, WhisperConfig
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
 from salmonn_jax.conversion import mapping, tables
+from salmonn_jax.conversion.formats.tensors import LazyTensor
 from salmonn_jax.conversion.mapping import CONV1D_KERNEL, IDENTITY, LINEAR_KERNEL, SQUEEZE_FIRST_AXIS, Rule, Table
-from salmonn_jax.conversion.tensors import LazyTensor
 from salmonn_jax.conversion.to_jax import ORIGINAL_TRAINABLE
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters

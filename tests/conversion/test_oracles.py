@@ -13,8 +13,9 @@ import pytest
 import salmonn_jax
 from launch import convert
 from salmonn_jax import weights
-from salmonn_jax.conversion import compare, tensors
-from salmonn_jax.conversion.compare import CheckpointPaths
+from salmonn_jax.conversion.comparison import compare
+from salmonn_jax.conversion.comparison.compare import CheckpointPaths
+from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.errors import UserError
 from tests import golden, torch_checkpoints
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from salmonn_jax.conversion import tensors
+from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.errors import UserError
 
 torch = pytest.importorskip("torch", reason="torch opens PyTorch's files")

@@ -11,7 +11,8 @@ import pytest
 
 from launch import convert
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
-from salmonn_jax.conversion import mapping, tables, tensors, torch_checkpoints, vicuna
+from salmonn_jax.conversion import mapping, tables, torch_checkpoints, vicuna
+from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.errors import UserError
 from tests.golden import MINI
 

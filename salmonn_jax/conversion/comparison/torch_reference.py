@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from salmonn_jax.config import HOP_LENGTH, SAMPLE_RATE, ModelConfig
-from salmonn_jax.conversion import tensors
+from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.errors import UserError, import_optional
 
 Activations = dict[str, np.ndarray]

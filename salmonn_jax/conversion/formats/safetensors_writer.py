@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from salmonn_jax.conversion.tensors import SAFETENSORS_DTYPES
+from salmonn_jax.conversion.formats.tensors import SAFETENSORS_DTYPES
 
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from salmonn_jax.config import LlamaConfig, LoraConfig, QFormerConfig, from_dict
-from salmonn_jax.conversion import tensors
+from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.errors import UserError
 
 _COMMAND_LINE, _CHECKPOINT, _ORIGINAL = "from the command line", "from the checkpoint", "the original's default"

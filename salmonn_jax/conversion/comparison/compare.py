@@ -16,8 +16,8 @@ from salmonn_jax.audio import features
 from salmonn_jax.audio.files import AudioSource, Channels, load_audio
 from salmonn_jax.audio.windows import apply_too_long
 from salmonn_jax.batch import Segment, collate
-from salmonn_jax.conversion import torch_reference
-from salmonn_jax.conversion.torch_reference import Activations
+from salmonn_jax.conversion.comparison import torch_reference
+from salmonn_jax.conversion.comparison.torch_reference import Activations
 from salmonn_jax.errors import UserError
 from salmonn_jax.models.common import record_hidden_states
 from salmonn_jax.models.llama import causal_mask

@@ -17,7 +17,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from salmonn_jax.conversion import tensors
+from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER, PROMPT_TEMPLATES
 from salmonn_jax.tokenizer import Tokenizer
