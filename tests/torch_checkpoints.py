@@ -1,6 +1,6 @@
 """Writers of small PyTorch checkpoints with random weights, made with the packages that define the formats.
 
-The conversion tests use them as users' checkpoints, and `salmonn_jax.conversion.comparison.torch_reference` computes the
+The conversion tests use them as users' checkpoints. `salmonn_jax.conversion.comparison.torch_reference` computes the
 expected activations. Tests whose packages are missing are skipped with the reason.
 """
 

@@ -19,8 +19,9 @@ from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, from_dict
 from salmonn_jax.conversion import mapping, tables, torch_checkpoints, vicuna
 from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.conversion.mapping import LazyParam
-from salmonn_jax.conversion.settings import Setting, prompt_format
 from salmonn_jax.conversion.settings import options as settings
+from salmonn_jax.conversion.settings import prompt_format
+from salmonn_jax.conversion.settings.options import Setting
 from salmonn_jax.conversion.torch_checkpoints import WhisperCheckpoint
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_output
