@@ -226,11 +226,11 @@ def run_to_jax_component(arguments: argparse.Namespace) -> None:
 def run_to_jax_salmonn(arguments: argparse.Namespace) -> None:
     """Converts a whole SALMONN to a model directory."""
     from salmonn_jax.conversion import to_jax
-    from salmonn_jax.conversion.settings import options as settings
     from salmonn_jax.conversion.settings import summary
+    from salmonn_jax.conversion.settings.options import SalmonnOptions
     from salmonn_jax.tokenizer import load_tokenizer
 
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(settings.SalmonnOptions)}
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(SalmonnOptions)}
     if arguments.lora_target_modules is not None:
         values["lora_target_modules"] = tuple(arguments.lora_target_modules)
     plan = to_jax.plan_salmonn(
@@ -238,7 +238,7 @@ def run_to_jax_salmonn(arguments: argparse.Namespace) -> None:
         arguments.beats,
         arguments.llm,
         arguments.checkpoint,
-        settings.SalmonnOptions(**values),
+        SalmonnOptions(**values),
         own_checkpoint=arguments.own_checkpoint,
     )
     for line in summary.describe(plan, load_tokenizer(arguments.llm)):

@@ -24,7 +24,7 @@ from salmonn_jax.batch import Batch, empty_batch
 from salmonn_jax.config import BeatsConfig, LlamaConfig, ModelConfig, QFormerConfig, WhisperConfig
 from salmonn_jax.conversion import mapping, tables, to_jax
 from salmonn_jax.conversion.mapping import LazyParam
-from salmonn_jax.conversion.settings import options as settings
+from salmonn_jax.conversion.settings.options import SalmonnOptions
 from salmonn_jax.models import parameters
 from salmonn_jax.models.encoder import EncoderOutput
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
@@ -92,7 +92,7 @@ class GoldenSet:
             self.directory / "beats.pt",
             self.directory / "vicuna",
             self.directory / "salmonn.pth",
-            settings.SalmonnOptions(qformer_num_attention_heads=4),
+            SalmonnOptions(qformer_num_attention_heads=4),
         )
         return jax.device_put({path: full_array(p).astype(np.float32) for path, p in (plan.base | plan.delta).items()})
 

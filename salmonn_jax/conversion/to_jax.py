@@ -19,9 +19,15 @@ from salmonn_jax.config import AudioConfig, LoraConfig, ModelConfig, from_dict
 from salmonn_jax.conversion import mapping, tables, torch_checkpoints, vicuna
 from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.conversion.mapping import LazyParam
-from salmonn_jax.conversion.settings import options as settings
 from salmonn_jax.conversion.settings import prompt_format
-from salmonn_jax.conversion.settings.options import Setting
+from salmonn_jax.conversion.settings.options import (
+    SalmonnOptions,
+    Setting,
+    lora_config,
+    qformer_config,
+    resolve_settings,
+    tensor_shape,
+)
 from salmonn_jax.conversion.torch_checkpoints import WhisperCheckpoint
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_output
@@ -73,7 +79,7 @@ def plan_salmonn(
     beats: pathlib.Path | None,
     llm: pathlib.Path,
     checkpoint: pathlib.Path | None,
-    options: settings.SalmonnOptions,
+    options: SalmonnOptions,
     *,
     own_checkpoint: bool = False,
 ) -> ConversionPlan:
@@ -97,7 +103,7 @@ def plan_salmonn(
     beats_checkpoint = None if beats is None else torch_checkpoints.open_beats(beats)
     state_dict, checkpoint_config, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
     if checkpoint is not None:
-        hidden_size = settings.tensor_shape(state_dict, "speech_llama_proj.weight", checkpoint)[0]
+        hidden_size = tensor_shape(state_dict, "speech_llama_proj.weight", checkpoint)[0]
         vicuna.check_llm(hidden_size, checkpoint, llm_checkpoint.config, llm, own_checkpoint=own_checkpoint)
         if beats_checkpoint is None and "ln_audio.weight" in state_dict:
             raise UserError(f"{checkpoint} was trained with BEATs; give its file with --beats")
@@ -105,14 +111,14 @@ def plan_salmonn(
         prompt = prompt_format.resolve(llm, tokenizer, options.prompt_template)
     else:
         prompt = prompt_format.from_checkpoint(llm, tokenizer, checkpoint_config, checkpoint)
-    resolved = settings.resolve(options, llm_checkpoint.config, checkpoint, state_dict, checkpoint_config)
+    resolved = resolve_settings(options, llm_checkpoint.config, checkpoint, state_dict, checkpoint_config)
     config = _model_config(
         audio=audio,
         whisper=whisper_checkpoint.config,
         beats=beats_checkpoint and beats_checkpoint.config,
-        qformer=settings.qformer_config(resolved, audio.window_seconds),
+        qformer=qformer_config(resolved, audio.window_seconds),
         llama=llm_checkpoint.config,
-        lora=settings.lora_config(resolved, llm_checkpoint.config),
+        lora=lora_config(resolved, llm_checkpoint.config),
         pad_classes=resolved["pad_classes"].value,
         prompt_template=prompt.prompt_template,
         add_bos_token=prompt.add_bos_token,
@@ -206,9 +212,7 @@ def original_trainable_paths(paths: Iterable[str]) -> set[str]:
     return {path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns)}
 
 
-def _audio_config(
-    options: settings.SalmonnOptions, whisper: WhisperCheckpoint, checkpoint: pathlib.Path | None
-) -> AudioConfig:
+def _audio_config(options: SalmonnOptions, whisper: WhisperCheckpoint, checkpoint: pathlib.Path | None) -> AudioConfig:
     """Returns the encoder input of a model.
 
     Raises:

@@ -26,7 +26,7 @@ from salmonn_jax.conversion import mapping
 from salmonn_jax.conversion.comparison import compare
 from salmonn_jax.conversion.comparison.compare import CheckpointPaths
 from salmonn_jax.conversion.formats import tensors
-from salmonn_jax.conversion.settings import options as settings
+from salmonn_jax.conversion.settings.options import SalmonnOptions, lora_config, qformer_config, resolve_settings
 from salmonn_jax.errors import UserError
 from salmonn_jax.prompts import PROMPT_TEMPLATES, encode_prompt
 from salmonn_jax.tokenizer import load_tokenizer
@@ -279,9 +279,9 @@ def test_the_summary_counts_the_parameters(whisper, llms, tmp_path, capsys):
 
 @pytest.mark.parametrize("model", [MODEL_7B, MODEL_13B], ids=["7B", "13B"])
 def test_defaults_for_the_original_s_language_models_are_the_original_s(model):
-    resolved = settings.resolve(settings.SalmonnOptions(), model.llama, None, {}, {})
-    assert settings.qformer_config(resolved, 30.0) == model.qformer == QFormerConfig()
-    assert settings.lora_config(resolved, model.llama) == model.lora == LoraConfig()
+    resolved = resolve_settings(SalmonnOptions(), model.llama, None, {}, {})
+    assert qformer_config(resolved, 30.0) == model.qformer == QFormerConfig()
+    assert lora_config(resolved, model.llama) == model.lora == LoraConfig()
     origins = {setting.origin for name, setting in resolved.items() if name != "pad_classes"}
     assert origins == {"the original's default"}
 
@@ -289,7 +289,7 @@ def test_defaults_for_the_original_s_language_models_are_the_original_s(model):
 @pytest.mark.parametrize(("llm", "qformer"), [(48, 64), (576, 576), (600, 576), (768, 768), (896, 768)])
 def test_the_q_former_is_not_wider_than_the_language_model(llm, qformer):
     llama = LlamaConfig(hidden_size=llm, num_attention_heads=1, num_key_value_heads=1)
-    config = settings.qformer_config(settings.resolve(settings.SalmonnOptions(), llama, None, {}, {}), 30.0)
+    config = qformer_config(resolve_settings(SalmonnOptions(), llama, None, {}, {}), 30.0)
     assert (config.hidden_size, config.intermediate_size) == (qformer, 4 * qformer)
     assert config.num_attention_heads * 64 == qformer
 

@@ -1,0 +1,1 @@
+"""Comparison of a converted model with PyTorch, layer by layer."""

@@ -1,0 +1,1 @@
+"""Settings of a converted model: sizes of new parts, prompt template, stop tokens, and their summary."""

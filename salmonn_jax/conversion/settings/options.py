@@ -82,7 +82,7 @@ _STORED = {
 }
 
 
-def resolve(
+def resolve_settings(
     options: SalmonnOptions,
     llama: LlamaConfig,
     checkpoint: pathlib.Path | None,
@@ -190,7 +190,7 @@ def qformer_config(settings: Mapping[str, Setting], audio_window_seconds: float)
     """Returns the Q-Former's configuration.
 
     Args:
-      settings: result of `resolve`.
+      settings: result of `resolve_settings`.
       audio_window_seconds: length of the encoder input in seconds.
 
     Raises:
@@ -212,7 +212,7 @@ def lora_config(settings: Mapping[str, Setting], llama: LlamaConfig) -> LoraConf
     """Returns the adapters' configuration.
 
     Args:
-      settings: result of `resolve`.
+      settings: result of `resolve_settings`.
       llama: configuration of the language model.
 
     Raises:
