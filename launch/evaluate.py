@@ -83,7 +83,7 @@ def evaluate(
     from data_pipelines.sources.audio import AudioRules
     from data_pipelines.transforms.prompt_templates import PromptTemplates
     from salmonn_jax import distributed
-    from salmonn_jax.evaluation import predict, predictions, report, tasks
+    from salmonn_jax.evaluation import predict, predictions, report, scoring
     from salmonn_jax.files import atomic_write
 
     # The corpus returns whole clips; the model applies `too_long`.
@@ -136,12 +136,21 @@ def evaluate(
     }
     # The files may also hold predictions of other weights or settings, whose keys are not in `keys`.
     selected = [prediction for key, prediction in predictions_by_key.items() if key in keys]
-    rows = tasks.score(selected)
+    rows = scoring.score(selected)
+    failures = scoring.count_failures(selected, rows)
     with atomic_write(output / "scores.json") as unfinished:
-        unfinished.write_text(tasks.to_json(rows), "utf-8")
+        unfinished.write_text(scoring.to_json(rows, failures), "utf-8")
     title = f"Evaluation of {model.name}"
-    report.write_report(output / "index.html", rows, selected, clips.get, title=title, notes=opened_corpus.notes)
-    print(tasks.format_table(rows))
+    report.write_report(
+        output / "index.html",
+        rows,
+        selected,
+        lambda prediction: clips.get(prediction.id),
+        title=title,
+        notes=opened_corpus.notes,
+        failures=failures,
+    )
+    print(scoring.format_table(rows))
     print(f"\nreport: {output / 'index.html'}")
 
 

@@ -1,5 +1,7 @@
 """HTML report of an evaluation: the score table and sample clips with their answers. Used by `launch.evaluate`.
 
+`launch.score` replaces the score table of the page and keeps the clips, which it does not have.
+
 The page is one self-contained file. It loads nothing from the network or from other files and runs no script.
 """
 
@@ -18,11 +20,13 @@ import numpy as np
 from PIL import Image
 
 from salmonn_jax.audio.files import encode_flac
-from salmonn_jax.evaluation import tasks
-from salmonn_jax.evaluation.metrics import is_exact_match
 from salmonn_jax.evaluation.predictions import Prediction
+from salmonn_jax.evaluation.scoring import FailureCounts, ScoreRow, table
+from salmonn_jax.evaluation.scoring.rows import SPLITS, task_title
+from salmonn_jax.evaluation.tasks import check_task, get_scorer
+from salmonn_jax.evaluation.text.normalizers import is_exact_match
 from salmonn_jax.files import atomic_write
-from salmonn_jax.paths import PathLike, as_path
+from salmonn_jax.paths import Path, PathLike, as_path
 
 SAMPLE_RATE = 16_000
 # Maximum number of characters of all embedded audio and images; it keeps the page under 4 MB.
@@ -35,7 +39,10 @@ MIN_REFERENCE_POWER = 1e-4
 # RGB colours from dark to bright in even steps of lightness, similar to matplotlib's "magma".
 COLOURS = ((4, 4, 18), (74, 18, 110), (172, 50, 116), (246, 122, 92), (252, 240, 190))
 
-AudioLookup = Callable[[str], np.ndarray | None]
+# Comments in the page around the score table.
+BEGIN_SCORES, END_SCORES = "<!-- scores: begin -->", "<!-- scores: end -->"
+
+AudioLookup = Callable[[Prediction], np.ndarray | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,49 +73,69 @@ class Media:
 
 def write_report(
     path: PathLike,
-    rows: Sequence[tasks.ScoreRow],
+    rows: Sequence[ScoreRow],
     predictions: Sequence[Prediction],
     get_audio: AudioLookup,
     *,
     title: str,
     notes: Sequence[str],
+    failures: Sequence[FailureCounts] = (),
 ) -> None:
     """Writes the report page. The file is replaced atomically.
 
     Args:
       path: path of the HTML file.
-      rows: scores from `tasks.score`.
+      rows: scores from `scoring.score`.
       predictions: predictions from which the samples are chosen.
-      get_audio: returns the clip of an example id as int16[samples] at 16 kHz, or None for a text-only example.
+      get_audio: returns the clip of a prediction as int16[samples] at 16 kHz, or None if there is none.
       title: heading of the page.
       notes: paragraphs below the heading, such as a description of the held-out data.
+      failures: failure counts from `scoring.count_failures`.
 
     Raises:
       UserError: a prediction has an unknown task.
     """
     samples = choose_samples(predictions)
-    media = _media({sample.audio_prediction.id: get_audio(sample.audio_prediction.id) for sample in samples})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    media = _media({sample.audio_prediction.key: get_audio(sample.audio_prediction) for sample in samples})
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            notes=notes,
+            samples=[
+                (task, list(group))
+                for task, group in itertools.groupby(samples, key=lambda sample: sample.audio_prediction.task)
+            ],
+            media=media,
+            is_correct=is_correct,
+            is_closed=_is_closed,
+            **_score_variables(rows, failures),
+        )
     )
-    page = environment.get_template("report.html").render(
-        title=title,
-        notes=notes,
-        splits=[(split, list(group)) for split, group in itertools.groupby(rows, key=lambda row: row.split)],
-        samples=[
-            (task, list(group))
-            for task, group in itertools.groupby(samples, key=lambda sample: sample.audio_prediction.task)
-        ],
-        media=media,
-        is_exact_match=is_exact_match,
-        tasks=tasks,
-    )
-    with atomic_write(as_path(path)) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    _replace(as_path(path), page)
+
+
+def refresh_scores(path: PathLike, rows: Sequence[ScoreRow], failures: Sequence[FailureCounts]) -> bool:
+    """Replaces the score table of a report page and keeps the rest, such as the clips.
+
+    Args:
+      path: path of the HTML file.
+      rows: scores from `scoring.score`.
+      failures: failure counts from `scoring.count_failures`.
+
+    Returns:
+      Whether the file exists and has a score table. Otherwise nothing is written.
+    """
+    path = as_path(path)
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, begin, rest = page.partition(BEGIN_SCORES)
+    _, end, after = rest.partition(END_SCORES)
+    if not end:
+        return False
+    scores = _environment().get_template("scores.html").render(**_score_variables(rows, failures))
+    _replace(path, f"{before}{begin}\n{scores}\n{end}{after}")
+    return True
 
 
 def choose_samples(predictions: Sequence[Prediction], per_task: int = 3) -> list[Sample]:
@@ -116,23 +143,28 @@ def choose_samples(predictions: Sequence[Prediction], per_task: int = 3) -> list
 
     Correct and wrong answers alternate as long as there are both. The choice depends on the ids and on which answers
     are correct, but not on the order of `predictions`, so the pages of two checkpoints show mostly the same clips. The
-    tasks are in the order of `tasks.TASKS`.
+    tasks are in alphabetical order.
 
     Raises:
       UserError: a prediction has an unknown task.
     """
     for prediction in predictions:
-        tasks.get_task(prediction.task)
+        check_task(prediction.task, prediction.metric)
     with_silence = {_example_key(p): p for p in predictions if p.condition == "silence"}
     with_audio = sorted((p for p in predictions if p.condition == "audio"), key=_shuffle_key)
     samples = []
-    for task in tasks.TASKS:
+    for task in sorted({p.task for p in with_audio}):
         of_task = [p for p in with_audio if p.task == task]
-        correct = [p for p in of_task if is_exact_match(p.references[0], p.prediction)]
-        wrong = [p for p in of_task if not is_exact_match(p.references[0], p.prediction)]
+        correct = [p for p in of_task if is_correct(p)]
+        wrong = [p for p in of_task if not is_correct(p)]
         interleaved = [p for pair in itertools.zip_longest(correct, wrong) for p in pair if p]
         samples += [Sample(p, with_silence.get(_example_key(p))) for p in interleaved[:per_task]]
     return samples
+
+
+def is_correct(prediction: Prediction) -> bool:
+    """Returns whether an answer equals a reference in lower case and without punctuation."""
+    return any(is_exact_match(reference, prediction.prediction) for reference in prediction.references)
 
 
 def draw_spectrogram(audio: np.ndarray) -> Image.Image:
@@ -166,6 +198,40 @@ def draw_spectrogram(audio: np.ndarray) -> Image.Image:
     return image
 
 
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _score_variables(rows: Sequence[ScoreRow], failures: Sequence[FailureCounts]) -> dict[str, object]:
+    """Returns the variables of the template of the score tables."""
+    return {
+        "splits": [(split, list(group)) for split, group in itertools.groupby(rows, key=lambda row: row.split)],
+        "all_rows": rows,
+        "failures": failures,
+        "known_splits": SPLITS,
+        "notes_of_scores": table.format_notes(rows),
+        "task_title": task_title,
+        "table": table,
+    }
+
+
+def _replace(path: Path, page: str) -> None:
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
+def _is_closed(prediction: Prediction) -> bool:
+    """Returns whether an answer that equals no reference is wrong, as the main metric of its task sees it."""
+    _, protocol = get_scorer(prediction.task, prediction.metric)
+    return protocol.metrics[0].name in ("wer", "cer", "per", "accuracy")
+
+
 def _example_key(prediction: Prediction) -> tuple[str, str, str, str]:
     """Returns a key that is the same for both conditions of an example."""
     return (prediction.source, prediction.split, prediction.task, prediction.id)
@@ -184,21 +250,21 @@ def _palette() -> np.ndarray:
 
 
 def _media(clips: dict[str, np.ndarray | None]) -> dict[str, Media]:
-    """Returns the spectrograms and audio of the non-empty clips, by id, within `MEDIA_BUDGET` characters."""
-    clips = {id: clip for id, clip in clips.items() if clip is not None and len(clip)}
+    """Returns the spectrograms and audio of the non-empty clips, by key, within `MEDIA_BUDGET` characters."""
+    clips = {key: clip for key, clip in clips.items() if clip is not None and len(clip)}
     spectrograms = {}
-    for id, clip in clips.items():
+    for key, clip in clips.items():
         buffer = io.BytesIO()
         draw_spectrogram(clip).save(buffer, "PNG", optimize=True)
-        spectrograms[id] = _data_uri("image/png", buffer.getvalue())
+        spectrograms[key] = _data_uri("image/png", buffer.getvalue())
     budget = MEDIA_BUDGET - sum(map(len, spectrograms.values()))
     media = {}
     # Short clips come first, so that long clips can use the part of the budget that short clips do not need.
-    by_length = sorted(clips, key=lambda id: len(clips[id]))
-    for num_remaining, id in zip(range(len(clips), 0, -1), by_length, strict=True):
-        audio_uri, num_samples = _audio_data_uri(clips[id], budget // num_remaining)
+    by_length = sorted(clips, key=lambda key: len(clips[key]))
+    for num_remaining, key in zip(range(len(clips), 0, -1), by_length, strict=True):
+        audio_uri, num_samples = _audio_data_uri(clips[key], budget // num_remaining)
         budget -= len(audio_uri)
-        media[id] = Media(spectrograms[id], audio_uri, len(clips[id]) / SAMPLE_RATE, num_samples / SAMPLE_RATE)
+        media[key] = Media(spectrograms[key], audio_uri, len(clips[key]) / SAMPLE_RATE, num_samples / SAMPLE_RATE)
     return media
 
 
