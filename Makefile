@@ -51,7 +51,8 @@ $(VENV)/.quickstart: setup.cfg | $(BIN)/uv
 	touch $@
 
 $(VENV)/.test: $(VENV)/.quickstart
-	$(INSTALL) -e '.[minicorpus,dev]'
+	$(INSTALL) -e '.[minicorpus,dev,score]'
+	$(INSTALL) -e '.[caption]' || echo 'no pycocoevalcap here: tests of captions will skip'
 	$(BIN)/python -m pip install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' \
 		&& $(INSTALL) -e '.[convert,compare]' \
 		&& $(INSTALL) --no-deps openbeats openai-whisper tiktoken more-itertools \
