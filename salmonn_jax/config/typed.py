@@ -5,12 +5,14 @@ Types and ranges are declared with a field, relations between fields in a `model
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import pydantic
+import pydantic_core
 
 from salmonn_jax.errors import UserError, unknown_name
 
@@ -27,9 +29,19 @@ def check_multiple(name: str, size: int, divisor_name: str, divisor: int) -> Non
         raise ValueError(f"{name}={size}: must be a multiple of {divisor_name}={divisor}")
 
 
+# Messages for pydantic's types of errors. `path` is that of the field, `section` that of its section with a final dot.
+_MESSAGES = {
+    "missing": "{path}: is required",
+    "union_tag_not_found": "{path}.name: is required",
+    "union_tag_invalid": '{path}.name="{tag}": must be one of {expected_tags}',
+    "value_error": "{section}{error}",  # of a validator, whose message names the fields of the class
+    "json_invalid": "a configuration value is not Unicode text; remove the surrogate character",
+}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Converts a configuration to JSON values. `from_dict` reads them back."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return pydantic_core.to_jsonable_python(config)
 
 
 def from_dict(config_class: type, values: dict[str, Any], path_prefix: str = "") -> Any:
@@ -47,33 +59,21 @@ def from_dict(config_class: type, values: dict[str, Any], path_prefix: str = "")
         return pydantic.TypeAdapter(config_class).validate_json(json.dumps(values))
     except pydantic.ValidationError as errors:
         error = errors.errors(include_url=False)[0]
-        names = _field_names(error["loc"], values)
-        path = path_prefix + ".".join(names)
-        if error["type"] == "unexpected_keyword_argument":
-            raise unknown_name("configuration field", path, field_paths(config_class, path_prefix)) from None
-        if error["type"] == "union_tag_invalid":  # of a section with several classes, such as `optimizer`
-            tag, known = error["input"]["name"], error["ctx"]["expected_tags"]
-            raise UserError(f"{path}.name={json.dumps(tag)}: must be one of {known}") from None
-        if error["type"] == "value_error":  # of a validator, whose message names the fields of the class
-            raise UserError(path_prefix + ".".join([*names, str(error["ctx"]["error"])])) from None
-        if error["type"] in ("missing", "union_tag_not_found"):
-            raise UserError(f"{path}{'' if error['type'] == 'missing' else '.name'}: is required") from None
-        if error["type"] == "json_invalid":  # text that is not Unicode; the position is that of the whole configuration
-            raise UserError("a configuration value is not Unicode text; remove the surrogate character") from None
-        raise UserError(
-            f"{path}={json.dumps(error['input'])}: {error['msg'].replace('Input should', 'must')}"
-        ) from None
+    section = path_prefix + "".join(f"{name}." for name in _field_names(error["loc"], values))
+    path = section.removesuffix(".")
+    if error["type"] == "unexpected_keyword_argument":
+        raise unknown_name("configuration field", path, field_paths(config_class, path_prefix))
+    template = _MESSAGES.get(error["type"], "{path}={value}: {message}")
+    value, message = json.dumps(error["input"]), error["msg"].replace("Input should", "must")
+    raise UserError(template.format(section=section, path=path, value=value, message=message, **error.get("ctx", {})))
 
 
-def _field_names(location: Sequence[str | int], values: Any) -> list[str]:
-    """Returns the field names in pydantic's location of an error, without its marks for keys and for chosen classes."""
-    names = []
+def _field_names(location: Sequence[str | int], values: Any) -> Iterator[str | int]:
+    """Yields the field names in pydantic's location of an error, without its marks for keys and for chosen classes."""
     for part in location:
-        if part == "[key]" or (isinstance(values, dict) and part == values.get("name")):
-            continue
-        names.append(str(part))
-        values = values.get(part) if isinstance(values, dict) else None
-    return names
+        if part != "[key]" and not (isinstance(values, dict) and part == values.get("name")):
+            yield part
+            values = values.get(part) if isinstance(values, dict) else None
 
 
 def apply_overrides(config: Any, overrides: Sequence[str], path_prefix: str = "") -> Any:
@@ -95,27 +95,22 @@ def apply_overrides(config: Any, overrides: Sequence[str], path_prefix: str = ""
         if not equals:
             raise UserError(f"{path_prefix + override!r} is not a configuration override; write field=value")
         *parents, name = path.split(".")
-        target = values
-        for i, parent in enumerate(parents):
-            if parent not in target:
+        section = values
+        for parent in parents:
+            if not isinstance(section, dict) or parent not in section:
                 raise unknown_name("configuration field", path_prefix + path, field_paths(type(config), path_prefix))
-            target = target[parent]
-            if not isinstance(target, dict):
-                at = path_prefix + ".".join(parents[: i + 1])
-                raise UserError(f"{path_prefix}{override}: {at} is {json.dumps(target)} and has no fields")
-        is_text = isinstance(target.get(name), str) and not text.startswith('"')
-        value = text if is_text else _parse(text)
-        if name == "name" and value != target.get(name):
-            target.clear()
-        target[name] = value
+            section = section[parent]
+        if not isinstance(section, dict):
+            at = path_prefix + ".".join(parents)
+            raise UserError(f"{path_prefix}{override}: {at} is {json.dumps(section)} and has no fields")
+        value = text
+        if not isinstance(section.get(name), str) or text.startswith('"'):
+            with contextlib.suppress(json.JSONDecodeError):
+                value = json.loads(text)
+        if name == "name" and value != section.get(name):
+            section.clear()
+        section[name] = value
     return from_dict(type(config), values, path_prefix)
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def field_paths(config_class: type, path_prefix: str = "") -> list[str]:
@@ -147,10 +142,8 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
       new: JSON values of the configuration that is compared with it.
       path: dotted path of the two values, for the description.
     """
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(set(old) | set(new)):
-            difference = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-            if difference:
-                return difference
-        return None
-    return None if old == new else f"{path} is {old!r}, not {new!r}"
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else f"{path} is {old!r}, not {new!r}"
+    keys = sorted({*old, *new})
+    differences = (first_difference(old.get(key), new.get(key), f"{path}.{key}".lstrip(".")) for key in keys)
+    return next(filter(None, differences), None)
