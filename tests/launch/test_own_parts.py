@@ -1,13 +1,17 @@
-"""Three commands on a user's own parts: convert an encoder and a language model, train ten steps, generate.
+"""Three commands on a user's own parts: convert an encoder and a language model, train some steps, generate.
 
-No field is given but the data and the sizes of its batch. The weights are random, changed so that the answer is known.
+No field is given but the data, the sizes of its batch, the steps and, for real weights, the learning rate. Random
+weights are changed so that the answer is known.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ from launch import cli, convert, generate, train
 from salmonn_jax.model_directory import read_model_config
 from salmonn_jax.prompts import PROMPT_TEMPLATES
 from salmonn_jax.tokenizer import load_tokenizer
-from tests import torch_checkpoints
+from tests import golden, torch_checkpoints
 from tests.llm_families import FAMILIES, STOP_TOKENS
 from tests.runs import losses
 
@@ -68,3 +72,40 @@ def test_convert_train_and_generate(family, folder, monkeypatch, capsys):
     )  # fmt: skip
     assert capsys.readouterr().out == "data/0.wav\ta dog\n"
     shutil.rmtree(output)
+
+
+CAPTIONS = {"duck": "A duck quacks.", "excitement": "A man shouts.", "gunshots": "A gun is fired.", "music": "Music."}
+
+
+def run_process(folder: pathlib.Path, *words: object) -> str:
+    """Runs a command in a process of its own, with one device, and returns its output."""
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(cli.__file__).parents[1])}
+    command = [sys.executable, "-m", *map(str, words)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_real_whisper_and_smollm2(real_weights, tmp_path):
+    """Four steps of `stage1` on real recordings: the loss falls, and the model answers."""
+    golden.require(golden.SHARED / "audio")
+    (tmp_path / "data").mkdir()
+    lines = []
+    for name, caption in CAPTIONS.items():
+        shutil.copy(golden.SHARED / "audio" / f"{name}.wav", tmp_path / "data")
+        lines.append(json.dumps({"id": name, "audio": f"{name}.wav", "task": "audiocaption", "answer": caption}))
+    (tmp_path / "data" / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    parts = ("--whisper", real_weights / "whisper-base", "--llm", real_weights / "smollm2-135m")
+    summary = run_process(tmp_path, "launch.convert", "to-jax", "salmonn", *parts, "--output", "model")
+    assert "stop tokens: <|im_end|> (2)" in summary
+    data = ("data.data_dir=data", "data.mixture.mine=1", "data.rows=1", "data.streams=1", "data.clips=2")
+    steps = ("data.seq_len=256", "num_train_steps=4", "lr_schedule.warmup_steps=0", "lr_schedule.peak_lr=1e-3")
+    run_process(tmp_path, "launch.train", "stage1", "--model", "model", "--output", "run", *data, *steps)
+    values = [losses(tmp_path / "run")[step] for step in (1, 2, 3, 4)]
+    assert np.isfinite(values).all() and len(set(values)) == 4
+    assert values[3][0] < values[0][0]
+    question = ("--prompt", "Describe the audio.", "--max-new-tokens", 8)
+    answer = run_process(tmp_path, "launch.generate", "--model", "run", *question, "data/duck.wav")
+    file, text = answer.removesuffix("\n").split("\t")
+    assert file == "data/duck.wav" and text.strip()
