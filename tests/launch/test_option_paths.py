@@ -21,7 +21,7 @@ from salmonn_jax.training import checkpoint
 from salmonn_jax.training.metric_writer import FileMetricWriter
 from tests import gcs_server
 from tests.bucket import FakeBucket
-from tests.conversion.test_golden import arguments as conversion_arguments
+from tests.conversion.golden_files import convert_arguments
 from tests.data.test_minicorpus import tone
 from tests.runs import losses
 
@@ -199,8 +199,8 @@ def test_prompt_templates_in_a_bucket(bucket):
 
 
 def test_convert_to_a_bucket(bucket, tmp_path, monkeypatch, capsys):
-    convert.main(conversion_arguments(tmp_path / "model"))
-    convert.main(conversion_arguments("gs://lab/model"))
+    convert.main(convert_arguments(tmp_path / "model"))
+    convert.main(convert_arguments("gs://lab/model"))
     local = {p.relative_to(tmp_path / "model").as_posix() for p in (tmp_path / "model").rglob("*") if p.is_file()}
     in_bucket = {url.removeprefix("gs://lab/model/"): data for url, data in bucket.files().items()}
     for name in ("config.json", "base.fingerprint", "tokenizer.model"):
@@ -214,7 +214,7 @@ def test_convert_to_a_bucket(bucket, tmp_path, monkeypatch, capsys):
         path.write_bytes(content)
     copied = salmonn_jax.load(tmp_path / "copy")
     assert copied.fingerprint == salmonn_jax.load(tmp_path / "model").fingerprint
-    assert run_verb(monkeypatch, convert, *conversion_arguments("gs://lab/model")) == 2
+    assert run_verb(monkeypatch, convert, *convert_arguments("gs://lab/model")) == 2
     assert "gs://lab/model already exists" in capsys.readouterr().err
     assert run_verb(monkeypatch, convert, "inspect", "gs://lab/salmonn.pth") == 2
     assert "gs://lab/salmonn.pth: must be on a local disk; copy it there first" in capsys.readouterr().err
