@@ -6,6 +6,7 @@ directories at once. Such a checkpoint is reported and the one before it is used
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 
@@ -20,7 +21,9 @@ _COMMIT_FILES = ("commit_success.txt", "_CHECKPOINT_METADATA")
 # Metadata without which Orbax fails, beside the arrays and their own metadata.
 _JSON_FILES = ("_CHECKPOINT_METADATA", "*/_METADATA", "*/_sharding", "*/array_metadatas/*")
 _NO_CHECKPOINT, _NONE_WHOLE = -1, -2
-# Status codes in tensorstore's messages for failures of the network or of permissions, which are no damage.
+# Failures of the network, of permissions or for want of memory or open files, which are no damage: error numbers, and
+# status codes in tensorstore's messages.
+_ACCESS_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _ACCESS_FAILURES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
 
 
@@ -63,7 +66,8 @@ def find_damage(checkpoint: Path) -> str | None:
     """Reads a checkpoint in full and returns what is missing or unreadable in one line; None if it is whole.
 
     Raises:
-      OSError: the checkpoint cannot be read at the moment, because of the network or of permissions.
+      OSError: the checkpoint cannot be read at the moment, because of the network, of permissions, or for want of
+        memory or open files.
     """
     for name in _COMMIT_FILES:
         if not (checkpoint / name).is_file():
@@ -80,12 +84,19 @@ def find_damage(checkpoint: Path) -> str | None:
         try:
             read(checkpoint / name)
         except Exception as error:  # tensorstore and Orbax raise many types
-            if isinstance(error, ConnectionError | PermissionError | TimeoutError) or any(
-                status in str(error) for status in _ACCESS_FAILURES
-            ):
+            if _is_access_failure(error):
                 raise OSError(f"{checkpoint} cannot be read: {_first_line(error)}") from None
             return f"{name} cannot be read: {_first_line(error)}"
     return None
+
+
+def _is_access_failure(error: Exception) -> bool:
+    """Returns whether an error says nothing about the files: the network, permissions, memory or open files."""
+    return (
+        isinstance(error, ConnectionError | PermissionError | TimeoutError | MemoryError)
+        or getattr(error, "errno", None) in _ACCESS_ERRNOS
+        or any(status in str(error) for status in _ACCESS_FAILURES)
+    )
 
 
 def stream_states_file(process_index: int, process_count: int) -> str:

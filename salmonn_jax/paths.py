@@ -38,9 +38,12 @@ def as_path(location: PathLike) -> Path:
     """Parses a local path or a URL of a bucket. `file:///x` is the local path `/x`.
 
     Raises:
-      UserError: the URL has an unknown scheme or no bucket, or the package for its scheme is not installed.
+      UserError: it is empty, or the URL has an unknown scheme or no bucket, or the package for its scheme is not
+        installed.
     """
     text = os.fspath(location)
+    if not text:  # such as a shell variable that is not set; pathlib would take it for the current directory
+        raise UserError("a path is empty; write . for the current directory")
     match = _URL.fullmatch(text)
     if match is None:
         return pathlib.Path(text)

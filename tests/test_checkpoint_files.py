@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -84,9 +85,15 @@ def test_a_run_without_checkpoints_has_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("UNAVAILABLE: Error reading gs://lab/run: CURL error"), ConnectionResetError("reset by peer")]
+    "error",
+    [
+        ValueError("UNAVAILABLE: Error reading gs://lab/run: CURL error"),
+        ConnectionResetError("reset by peer"),
+        MemoryError("Unable to allocate 8 GiB"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
 )
-def test_a_failure_of_the_network_is_no_damage(debug_run, monkeypatch, error):
+def test_a_failure_that_says_nothing_about_the_files_is_no_damage(debug_run, monkeypatch, error):
     def fail(path):
         raise error
 

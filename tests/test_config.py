@@ -160,6 +160,12 @@ def test_another_optimizer_and_schedule():
         ("lr_schedule.peak_lr=-1", "lr_schedule.peak_lr=-1: must be greater than 0"),
         ("lr_schedule.peak_lr=NaN", "lr_schedule.peak_lr=NaN: must be a finite number"),
         ("mesh.tensr=2", "mesh.tensr=\"tensr\": must be 'data', 'fsdp' or 'tensor'"),
+        (
+            'model.llama.rope_scaling={"factor":8,"low_freq_factor":4,"high_freq_factor":4,'
+            '"original_max_position_embeddings":16}',
+            "model.llama.rope_scaling.high_freq_factor=4: must be greater than low_freq_factor=4",
+        ),
+        ("ctc_weight=0.5", "ctc_weight=0.5: the CTC loss needs transcripts; set data.max_transcript_tokens"),
         ('model.llama.rope_scaling={"factor":8}', "model.llama.rope_scaling.low_freq_factor: is required"),
         ('data.data_dir="\\ud800"', "a configuration value is not Unicode text"),
         ('data.mixture={"\\ud800":1}', "a configuration value is not Unicode text"),

@@ -37,6 +37,7 @@ def test_parsed_paths(bucket, text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "a path is empty; write . for the current directory"),
         ("gss://lab/x", "gss://lab/x: unknown scheme 'gss'; did you mean 'gs'?"),
         ("memory://lab/x", "memory://lab/x: unknown scheme 'memory'; it must be one of: file, gs, s3"),
         (

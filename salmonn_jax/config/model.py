@@ -106,6 +106,15 @@ class RopeScaling:
         description="context length of the pretraining before the extension, in tokens"
     )
 
+    @model_validator(mode="after")
+    def _check_factors(self) -> Self:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor={self.high_freq_factor:g}: must be greater than "
+                f"low_freq_factor={self.low_freq_factor:g}"
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LlamaConfig:

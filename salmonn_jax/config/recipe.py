@@ -168,7 +168,11 @@ class Recipe:
     )
 
     @model_validator(mode="after")
-    def _check_micro_batches(self) -> Self:
+    def _check_sizes(self) -> Self:
+        if self.ctc_weight and not self.data.max_transcript_tokens:
+            raise ValueError(
+                f"ctc_weight={self.ctc_weight:g}: the CTC loss needs transcripts; set data.max_transcript_tokens"
+            )
         check_multiple(
             "data.streams", self.data.streams, "gradient_accumulation_steps", self.gradient_accumulation_steps
         )

@@ -57,6 +57,8 @@ def open_run(
       UserError: the directory contains something else, or the recipe does not fit the model. In these cases nothing is
         written.
     """
+    if recipe.ctc_weight and model.llama and recipe.ctc_blank >= model.llama.vocab_size:
+        raise UserError(f"ctc_blank={recipe.ctc_blank}: must be below model.llama.vocab_size={model.llama.vocab_size}")
     structure = parameters.model_structure(model, recipe.activation_dtype)
     trainable = frozenset(parameters.trainable_paths(structure.shapes, recipe.trainable))
     placement = Placement(mesh, recipe.frozen_dtype, trainable)

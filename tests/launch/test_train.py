@@ -215,6 +215,10 @@ def whole(folder, debug_run):
         (("debug", "--output", "x", "data.corpus=tonse"), "did you mean 'tones'"),
         (("debug", "--output", "x", "data.seq_len=20"), "set data.seq_len to at least"),
         (("debug", "--output", "x", 'trainable=["qformer/nothing"]'), "matches no parameter"),
+        (
+            ("debug", "--output", "x", "ctc_weight=1", "data.max_transcript_tokens=4", "ctc_blank=64"),
+            "ctc_blank=64: must be below model.llama.vocab_size=64",
+        ),
         (("debug", "--output", "whole", "seed=1"), "another run: seed is 42, not 1"),
         (("debug", "--output", "whole", "--model", "whole"), "started from random weights; omit --model"),
         (("debug", "--output", "x", "--model", "nowhere"), "nowhere"),

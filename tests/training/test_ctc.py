@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from salmonn_jax.batch import Segment, collate
-from salmonn_jax.config import Recipe
+from salmonn_jax.config import DataConfig, Recipe
 from salmonn_jax.configs import get_preset
 from salmonn_jax.models.parameters import ModelStructure
 from salmonn_jax.prompts import TEXT_SLOT
@@ -82,7 +82,7 @@ def test_batch_loss_uses_only_valid_audio_tokens():
     """Replaces the model by a stand-in with fixed outputs."""
     rng, model = np.random.default_rng(0), get_preset("salmonn_13b_stage1").model
     model = dataclasses.replace(model, audio=dataclasses.replace(model.audio, tokens="clip"))
-    recipe = Recipe(ctc_weight=0.5, ctc_blank=BLANK)
+    recipe = Recipe(data=DataConfig(max_transcript_tokens=2), ctc_weight=0.5, ctc_blank=BLANK)
     embedding, audio_tokens = jnp.asarray(rng.normal(size=(9, 6))), jnp.asarray(rng.normal(size=(2, 88, 6)))
     clips = [np.ones(size, np.int16) for size in (30_000, 480_000)]
     rows = [[Segment([1, 5, 6, 2], [TEXT_SLOT] * 4, 2, (clip,))] for clip in clips]

@@ -110,7 +110,8 @@ def test_micro_batches_equal_the_whole_batch(batches, sizes, micro_batches):
         qformer=dataclasses.replace(MODEL.qformer, dropout=0.0),
         lora=dataclasses.replace(MODEL.lora, dropout=0.0),
     )
-    recipe = dataclasses.replace(RECIPE, ctc_weight=0.5, ctc_blank=3)
+    data = dataclasses.replace(RECIPE.data, max_transcript_tokens=2)
+    recipe = dataclasses.replace(RECIPE, data=data, ctc_weight=0.5, ctc_blank=3)
     transcripts = np.where(np.arange(2) < np.arange(8)[:, None] % 3, np.arange(8)[:, None] + 4, -1).astype(np.int32)
     has_answer = np.arange(16)[:, None] >= 3  # two of the first three rows are in the first micro-batch, or all three
     batches = [batch._replace(transcript=transcripts, loss_mask=batch.loss_mask & has_answer) for batch in batches]
