@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import pathlib
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import absl.logging
 
@@ -69,6 +70,31 @@ def local_path(text: str) -> pathlib.Path:
 def file_to_read(text: str) -> str:
     """Type of an option that reads a single file from a local path or any URL that fsspec opens, such as https://."""
     return paths.check_file_location(text)
+
+
+def positive_int(text: str) -> int:
+    """Type of an option that counts something, of which there is at least one."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def non_negative_int(text: str) -> int:
+    """Type of an option that counts something, of which there may be none."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def positive_float(text: str) -> float:
+    """Type of an option that measures something, such as minutes."""
+    return _number(text, float, lambda value: 0 < value < math.inf, "a number greater than 0")
+
+
+def _number(text: str, number: type, is_valid: Callable[[float], bool], expected: str) -> Any:
+    """Returns a text as a number. Raises argparse's error, which then names the option, if it is not a valid one."""
+    try:
+        if is_valid(number(text)):
+            return number(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: must be {expected}")
 
 
 def start_jax() -> None:

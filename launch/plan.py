@@ -36,8 +36,10 @@ def main() -> None:
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as salmonn_13b_stage2")
     parser.add_argument("--model", type=cli.path, help="model or run directory (default: the configuration's model)")
     parser.add_argument("--topology", required=True, help="slice, such as v5p-128, v5e-16 or v6e-64")
-    parser.add_argument("--chips", type=int, help="total number of chips, if --topology is a generation such as v5p")
-    parser.add_argument("--slices", type=int, default=1, help="number of slices (default: %(default)s)")
+    parser.add_argument(
+        "--chips", type=cli.positive_int, help="total number of chips, if --topology is a generation such as v5p"
+    )
+    parser.add_argument("--slices", type=cli.positive_int, default=1, help="number of slices (default: %(default)s)")
     parser.add_argument(
         "--placement",
         choices=(*PLACEMENTS, "auto"),

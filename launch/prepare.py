@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> None:
         default=".cache/minicorpus",
         help="output directory (default: %(default)s)",
     )
-    subparser.add_argument("--workers", type=int, default=2, help="number of processes (default: %(default)s)")
+    subparser.add_argument(
+        "--workers", type=cli.positive_int, default=2, help="number of processes (default: %(default)s)"
+    )
     subparser.set_defaults(run=_prepare_minicorpus)
 
     subparser = subparsers.add_parser("manifest", help="prepare the clips and answers of a manifest")
@@ -65,9 +67,13 @@ def main(argv: list[str] | None = None) -> None:
 
     subparser = subparsers.add_parser("inspect", help="show the training batches of a configuration")
     subparser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. mini_stage1")
-    subparser.add_argument("--batches", type=int, default=20, help="number of batches to read (default: %(default)s)")
+    subparser.add_argument(
+        "--batches", type=cli.positive_int, default=20, help="number of batches to read (default: %(default)s)"
+    )
     subparser.add_argument("--model", type=cli.path, help="model directory with the tokenizer, if the corpus has none")
-    subparser.add_argument("--samples", type=int, default=3, help="examples to show per source (default: %(default)s)")
+    subparser.add_argument(
+        "--samples", type=cli.non_negative_int, default=3, help="examples to show per source (default: %(default)s)"
+    )
     subparser.add_argument(
         "--output", type=cli.output_path, metavar="PAGE", help="also write an HTML page with audio players"
     )

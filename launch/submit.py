@@ -96,10 +96,6 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
     if not arguments.config or missing:
         missing = ["CONFIG"] * (not arguments.config) + missing
         raise UserError(f"missing arguments: {', '.join(missing)}; see python -m launch.submit --help")
-    if arguments.slices < 1:
-        raise UserError(f"--slices {arguments.slices}: must be >= 1")
-    if arguments.restarts < 0:
-        raise UserError(f"--restarts {arguments.restarts}: must be >= 0")
     # The model is in a bucket, so the hosts check the fields of the model.
     is_remote = arguments.model is not None
     overrides = [text for text in arguments.overrides if not (is_remote and text.startswith("model."))]
@@ -174,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="name of a configuration, such as mini_stage1")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
     parser.add_argument("--topology", help="slice, such as v5p-128, v5e-16 or v6e-64")
-    parser.add_argument("--slices", type=int, default=1, help="number of slices (default: %(default)s)")
+    parser.add_argument("--slices", type=cli.positive_int, default=1, help="number of slices (default: %(default)s)")
     parser.add_argument("--output", metavar="RUN", help="run directory, gs://BUCKET/DIRECTORY")
     parser.add_argument("--model", help="model or run directory to start from, gs://BUCKET/DIRECTORY")
     parser.add_argument("--name", help="name of the job (default: CONFIG-TOPOLOGY)")
@@ -186,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--restarts",
-        type=int,
+        type=cli.non_negative_int,
         default=10,
         help="restarts after failures (default: %(default)s); bad input ends the job, GKE preemption does not count",
     )

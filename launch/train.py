@@ -33,7 +33,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--watchdog-minutes",
-        type=float,
+        type=cli.positive_float,
         default=30.0,
         help="print all stacks and exit if no step ends within this time (default: %(default)g)",
     )

@@ -97,13 +97,17 @@ def plan_salmonn(
     Raises:
       UserError: a checkpoint cannot be read, or does not fit the others.
     """
+    if own_checkpoint and checkpoint is None:
+        raise UserError(
+            "--own-checkpoint: there is no checkpoint to check; give it with --checkpoint, or omit this option"
+        )
     whisper_checkpoint, llm_checkpoint = torch_checkpoints.open_whisper(whisper), torch_checkpoints.open_llama(llm)
     tokenizer = load_tokenizer(llm)
     audio = _audio_config(options, whisper_checkpoint, checkpoint)
     beats_checkpoint = None if beats is None else torch_checkpoints.open_beats(beats)
     state_dict, checkpoint_config, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
     if checkpoint is not None:
-        hidden_size = tensor_shape(state_dict, "speech_llama_proj.weight", checkpoint)[0]
+        hidden_size = tensor_shape(state_dict, "speech_llama_proj.weight", checkpoint, 2)[0]
         vicuna.check_llm(hidden_size, checkpoint, llm_checkpoint.config, llm, own_checkpoint=own_checkpoint)
         if beats_checkpoint is None and "ln_audio.weight" in state_dict:
             raise UserError(f"{checkpoint} was trained with BEATs; give its file with --beats")

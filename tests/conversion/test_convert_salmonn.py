@@ -197,6 +197,22 @@ def test_options_of_the_checkpoint(tmp_path, capsys):
     convert.main(convert_arguments(tmp_path / "x", **{"--checkpoint": file}))
 
 
+def test_a_checkpoint_with_a_flat_tensor_is_refused(tmp_path):
+    def flat(model):
+        return model | {"speech_query_tokens": model["speech_query_tokens"].flatten()}
+
+    file = rewritten(tmp_path / "flat.pth", model=flat)
+    with pytest.raises(UserError, match=r"not a SALMONN checkpoint: speech_query_tokens has the shape \[32\], not 3"):
+        convert.main(convert_arguments(tmp_path / "model", **{"--checkpoint": file}))
+
+
+def test_an_own_checkpoint_must_be_given(tmp_path):
+    MINI.require()
+    words = convert_arguments(tmp_path / "model", **{"--checkpoint": None, "--qformer-num-attention-heads": None})
+    with pytest.raises(UserError, match="--own-checkpoint: there is no checkpoint to check"):
+        convert.main([*words, "--own-checkpoint"])
+
+
 def test_a_wrong_vicuna_is_refused(tmp_path, monkeypatch):
     MINI.require()
     wanted = dataclasses.replace(MINI.config.llama, max_position_embeddings=4096)

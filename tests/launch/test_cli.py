@@ -38,7 +38,17 @@ def test_an_unknown_option_is_one_line(monkeypatch, capsys, verb):
     [
         ("train", ["debug"], "the following arguments are required: --output"),
         ("train", ["debug", "--output", "r", "--steps", "3"], "unrecognized arguments: --steps"),
-        ("train", ["debug", "--watchdog-minutes", "soon"], "argument --watchdog-minutes: invalid float value: 'soon'"),
+        *(
+            ("train", ["debug", "--watchdog-minutes", text], f"argument --watchdog-minutes: '{text}': must be a number")
+            for text in ("soon", "0", "-1", "nan", "inf")
+        ),
+        ("train", ["debug", "--model", ""], "a path is empty"),
+        ("plan", ["debug", "--slices", "0"], "argument --slices: '0': must be a whole number of at least 1"),
+        ("plan", ["debug", "--chips", "4.0"], "argument --chips: '4.0': must be a whole number of at least 1"),
+        ("submit", ["gke", "debug", "--slices", "0"], "argument --slices: '0': must be a whole number of at least 1"),
+        ("submit", ["gke", "debug", "--restarts", "-1"], "argument --restarts: '-1': must be a whole number of at"),
+        ("prepare", ["inspect", "debug", "--batches", "0"], "argument --batches: '0': must be a whole number of at"),
+        ("prepare", ["minicorpus", "--workers", "0"], "argument --workers: '0': must be a whole number of at least 1"),
         ("generate", ["--batch-size", "two"], "argument --batch-size: invalid int value: 'two'"),
         ("generate", ["--model"], "argument --model: expected one argument"),
         ("convert", [], "the following arguments are required: verb"),

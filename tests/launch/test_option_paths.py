@@ -27,6 +27,7 @@ from tests.runs import losses
 
 LAUNCH = pathlib.Path(cli.__file__).parent
 PATH_TYPES = {cli.path, cli.output_path, cli.local_path, cli.file_to_read}
+NUMBER_TYPES = {int, float, cli.positive_int, cli.non_negative_int, cli.positive_float}
 # Options with text that is not a path. `launch.submit` passes its paths on to the hosts and checks them itself.
 TEXT_OPTIONS = {
     "train": {"config", "overrides"},
@@ -73,7 +74,7 @@ def test_every_option_with_text_is_a_path_or_known_not_to_be_one(verb, monkeypat
         pytest.skip("the hosts read its paths, not this machine")
     num_paths = 0
     for action in options_of(parser_of(verb, monkeypatch)):
-        assert action.type in {None, int, float, *PATH_TYPES}, f"{action.dest}: {action.type}"
+        assert action.type in {None, *NUMBER_TYPES, *PATH_TYPES}, f"{action.dest}: {action.type}"
         num_paths += action.type in PATH_TYPES
         takes_text = action.type is None and action.nargs != 0 and not action.choices
         assert not takes_text or action.dest in TEXT_OPTIONS[verb], f"{action.dest} has no type"

@@ -172,7 +172,7 @@ def _defaults(options: SalmonnOptions, llama: LlamaConfig, *, new: bool) -> dict
 def _read_sizes(state_dict: tensors.LazyStateDict, path: pathlib.Path) -> dict[str, Any]:
     """Returns the settings that the tensors of a checkpoint determine, by name."""
     layer = "speech_Qformer.bert.encoder.layer."
-    intermediate_size, hidden_size = tensor_shape(state_dict, f"{layer}0.intermediate_query.dense.weight", path)
+    intermediate_size, hidden_size = tensor_shape(state_dict, f"{layer}0.intermediate_query.dense.weight", path, 2)
     ranks = {name.split(".")[-4]: tensor.shape[0] for name, tensor in state_dict.items() if ".lora_A." in name}
     return {
         "qformer_hidden_size": hidden_size,
@@ -180,7 +180,7 @@ def _read_sizes(state_dict: tensors.LazyStateDict, path: pathlib.Path) -> dict[s
         "qformer_num_hidden_layers": len(
             {name.removeprefix(layer).split(".")[0] for name in state_dict if name.startswith(layer)}
         ),
-        "num_speech_query_token": tensor_shape(state_dict, "speech_query_tokens", path)[1],
+        "num_speech_query_token": tensor_shape(state_dict, "speech_query_tokens", path, 3)[1],
         "lora_target_modules": tuple(sorted(ranks)),
         **({"lora_rank": max(ranks.values())} if ranks else {}),  # the original's `lora: False` has no rank
     }
@@ -225,8 +225,11 @@ def lora_config(settings: Mapping[str, Setting], llama: LlamaConfig) -> LoraConf
     return config
 
 
-def tensor_shape(state_dict: tensors.LazyStateDict, name: str, path: pathlib.Path) -> tuple[int, ...]:
-    """Returns the shape of a tensor. Raises UserError if the checkpoint does not have it."""
+def tensor_shape(state_dict: tensors.LazyStateDict, name: str, path: pathlib.Path, ndim: int) -> tuple[int, ...]:
+    """Returns the shape of a tensor. Raises UserError if the checkpoint does not have it, or has not `ndim` axes."""
     if name not in state_dict:
         raise UserError(f"{path} is not a SALMONN checkpoint: it has no {name}")
-    return state_dict[name].shape
+    shape = state_dict[name].shape
+    if len(shape) != ndim:
+        raise UserError(f"{path} is not a SALMONN checkpoint: {name} has the shape {list(shape)}, not {ndim} axes")
+    return shape
