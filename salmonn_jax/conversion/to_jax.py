@@ -35,8 +35,8 @@ from salmonn_jax.models import parameters
 from salmonn_jax.paths import Path
 from salmonn_jax.tokenizer import Tokenizer, load_tokenizer
 
-# Patterns of the parameters that the original trains. A SALMONN checkpoint holds exactly these.
-ORIGINAL_TRAINABLE = ("query_tokens", "qformer", "norms", "projection", "adapters")  # what the original trains
+# Modules that the original trains. A SALMONN checkpoint holds exactly their parameters.
+ORIGINAL_TRAINABLE = ("query_tokens", "qformer", "norms", "projection", "adapters")
 # Flags of the original's `config` that must be true. The other values are not supported here.
 _REQUIRED_FLAGS = ("use_speech_Qformer", "window_level_Qformer")
 
