@@ -237,7 +237,7 @@ def test_buckets_become_mounted_paths(argument, mounted):
         ((*GKE, "--zone", "x"), "--zone is an option of tpu-vm, not of gke"),
         (("gke", "debug"), "missing arguments: --topology, --output, --image"),
         ((*GKE, "--topology", "v5e-4", "--slices", "2"), "--slices 2: GKE connects only slices of several hosts"),
-        ((*GKE, "--slices", "0"), "--slices 0: must be >= 1"),
+        ((*GKE, "--slices", "0"), "argument --slices: '0': must be a whole number of at least 1"),
     ],
 )
 def test_bad_input_is_one_line_and_starts_nothing(words, says, tools, monkeypatch, capfd):
