@@ -35,7 +35,16 @@ install_import_hook(
 
 # Files that take longest, in the order in which they start: a worker takes whole files, and the last one should not run
 # alone. `test_distributed` starts with processes of its own while `test_train` builds the shared debug run.
-SLOW_FILES = ("test_distributed", "test_train", "test_oracles", "test_golden", "test_step", "test_api", "test_plan")
+SLOW_FILES = (
+    "test_distributed",
+    "test_train",
+    "test_oracles",
+    "test_golden",
+    "test_convert_salmonn",
+    "test_step",
+    "test_api",
+    "test_plan",
+)
 
 
 def pytest_collection_modifyitems(items):
