@@ -116,11 +116,14 @@ def write_report(
     _replace(as_path(path), page)
 
 
-def refresh_scores(path: PathLike, rows: Sequence[ScoreRow], failures: Sequence[FailureCounts]) -> bool:
-    """Replaces the score table of a report page and keeps the rest, such as the clips.
+def refresh_scores(
+    path: PathLike, new_path: PathLike, rows: Sequence[ScoreRow], failures: Sequence[FailureCounts]
+) -> bool:
+    """Writes a report page with other scores. The rest of the page, such as the clips, stays the same.
 
     Args:
       path: path of the HTML file.
+      new_path: path of the HTML file to write; it may be `path`.
       rows: scores from `scoring.score`.
       failures: failure counts from `scoring.count_failures`.
 
@@ -134,7 +137,7 @@ def refresh_scores(path: PathLike, rows: Sequence[ScoreRow], failures: Sequence[
     if not end:
         return False
     scores = _environment().get_template("scores.html").render(**_score_variables(rows, failures))
-    _replace(path, f"{before}{begin}\n{scores}\n{end}{after}")
+    _replace(as_path(new_path), f"{before}{begin}\n{scores}\n{end}{after}")
     return True
 
 

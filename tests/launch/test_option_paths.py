@@ -37,6 +37,7 @@ TEXT_OPTIONS = {
     "convert": {"prompt", "prompt_template", "lora_target_modules"},
     "prepare": {"split", "name", "config", "overrides", "beam"},
     "plan_table": {"only"},
+    "score": {"protocol", "by", "judge", "judge_model"},
     "quickstart": set(),
 }
 

@@ -30,46 +30,43 @@ def accuracy(*, extract: Callable[[str], str] = str, title: str = "correct answe
       extract: returns the part of a text that is compared.
       title: see `Metric`.
     """
+    return _matching_accuracy(lambda answer, text: normalize_plain(answer) == text, "exact", title, extract)
+
+
+def contains_accuracy() -> Metric:
+    """Returns the share of answers that contain a reference as whole words, after the normaliser "plain".
+
+    A reference in a script without spaces is looked for as characters. Choices and references that cannot be scored are
+    those of `accuracy`.
+    """
+    return _matching_accuracy(contains, "contains@1", "answers that contain the reference, higher is better", str)
+
+
+def _matching_accuracy(
+    matches: Callable[[str, str], bool], rules: str, title: str, extract: Callable[[str], str]
+) -> Metric:
+    """Returns the share of answers that name the choice of a reference, or match a normalised reference."""
 
     def measure(predictions: Sequence[Prediction]) -> Measurement:
         scored, correct, unparseable = [], [], []
         for index, prediction in enumerate(predictions):
             answer, references = extract(prediction.prediction), [extract(text) for text in prediction.references]
             if prediction.choices:
-                answer = parse_choice(answer, prediction.choices)
-                references = [parse_choice(text, prediction.choices) for text in references]
-                expected = {choice for choice in references if choice is not None}
+                choice = parse_choice(answer, prediction.choices)
+                expected = {parse_choice(text, prediction.choices) for text in references} - {None}
+                is_correct = choice in expected
             else:
-                answer = normalize_plain(answer)
                 expected = {text for text in map(normalize_plain, references) if text}
+                is_correct = any(matches(answer, text) for text in expected)
             if expected:
                 scored.append(index)
-                correct.append(answer in expected)
-                if answer is None:
+                correct.append(is_correct)
+                if prediction.choices and choice is None:
                     unparseable.append(index)
         return proportion(scored, correct, unparseable=tuple(unparseable))
 
-    settings = {"normalizer": "plain", "parser": f"exact, or {CHOICE_RULES} where there are choices"}
+    settings = {"normalizer": "plain", "parser": f"{rules}, or {CHOICE_RULES} where there are choices"}
     return Metric("accuracy", title, measure, settings=settings)
-
-
-def contains_accuracy() -> Metric:
-    """Returns the share of answers that contain a reference as whole words, after the normaliser "plain".
-
-    A reference in a script without spaces is looked for as characters. A reference without a word cannot be scored.
-    """
-
-    def measure(predictions: Sequence[Prediction]) -> Measurement:
-        scored, correct = [], []
-        for index, prediction in enumerate(predictions):
-            references = [text for text in map(normalize_plain, prediction.references) if text]
-            if references:
-                scored.append(index)
-                correct.append(any(contains(prediction.prediction, text) for text in references))
-        return proportion(scored, correct)
-
-    settings = {"normalizer": "plain", "parser": "contains@1"}
-    return Metric("accuracy", "answers that contain the reference, higher is better", measure, settings=settings)
 
 
 def contains(answer: str, reference: str) -> bool:

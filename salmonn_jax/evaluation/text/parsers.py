@@ -24,6 +24,7 @@ _CUED = re.compile(
 )
 _BRACKETED = re.compile(rf"[(\[]({_LETTER})[)\]]")
 _CAPITAL = re.compile(r"(?<![\w'])([B-HJ-Z])(?![\w'])")  # "A" and "I" are words
+_PAIR = re.compile(r"(?<!\w)([A-Z])\s*(?:,|/|or|and)\s*([A-Z])(?!\w)")
 _NEGATION = re.compile(r"\b(?:not|isnt|arent|wasnt|nicht|kein|keine)(?: (?:a|an|the|very|really|at all))? $")
 _YES, _NO = ("yes", "yeah", "yep"), ("no", "nope")
 
@@ -84,7 +85,7 @@ def parse_keywords(answer: str) -> list[str]:
     is a keyword, except "and". A text before a colon is not a keyword.
     """
     answer = re.sub(r"^[^,;\n]*:", "", answer.strip())
-    parts = re.split(r"[,;\n•\u3001\uff0c\uff1b]|(?:^|\s)\d+[.)]\s|(?:^|\s)[-*]\s", answer)
+    parts = re.split(r"[,;\n•\u3001\uff0c\uff1b]|(?<!\S)\d+[.)]\s|(?<!\S)[-*]\s", answer)
     keywords = [re.sub(r"^and ", "", normalize_plain(part)) for part in parts if normalize_plain(part)]
     if len(keywords) == 1:
         keywords = [word for word in keywords[0].split() if word != "and"]
@@ -98,7 +99,8 @@ def _letters(answer: str, num_choices: int) -> set[int]:
     if not whole:
         found = [m for m in (_LEADING.match(answer), *_CUED.finditer(answer)) if m]
         found += [*_BRACKETED.finditer(answer), *_CAPITAL.finditer(answer)]
-    letters = (next(filter(None, match.groups())) for match in found)
+        found += _PAIR.finditer(answer)
+    letters = [letter for match in found for letter in match.groups() if letter]
     indices = {string.ascii_uppercase.index(letter.upper()) for letter in letters}
     return {index for index in indices if index < num_choices}
 
