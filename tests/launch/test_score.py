@@ -129,7 +129,7 @@ def test_every_task_is_scored_end_to_end_without_jax(evaluation, tmp_path):
     assert row_of(evaluation, "sound", "accuracy")["audio"]["unscorable"] == 1
     published = {(v["task"], v["metric"], v["value"], v["protocol"]) for v in scores["published"]}
     assert ("asr", "WER", 2.1, "not stated") in published
-    assert "asr wer: 2.1 % on LibriSpeech test-clean, SALMONN 13B" in done.stdout
+    assert "asr WER: 2.1 % on LibriSpeech test-clean, SALMONN 13B" in done.stdout
     assert "not computed: needs the program java" in done.stdout
     assert "salmonn_jax/asr-en@1 (normalizer whisper-english-folded, jiwer" in done.stdout
     assert "matches" not in done.stdout + (evaluation / "index.html").read_text("utf-8")
