@@ -113,7 +113,7 @@ def score(
 
 
 def read_evaluation(directory: Path) -> list[Prediction]:
-    """Returns the predictions in the files of a directory, each once.
+    """Returns the predictions in the files of a directory, each once. An answer takes the place of an error.
 
     Raises:
       UserError: the directory has no prediction file, or a file has a wrong line.
@@ -123,7 +123,12 @@ def read_evaluation(directory: Path) -> list[Prediction]:
     files = find_prediction_files(directory)
     if not files:
         raise UserError(f"{directory} has no predictions.jsonl; run launch.evaluate with --output {directory} first")
-    return list({p.key: p for file in files for p in read_predictions(file)}.values())
+    predictions: dict[str, Prediction] = {}
+    for prediction in (p for file in files for p in read_predictions(file)):
+        earlier = predictions.get(prediction.key)
+        if earlier is None or earlier.error:
+            predictions[prediction.key] = prediction
+    return list(predictions.values())
 
 
 def _parse_protocol(text: str) -> tuple[str, str]:

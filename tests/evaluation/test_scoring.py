@@ -9,6 +9,7 @@ import pytest
 from salmonn_jax.errors import UserError
 from salmonn_jax.evaluation import scoring
 from salmonn_jax.evaluation.scoring import Score, ScoreRow
+from salmonn_jax.evaluation.scoring.failures import is_loop
 from tests.evaluation.answers import make_prediction
 
 
@@ -123,3 +124,74 @@ def test_json_contains_every_field():
         row |= {key: row[key] and Score(**row[key] | {"notes": ()}) for key in ("audio", "silence")}
     assert [ScoreRow(**row) for row in loaded["rows"]] == ROWS
     assert (loaded["format_version"], loaded["errors"], loaded["failures"]) == (1, "wrong", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("the dog " * 40, True),
+        ("ha" * 100, True),
+        ("", False),
+        ("the dog", False),
+        ("一二三" * 30, True),
+        ("\ud83c", False),
+    ],
+)
+def test_loops_are_texts_that_compress_well(text, loops):
+    assert is_loop(text) is loops
+
+
+def test_failures_are_counted_per_task_and_condition():
+    predictions = [
+        make_prediction("sound", "rain", "", id="1"),
+        make_prediction("sound", "rain", "", id="2", error="no such file"),
+        make_prediction("sound", "rain", "rain", id="3", finish_reason="length"),
+        make_prediction("sound", "rain", "rain " * 60, id="3", finish_reason="length", condition="silence"),
+        make_prediction("speaker_verification", "Yes", "perhaps", id="4"),
+        make_prediction("speaker_verification", "Yes", "", id="5", error="no such file"),
+    ]
+    failures = scoring.count_failures(predictions, scoring.score(predictions))
+    counts = {(f.task, f.condition): (f.clips, f.errors, f.empty, f.cut, f.loops, f.unparseable) for f in failures}
+    assert counts == {
+        ("sound", "audio"): (3, 1, 1, 1, 0, 0),
+        ("sound", "silence"): (1, 0, 0, 1, 1, 0),
+        ("speaker_verification", "audio"): (2, 1, 0, 0, 0, 1),
+    }
+    table = scoring.format_failures(failures).splitlines()
+    assert table[0].split() == [
+        "task",
+        "split",
+        "part",
+        "condition",
+        "clips",
+        "errors",
+        "empty",
+        "cut",
+        "loops",
+        "unparseable",
+    ]
+    assert len(table) == 2 + 3
+    assert scoring.format_failures(failures[:0]) == ""
+
+
+def test_rows_are_divided_by_a_property():
+    predictions = [
+        make_prediction("asr", "a", text, id=text, source=source) for text, source in (("a", "clean"), ("b", "other"))
+    ]
+    assert [(row.part, row.audio.value) for row in scoring.score(predictions, by="source")] == [
+        ("clean", 0),
+        ("other", 1),
+    ]
+    assert scoring.score(predictions)[0].audio.value == 0.5
+
+
+def test_a_reference_in_another_language_than_that_of_the_protocol_is_noted():
+    (row,) = scoring.score([make_prediction("asr", "guten tag", "guten tag", language="de")])
+    assert row.audio.notes == ("asr-en@1 is made for 'en'; some references are de",)
+
+
+@pytest.mark.parametrize("apostrophe", "'`\u00b4\u2018\u2019\u2032")
+def test_the_apostrophe_of_an_answer_does_not_matter(apostrophe):
+    for task in ("asr", "transcribe", "lyrics_recognition"):
+        (row,) = scoring.score([make_prediction(task, "don't stop", f"Don{apostrophe}t stop.")])
+        assert row.audio.value == 0.0

@@ -12,7 +12,7 @@ import pytest
 
 from launch import cli
 from launch import score as launch_score
-from launch.score import score
+from launch.score import read_evaluation, score
 from salmonn_jax.errors import UserError
 from salmonn_jax.evaluation import report, tasks
 from salmonn_jax.evaluation.metrics import captions
@@ -219,3 +219,13 @@ def test_the_judge_is_asked_only_if_it_is_named(evaluation, server, capsys):  # 
 def test_a_directory_without_predictions_raises_user_error(tmp_path):
     with pytest.raises(UserError, match=r"has no predictions\.jsonl; run launch.evaluate"):
         score(tmp_path)
+
+
+def test_an_answer_takes_the_place_of_an_error_with_its_key(evaluation):
+    lines = [json.loads(line) for line in EVERY_TASK.read_text("utf-8").splitlines()]
+    (failed,) = [line for line in lines if line.get("error")]
+    answer = failed | {"error": "", "prediction": "a word", "finish_reason": "stop"}
+    for name in ("predictions-0.jsonl", "predictions-1.jsonl"):  # before and after the file with the error
+        (evaluation / name).write_text(json.dumps(answer) + "\n", "utf-8")
+        read = [p for p in read_evaluation(evaluation) if p.key == failed["key"]]
+        assert [(p.prediction, p.error) for p in read] == [("a word", "")]

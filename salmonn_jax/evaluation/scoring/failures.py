@@ -78,5 +78,5 @@ def count_failures(predictions: Sequence[Prediction], rows: Sequence[ScoreRow], 
 
 def is_loop(text: str) -> bool:
     """Returns whether a text repeats itself so much that it compresses by more than `MAX_COMPRESSION_RATIO`."""
-    content = text.encode()
+    content = text.encode(errors="replace")
     return len(content) > MAX_COMPRESSION_RATIO * len(zlib.compress(content))
