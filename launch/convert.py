@@ -192,7 +192,6 @@ def run_compare(arguments: argparse.Namespace) -> None:
         whisper=arguments.whisper, beats=arguments.beats, llm=arguments.llm, checkpoint=arguments.checkpoint
     )
     first_mismatch = None
-    print(f"{'layer':24} {'relative':>10} {'max abs':>10}")
     differences = compare.compare(
         arguments.model,
         paths,
@@ -201,7 +200,9 @@ def run_compare(arguments: argparse.Namespace) -> None:
         too_long=arguments.too_long,
         channels=arguments.channels,
     )
-    for difference in differences:
+    for index, difference in enumerate(differences):
+        if index == 0:  # bad input has been refused
+            print(f"{'layer':24} {'relative':>10} {'max abs':>10}")
         mismatch = not difference.relative_error <= arguments.tolerance  # NaN is a mismatch too
         errors = f"{difference.relative_error:10.1e} {difference.max_abs_error:10.1e}"
         print(f"{difference.layer:24} {errors}{' <- mismatch' if mismatch else ''}")

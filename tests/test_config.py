@@ -165,6 +165,10 @@ def test_another_optimizer_and_schedule():
             '"original_max_position_embeddings":16}',
             "model.llama.rope_scaling.high_freq_factor=4: must be greater than low_freq_factor=4",
         ),
+        (
+            'model.lora.target_modules=["q_proj","q_proj"]',
+            "model.lora.target_modules=['q_proj', 'q_proj']: names a projection twice; name it once",
+        ),
         ("ctc_weight=0.5", "ctc_weight=0.5: the CTC loss needs transcripts; set data.max_transcript_tokens"),
         ('model.llama.rope_scaling={"factor":8}', "model.llama.rope_scaling.low_freq_factor: is required"),
         ('data.data_dir="\\ud800"', "a configuration value is not Unicode text"),

@@ -175,6 +175,12 @@ class LoraConfig:
         description="projections of the language model that have an adapter; empty for no adapters",
     )
 
+    @model_validator(mode="after")
+    def _check_modules(self) -> Self:
+        if len(set(self.target_modules)) < len(self.target_modules):
+            raise ValueError(f"target_modules={list(self.target_modules)}: names a projection twice; name it once")
+        return self
+
     @property
     def scale(self) -> float:
         """Returns the factor by which the adapters' outputs are multiplied."""

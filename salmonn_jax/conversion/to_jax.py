@@ -105,7 +105,7 @@ def plan_salmonn(
     tokenizer = load_tokenizer(llm)
     audio = _audio_config(options, whisper_checkpoint, checkpoint)
     beats_checkpoint = None if beats is None else torch_checkpoints.open_beats(beats)
-    state_dict, checkpoint_config, ignored = ({}, {}, {}) if checkpoint is None else _read_checkpoint(checkpoint)
+    state_dict, checkpoint_config, ignored = ({}, {}, {}) if checkpoint is None else read_checkpoint(checkpoint)
     if checkpoint is not None:
         hidden_size = tensor_shape(state_dict, "speech_llama_proj.weight", checkpoint, 2)[0]
         vicuna.check_llm(hidden_size, checkpoint, llm_checkpoint.config, llm, own_checkpoint=own_checkpoint)
@@ -130,7 +130,7 @@ def plan_salmonn(
     )
     _check_vocabulary(config, tokenizer, llm)
     if audio.window_seconds < whisper_checkpoint.window_seconds:
-        whisper_checkpoint = _cut_positions(whisper_checkpoint, audio.num_frames)
+        whisper_checkpoint = cut_positions(whisper_checkpoint, audio.num_frames)
     shapes = parameter_shapes(config)
     trainable_paths = original_trainable_paths(shapes)
     frozen = {path: shape for path, shape in shapes.items() if path not in trainable_paths}
@@ -238,7 +238,7 @@ def _audio_config(options: SalmonnOptions, whisper: WhisperCheckpoint, checkpoin
     return from_dict(AudioConfig, values | {"tokens": options.audio_tokens or "window"}, path_prefix="audio: ")
 
 
-def _cut_positions(checkpoint: WhisperCheckpoint, num_frames: int) -> WhisperCheckpoint:
+def cut_positions(checkpoint: WhisperCheckpoint, num_frames: int) -> WhisperCheckpoint:
     """Returns a Whisper checkpoint whose position table is cut to its first `num_frames` rows."""
     name = next(rule.torch_name for rule in checkpoint.table.rules if rule.path == "whisper/positions")
     if name not in checkpoint.tensors:  # matching reports it
@@ -283,7 +283,7 @@ def _initialize(config: ModelConfig, paths: frozenset[str]) -> parameters.Params
     return jax.jit(lambda: {p: x for p, x in parameters.init_params(config, 0).items() if p in paths})()
 
 
-def _read_checkpoint(path: pathlib.Path) -> tuple[tensors.LazyStateDict, dict[str, Any], dict[str, str]]:
+def read_checkpoint(path: pathlib.Path) -> tuple[tensors.LazyStateDict, dict[str, Any], dict[str, str]]:
     """Reads a SALMONN `.pth`.
 
     Returns:

@@ -20,6 +20,7 @@ from salmonn_jax import model_directory, weights
 from salmonn_jax.conversion import vicuna
 from salmonn_jax.conversion.formats import tensors
 from salmonn_jax.errors import UserError
+from tests import torch_checkpoints
 from tests.conversion.golden_files import convert_arguments, rewritten
 from tests.golden import MINI
 
@@ -220,3 +221,30 @@ def test_a_wrong_vicuna_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not Vicuna-mini, which SALMONN-mini needs: max_position_embeddings is 512"):
         convert.main(convert_arguments(tmp_path / "model"))
     convert.main([*convert_arguments(tmp_path / "model"), "--own-checkpoint"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--llm": "whisper"}, "model_type='whisper'; supported: llama"),
+        ({"--whisper": "vicuna"}, r"model_type='llama'; supported: whisper"),
+        ({"--beats": "salmonn.pth"}, "is not a BEATs checkpoint"),
+        (
+            {"--whisper": "whisper", "--beats": "beats.pt", "--llm": "vicuna", "--checkpoint": "beats.pt"},
+            "SALMONN checkpoint",
+        ),
+    ],
+)
+def test_compare_refuses_a_checkpoint_of_another_kind(converted, capsys, changes, says):
+    options = [word for name, file in changes.items() for word in (name, str(MINI.directory / file))]
+    with pytest.raises(UserError, match=says):
+        convert.main(["compare", "--model", str(converted), *options, str(MINI.clip_path(0))])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_compare_refuses_a_language_model_of_another_size(converted, tmp_path, capsys):
+    torch_checkpoints.require_packages("tokenizers")
+    llm = torch_checkpoints.write_llama(tmp_path / "llm")
+    with pytest.raises(UserError, match=r"was not converted from these checkpoints: .*down_proj\.weight has shape"):
+        convert.main(["compare", "--model", str(converted), "--llm", str(llm), str(MINI.clip_path(0))])
+    assert capsys.readouterr() == ("", "")

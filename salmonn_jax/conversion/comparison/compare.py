@@ -16,6 +16,8 @@ from salmonn_jax.audio import features
 from salmonn_jax.audio.files import AudioSource, Channels, load_audio
 from salmonn_jax.audio.windows import apply_too_long
 from salmonn_jax.batch import Segment, collate
+from salmonn_jax.config import ModelConfig
+from salmonn_jax.conversion import mapping, tables, to_jax, torch_checkpoints
 from salmonn_jax.conversion.comparison import torch_reference
 from salmonn_jax.conversion.comparison.torch_reference import Activations
 from salmonn_jax.errors import UserError
@@ -64,7 +66,8 @@ def compare(
       channels: see `load_audio`.
 
     Raises:
-      UserError: a file cannot be read, a package is missing, or the model lacks a component of `paths`.
+      UserError: a file cannot be read, a package is missing, the model lacks a component of `paths`, or a checkpoint
+        does not have the tensors of the model.
     """
     loaded = api.load(model_dir, dtype="float32")
     config = loaded.config
@@ -75,6 +78,7 @@ def compare(
             raise UserError(f"{model_dir} has no component from --{name}; omit this option")
     if paths.checkpoint and not (paths.whisper and paths.llm and (paths.beats or config.beats is None)):
         raise UserError("--checkpoint needs the other checkpoints of the model: give --whisper, --beats and --llm too")
+    _check_tensors(model_dir, paths, config)
     pcm = apply_too_long(
         load_audio(clip, channels=channels),
         config.audio.window_samples,
@@ -90,6 +94,30 @@ def compare(
         actual = _jax_activations(loaded.module, pcm, encoded_prompt, with_audio=paths.checkpoint is not None)
     for layer, value in expected.items():
         yield _difference(layer, actual.get(layer), value)
+
+
+def _check_tensors(model_dir: pathlib.Path, paths: CheckpointPaths, config: ModelConfig) -> None:
+    """Raises UserError if a checkpoint is of another kind, or its tensors are not those of the model."""
+    shapes = to_jax.parameter_shapes(config)
+    trained = to_jax.original_trainable_paths(shapes)
+    frozen = {path: shape for path, shape in shapes.items() if path not in trained}
+    match_args = []
+    if paths.whisper:
+        whisper = torch_checkpoints.open_whisper(paths.whisper)
+        if config.audio.window_seconds < whisper.window_seconds:
+            whisper = to_jax.cut_positions(whisper, config.audio.num_frames)
+        match_args.append(whisper.match_args(frozen))
+    if paths.beats:
+        match_args.append(torch_checkpoints.open_beats(paths.beats).match_args(frozen))
+    if paths.llm:
+        match_args.append(torch_checkpoints.open_llama(paths.llm).match_args(frozen))
+    if paths.checkpoint:
+        state_dict, _, _ = to_jax.read_checkpoint(paths.checkpoint)
+        match_args.append((tables.SALMONN, {path: shapes[path] for path in trained}, state_dict))
+    try:
+        mapping.match_checkpoints(*match_args)
+    except UserError as error:
+        raise UserError(f"{model_dir} was not converted from these checkpoints: {error}") from None
 
 
 def _difference(layer: str, actual: np.ndarray | None, expected: np.ndarray) -> LayerDifference:
