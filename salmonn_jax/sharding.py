@@ -53,7 +53,7 @@ def make_mesh(axis_sizes: dict[str, int], devices: Sequence[jax.Device] | None =
             raise unknown_name("mesh axis", axis, MESH_AXES)
     num_model_devices = math.prod(size for axis, size in axis_sizes.items() if axis != "data")
     shape = [
-        axis_sizes.get("data", len(devices) // max(num_model_devices, 1)),
+        axis_sizes.get("data", max(len(devices) // max(num_model_devices, 1), 1)),
         axis_sizes.get("fsdp", 1),
         axis_sizes.get("tensor", 1),
     ]

@@ -1,4 +1,4 @@
-"""Tests of the sharding rules of frozen weights."""
+"""Tests of the mesh, and of the sharding rules of frozen weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from salmonn_jax import sharding
 from salmonn_jax.config import LoraConfig
 from salmonn_jax.configs import get_preset
 from salmonn_jax.configs.salmonn import MODEL_13B
+from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 
 ALL_ADAPTERS = LoraConfig(target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
@@ -71,3 +72,9 @@ def test_errors_for_wrong_rules(monkeypatch):
         sharding.frozen_spec("x", (2, 2), mesh)
     with pytest.raises(ValueError, match="does not fit its shape"):
         sharding.frozen_spec("y", (2, 2), mesh)
+
+
+@pytest.mark.parametrize(("sizes", "needed"), [({"tensor": 16}, 16), ({"fsdp": 3}, 6), ({"data": 3}, 3)])
+def test_a_mesh_of_another_size_is_refused(sizes, needed):
+    with pytest.raises(UserError, match=f"needs {needed} devices, not 8"):
+        sharding.make_mesh(sizes)
