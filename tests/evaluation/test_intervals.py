@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,16 @@ def test_an_accuracy_of_one_over_few_speakers_has_an_interval_of_some_width():
     predictions = [make_prediction("sound", "rain", "rain", id=str(i), group={"clip": str(i % 5)}) for i in range(50)]
     score = scoring.score(predictions)[0].audio
     assert (score.low, score.high) == pytest.approx(wilson(1.0, 5))
+
+
+def test_clips_of_a_single_speaker_have_no_interval():
+    predictions = [make_prediction("sound", "rain", "rain", id=str(i), group={"speaker": "1"}) for i in range(5)]
+    score = scoring.score(predictions)[0].audio
+    assert (score.value, score.low, score.high) == (1.0, None, None)
+    assert score.notes == ("no interval: all clips are of one speaker or clip",)
+    worse = [dataclasses.replace(p, prediction="dog") for p in predictions]
+    (comparison,) = compare(predictions, worse)
+    assert (comparison.difference, comparison.low, comparison.p_value) == (1.0, None, None)
 
 
 def test_paired_bootstrap_sees_a_small_difference_that_single_intervals_do_not():

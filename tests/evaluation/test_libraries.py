@@ -223,6 +223,8 @@ def test_permutation_invariant_errors_are_the_minimum_over_orders():
         ("Speaker A: hello Speaker B: good day Speaker A: you", 0.0),
         ("hello you good day", 4 / 4),  # one stream for two speakers: two words inserted, two deleted
         ("", 1.0),
+        ("[spk-1] hello [spk_2] good day [SPK1] you", 0.0),
+        ("Speaker 1: hello you\nSpeaker 2: the speaker was loud good day", 4 / 4),
     ],
 )
 def test_conversations_are_compared_by_speaker(answer, expected):

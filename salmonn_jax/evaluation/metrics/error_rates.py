@@ -18,7 +18,11 @@ from salmonn_jax.evaluation.text.normalizers import Normalizer, get_normalizer
 # Substitutions, deletions, insertions and units of the reference, int64[pairs, 4].
 Edits = np.ndarray
 _EDIT_NAMES = ("substitutions", "deletions", "insertions")
-_TURN = re.compile(r"(?:^|\n|\s)[\[(<]?(?:speaker|spk)[ _-]?(\w+)[\])>]?\s*:?\s+", re.IGNORECASE)
+# A label of a speaker: "Speaker 1", "[spk-2]:", or, with a colon or a bracket, any other word, as in "Speaker A:".
+_TURN = re.compile(
+    r"(?<!\S)[\[(<]?(?:speaker|spk)[ _-]?(?:(?P<number>\d+)(?!\w)|(?P<name>\w+)(?=\s*[\])>:]))[\])>]?\s*:?",
+    re.IGNORECASE,
+)
 _PACKAGES = {"plain": (), "none": (), "phones": (), "chinese": ("zhconv",)}
 
 
@@ -197,10 +201,12 @@ def _line_streams(text: str, normalize: Normalizer) -> list[str]:
 
 def _speaker_streams(text: str, normalize: Normalizer) -> list[str]:
     """Returns what each speaker of a script says, all turns joined. Words before the first label are a stream."""
-    before, *rest = _TURN.split(text)
-    streams = {"": normalize(before)}
-    for speaker, turn in zip(rest[::2], rest[1::2], strict=True):
-        streams[speaker] = " ".join([streams.get(speaker, ""), normalize(turn)]).strip()
+    labels = list(_TURN.finditer(text))
+    streams = {"": normalize(text[: labels[0].start()] if labels else text)}
+    for label, following in itertools.zip_longest(labels, labels[1:]):
+        speaker = (label["number"] or label["name"]).lower()
+        turn = normalize(text[label.end() : following.start() if following else None])
+        streams[speaker] = " ".join([streams.get(speaker, ""), turn]).strip()
     return [stream for stream in streams.values() if stream]
 
 

@@ -36,7 +36,7 @@ class Comparison:
       low: lower end of the 95 % interval of the difference (see `paired_bootstrap`).
       high: upper end of that interval.
       p_value: two-sided p-value of the difference.
-      note: why there is no value, or "".
+      note: why there is no value or interval, or "".
     """
 
     split: str
@@ -134,16 +134,11 @@ def _compare_metric(
     other_value, value = (first.value(a.sum(axis=0)), first.value(b.sum(axis=0))) if blocks else (math.nan, math.nan)
     if math.isnan(value) or math.isnan(other_value):
         return dataclasses.replace(empty, note="not computed: no reference can be scored")
+    result = dataclasses.replace(empty, value=value, other_value=other_value, difference=value - other_value)
+    if len(set(blocks)) == 1:
+        return dataclasses.replace(result, note="no interval: all clips are of one speaker or clip")
     low, high, p_value = paired_bootstrap(a, b, blocks, first.value)
-    return dataclasses.replace(
-        empty,
-        value=value,
-        other_value=other_value,
-        difference=value - other_value,
-        low=low,
-        high=high,
-        p_value=p_value,
-    )
+    return dataclasses.replace(result, low=low, high=high, p_value=p_value)
 
 
 def _format_difference(c: Comparison) -> tuple[str, str]:

@@ -257,6 +257,8 @@ def _interval(
     num_blocks = len(set(blocks))
     if measurement.corpus_value is not None:
         return None, None, ("no interval: the metric is no sum over clips",)
+    if num_blocks == 1 and len(blocks) > 1:
+        return None, None, ("no interval: all clips are of one speaker or clip",)
     notes = (f"interval over {num_blocks} speakers or clips",) if num_blocks < len(blocks) else ()
     if measurement.is_proportion and (num_blocks == len(blocks) or value in (0.0, 1.0)):
         return *wilson(value, num_blocks), notes

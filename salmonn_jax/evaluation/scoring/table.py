@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from salmonn_jax.evaluation.scoring.failures import FailureCounts
-from salmonn_jax.evaluation.scoring.published import published_values
+from salmonn_jax.evaluation.scoring.published import PublishedValue, published_values
 from salmonn_jax.evaluation.scoring.rows import Score, ScoreRow
 
 FORMAT_VERSION = 1  # of scores.json
@@ -53,7 +53,7 @@ def format_protocols(rows: Sequence[ScoreRow]) -> str:
 def format_published(rows: Sequence[ScoreRow]) -> str:
     """Formats the published values of the tasks of some rows, each with its source. "" if there is none."""
     return "\n".join(
-        f"{value.task} {value.metric}: {value.value:g}{' %' if value.unit == 'percent' else ''} on {value.test_set}, "
+        f"{value.task} {value.metric}: {_format_published(value)} on {value.test_set}, "
         f"{value.model} ({value.source}; protocol: {value.protocol})"
         for value in published_values({row.task for row in rows})
     )
@@ -133,6 +133,10 @@ def format_notes(rows: Sequence[ScoreRow]) -> list[str]:
 def _format_points(value: float) -> str:
     """Formats a number with one decimal, or with three if it is below 10, as CIDEr is."""
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _format_published(value: PublishedValue) -> str:
+    return f"{value.value:.1f} %" if value.unit == "percent" else f"{value.value:g}"
 
 
 def _num_unscorable(row: ScoreRow) -> int:
