@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,12 @@ class Example:
       transcript: words spoken in the clip, in the spoken language; "" if there is no speech or the words are unknown.
         Only the optional CTC loss reads it.
       question: text that replaces `{}` in the prompt template.
+      references: all correct answers if there are several, `answer` first; () if there is only `answer`. Only
+        evaluation reads this field and the following ones.
+      metric: generic metric that scores the example; "" for the metrics of the task.
+      language: language of the answer, such as "en"; "" if unknown.
+      choices: answers from which the model chooses; () for an open question.
+      group: properties by which scores are grouped, such as {"speaker": "1089"}.
     """
 
     id: str
@@ -33,13 +40,19 @@ class Example:
     source: str
     transcript: str = ""
     question: str = ""
+    references: tuple[str, ...] = ()
+    metric: str = ""
+    language: str = ""
+    choices: tuple[str, ...] = ()
+    group: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 # Tasks whose examples have no audio. Entries of all other tasks are rejected if they have none.
 TEXT_ONLY_TASKS = ("text",)
 
-# Text fields of examples, manifest entries and records.
-TEXT_FIELDS = ("id", "answer", "task", "prompt", "question", "transcript")
+# Fields of examples, manifest entries and records that hold a text, and those that hold a list of texts.
+TEXT_FIELDS = ("id", "answer", "task", "prompt", "question", "transcript", "metric", "language")
+LIST_FIELDS = ("references", "choices")
 
 
 class BadExample(Exception):

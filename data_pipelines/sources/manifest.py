@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from data_pipelines.examples import TEXT_FIELDS, BadExample, Example
+from data_pipelines.examples import LIST_FIELDS, TEXT_FIELDS, BadExample, Example
 from data_pipelines.files import describe_wrong_byte, read_utf8_file
 from data_pipelines.sources.audio import AudioRules, read_clip
 from data_pipelines.sources.manifest_entry import ManifestEntry, entry_from_annotation, entry_from_json
@@ -57,11 +57,14 @@ class Manifest:
         try:
             entry = self._parse(_parse_json(self._data[start:end]), int(index))
         except BadExample as error:
-            line = f"{self._line_name} {self._line_numbers[index]} of {self.location}"
-            raise BadExample(error.reason, f"{line}: {error.detail}") from None
+            raise BadExample(error.reason, f"{self.describe_line(index)}: {error.detail}") from None
         folder = posixpath.dirname(self.location)
         spans = (span._replace(path=_resolve(folder, span.path)) for span in entry.audio)
         return dataclasses.replace(entry, audio=tuple(spans))
+
+    def describe_line(self, index: SupportsIndex) -> str:
+        """Returns the place of an entry in its file, for messages. Blank lines are counted."""
+        return f"{self._line_name} {self._line_numbers[index]} of {self.location}"
 
 
 class ManifestSource:
@@ -76,14 +79,18 @@ class ManifestSource:
     """
 
     def __init__(self, location: str, source: str, rules: AudioRules):
-        self._manifest, self._source, self._rules = Manifest(location), source, rules
+        self.manifest, self._source, self._rules = Manifest(location), source, rules
 
     def __len__(self) -> int:
-        return len(self._manifest)
+        return len(self.manifest)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        entry = self._manifest[index]
-        return to_example(entry, self._source, read_clip(entry.audio, self._rules) if entry.audio else None)
+        entry = self.manifest[index]
+        return to_example(entry, self._source, self.read_audio(entry))
+
+    def read_audio(self, entry: ManifestEntry) -> np.ndarray | None:
+        """Reads the clip of an entry as int16[samples] at 16 kHz; None for a text-only entry. Raises BadExample."""
+        return read_clip(entry.audio, self._rules) if entry.audio else None
 
 
 def to_example(entry: ManifestEntry, source: str, audio: np.ndarray | None) -> Example:
@@ -94,7 +101,8 @@ def to_example(entry: ManifestEntry, source: str, audio: np.ndarray | None) -> E
       source: name of the source.
       audio: int16[samples] at 16 kHz, or None for a text-only example.
     """
-    return Example(audio=audio, source=source, **{name: getattr(entry, name) for name in TEXT_FIELDS})
+    fields = {name: getattr(entry, name) for name in (*TEXT_FIELDS, *LIST_FIELDS, "group")}
+    return Example(audio=audio, source=source, **fields)
 
 
 def _as_lines(location: str, data: bytes) -> bytes:

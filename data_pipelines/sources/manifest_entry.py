@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines.examples import TEXT_FIELDS, TEXT_ONLY_TASKS, BadExample
+from data_pipelines.examples import LIST_FIELDS, TEXT_FIELDS, TEXT_ONLY_TASKS, BadExample
 from salmonn_jax.errors import UserError, check_unicode
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER, add_audio_placeholder
 
@@ -27,7 +27,7 @@ class AudioSpan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ManifestEntry:
-    """One example of a manifest. The text fields are those of `data_pipelines.examples.Example`.
+    """One example of a manifest. The fields other than `audio` are those of `data_pipelines.examples.Example`.
 
     Attributes:
       id: identifier, unique within the manifest.
@@ -39,6 +39,11 @@ class ManifestEntry:
         prompt without it gets the clip at its beginning.
       question: text that replaces `{}` in the prompt template.
       transcript: words spoken in the clip, if known.
+      references: all correct answers if there are several, `answer` first.
+      metric: generic metric that scores the example, if not those of the task.
+      language: language of the answer, if known.
+      choices: answers from which the model chooses, if the question has any.
+      group: properties by which scores are grouped.
 
     Raises:
       BadExample: a text or a path is not Unicode text or a path is too long; there is no audio and the task needs it,
@@ -52,8 +57,18 @@ class ManifestEntry:
     prompt: str = ""
     question: str = ""
     transcript: str = ""
+    references: tuple[str, ...] = ()
+    metric: str = ""
+    language: str = ""
+    choices: tuple[str, ...] = ()
+    group: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        for name, texts in (("references", self.references), ("choices", self.choices), ("group", self.group)):
+            for text in texts:
+                _as_bad_example(check_unicode, name, text)
+        for text in self.group.values():
+            _as_bad_example(check_unicode, "group", text)
         for name in TEXT_FIELDS:
             _as_bad_example(check_unicode, name, getattr(self, name))
         for span in self.audio:
@@ -79,6 +94,7 @@ def entry_from_json(line: Any, number: int) -> ManifestEntry:
 
     `audio` is a path, an object {"path", "start", "end"} for a part of a file, or a list of these. Text-only examples
     have no `audio`. The task is "asr" if the line does not name it, and "text" if it has no field `audio` either.
+    `references`, a list of all correct answers, may replace `answer`.
 
     Args:
       line: the parsed line.
@@ -89,18 +105,28 @@ def entry_from_json(line: Any, number: int) -> ManifestEntry:
     """
     if not isinstance(line, Mapping):
         raise BadExample("invalid", "the line is not a JSON object")
-    unknown = set(line) - {*TEXT_FIELDS, "audio"}
+    known_fields = ("audio", *TEXT_FIELDS, *LIST_FIELDS, "group")
+    unknown = set(line) - set(known_fields)
     if unknown:
-        known = ", ".join(("audio", *TEXT_FIELDS))
+        known = ", ".join(known_fields)
         raise BadExample("invalid", f"unknown field {sorted(unknown)[0]!r}; the known fields are: {known}")
     texts = {name: line[name] for name in TEXT_FIELDS if line.get(name) is not None}
     for name, text in texts.items():
         if not isinstance(text, str):
             raise BadExample("invalid", f"{name}={text!r}: must be a string")
+    lists = {name: _parse_texts(name, line[name]) for name in LIST_FIELDS if line.get(name) is not None}
+    if "references" in lists:
+        if "answer" in texts:
+            raise BadExample("invalid", "the line has answer and references; give one of them")
+        texts["answer"] = lists["references"][0]
     if not texts.get("answer", "").strip():
         raise BadExample("invalid", "the answer is missing or empty")
     task = "asr" if "audio" in line else TEXT_ONLY_TASKS[0]
-    return ManifestEntry(**{"id": str(number), "task": task, **texts}, audio=_parse_spans(line.get("audio")))
+    return ManifestEntry(
+        **{"id": str(number), "task": task, **texts, **lists},
+        audio=_parse_spans(line.get("audio")),
+        group=_parse_group(line.get("group")),
+    )
 
 
 def entry_from_annotation(line: Any, number: int) -> ManifestEntry:
@@ -143,7 +169,26 @@ def entry_to_json(entry: ManifestEntry) -> dict[str, Any]:
     line: dict[str, Any] = {"id": entry.id}
     if spans:
         line["audio"] = spans if len(spans) > 1 else spans[0]
-    return line | {name: getattr(entry, name) for name in TEXT_FIELDS[1:] if getattr(entry, name)}
+    line |= {name: getattr(entry, name) for name in TEXT_FIELDS[1:] if getattr(entry, name)}
+    line |= {name: list(getattr(entry, name)) for name in LIST_FIELDS if getattr(entry, name)}
+    if entry.references:
+        del line["answer"]
+    return line | ({"group": dict(entry.group)} if entry.group else {})
+
+
+def _parse_texts(name: str, texts: Any) -> tuple[str, ...]:
+    """Returns a list of texts. Raises BadExample if it is anything else, is empty, or a text is blank."""
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise BadExample("invalid", f"{name}={_shorten(texts)}: must be a list of texts that are not empty")
+    return tuple(texts)
+
+
+def _parse_group(group: Any) -> dict[str, str]:
+    if group is None:
+        return {}
+    if not isinstance(group, Mapping) or not all(isinstance(value, str) for value in group.values()):
+        raise BadExample("invalid", f"group={_shorten(group)}: must be an object whose values are strings")
+    return dict(group)
 
 
 def _parse_spans(audio: Any) -> tuple[AudioSpan, ...]:

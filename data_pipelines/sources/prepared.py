@@ -41,10 +41,13 @@ class PreparedSource:
     def __repr__(self) -> str:
         return f"PreparedSource({self._folder!r}, {self._source!r}, {self._split!r})"
 
+    def read_record(self, index: int) -> bytes:
+        """Returns a record as it is stored (see `data_pipelines.sources.records`)."""
+        return self._opened()[index]
+
     def read_texts(self) -> list[Example]:
         """Returns all examples with `audio=None`. This is fast, because no audio is decoded."""
-        records = self._opened()
-        return [from_record(records[i], self._source, decode_audio=False) for i in range(len(records))]
+        return [from_record(self.read_record(i), self._source, decode_audio=False) for i in range(len(self))]
 
     def _opened(self):
         if self._records is None:

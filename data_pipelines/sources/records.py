@@ -6,12 +6,13 @@ It imports tensorflow_datasets, but not TensorFlow.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-from data_pipelines.examples import TEXT_FIELDS, BadExample, Example
+from data_pipelines.examples import LIST_FIELDS, TEXT_FIELDS, BadExample, Example
 from salmonn_jax.audio.files import AudioError, encode_flac, load_audio
 
 AudioEncoding = Literal["flac", "pcm"]
@@ -31,8 +32,9 @@ def features():
     """Returns the TFDS features of a record."""
     import tensorflow_datasets as tfds  # slow to import
 
-    texts = {name: tfds.features.Text() for name in (*TEXT_FIELDS, "coding")}
-    return tfds.features.FeaturesDict({"audio": tfds.features.Tensor(shape=(), dtype=np.object_), **texts})
+    texts = {name: tfds.features.Text() for name in (*TEXT_FIELDS, "group", "coding")}
+    lists = {name: tfds.features.Sequence(tfds.features.Text()) for name in LIST_FIELDS}
+    return tfds.features.FeaturesDict({"audio": tfds.features.Tensor(shape=(), dtype=np.object_), **texts, **lists})
 
 
 @functools.cache
@@ -50,6 +52,8 @@ def to_record(example: Example, encoding: AudioEncoding) -> bytes:
       encoding: "flac", or "pcm" for uncompressed int16 samples.
     """
     record = {name: getattr(example, name) for name in TEXT_FIELDS}
+    record |= {name: list(getattr(example, name)) for name in LIST_FIELDS}
+    record["group"] = json.dumps(dict(example.group), sort_keys=True) if example.group else ""
     if example.audio is None:
         record |= {"audio": b"", "coding": ""}
     else:
@@ -74,20 +78,28 @@ def from_record(record: bytes, source: str, *, decode_audio: bool = True) -> Exa
     """
     fields = _fields(record)
     try:
-        texts = {name: fields[name].decode() for name in TEXT_FIELDS if name in fields}
+        texts = {name: fields[name][0].decode() for name in TEXT_FIELDS if name in fields}
+        lists = {name: tuple(text.decode() for text in fields.get(name, ())) for name in LIST_FIELDS}
     except UnicodeDecodeError as error:
         raise BadExample("invalid", f"a text of a record is not UTF-8: {error}") from None
-    audio = fields["audio"] if decode_audio else b""
-    return Example(audio=_decode(audio, fields.get("coding", b"flac")) if audio else None, source=source, **texts)
+    group = json.loads(fields.get("group", (b"",))[0] or b"{}")
+    audio = fields["audio"][0] if decode_audio else b""
+    clip = _decode(audio, fields.get("coding", (b"flac",))[0]) if audio else None
+    return Example(audio=clip, source=source, **texts, **lists, group=group)
 
 
-def _fields(record: bytes) -> Mapping[str, bytes]:
-    """Returns the features of a record as bytes. This takes a fifth of the time of TFDS's own parser."""
+def stored_audio(record: bytes) -> bytes:
+    """Returns the clip of a record as it is stored, without decoding it; b"" for a text-only record."""
+    return _fields(record)["audio"][0]
+
+
+def _fields(record: bytes) -> Mapping[str, Sequence[bytes]]:
+    """Returns the values of each feature of a record. This takes a fifth of the time of TFDS's own parser."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     feature_map = tf_example_pb2.Example.FromString(record).features.feature
-    names = (name for name in (*TEXT_FIELDS, "audio", "coding") if name in feature_map)
-    return {name: feature_map[name].bytes_list.value[0] for name in names}
+    names = (name for name in (*TEXT_FIELDS, *LIST_FIELDS, "group", "audio", "coding") if name in feature_map)
+    return {name: feature_map[name].bytes_list.value for name in names}
 
 
 def _decode(audio: bytes, coding: bytes) -> np.ndarray:

@@ -52,10 +52,46 @@ def write_manifest(folder, *entries, name="some.jsonl"):
         ),
         ManifestEntry(id="3", answer="Goethe", prompt="Who wrote Faust?", task="text"),
         ManifestEntry(id="4", audio=(AudioSpan("a.flac", 2.0, None),), answer="x", question="Which?", transcript="y"),
+        ManifestEntry(
+            id="5",
+            audio=(AudioSpan("a.flac"),),
+            answer="a dog",
+            references=("a dog", "a barking dog"),
+            metric="accuracy",
+            language="en",
+            choices=("a dog", "a cat"),
+            group={"clip": "a"},
+        ),
     ],
 )
 def test_entry_survives_a_json_round_trip(entry):
     assert entry_from_json(json.loads(json.dumps(entry_to_json(entry))), 9) == entry
+
+
+def test_the_first_reference_is_the_answer(folder):
+    line = {"audio": "a.flac", "references": ["a dog", "a barking dog"], "task": "audiocaption"}
+    source = ManifestSource(write_manifest(folder, line), "mine", AudioRules())
+    assert (source[0].answer, source[0].references) == ("a dog", ("a dog", "a barking dog"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"answer": "x", "references": ["x"]}, "has answer and references; give one of them"),
+        ({"references": []}, r"references=\[\]: must be a list of texts"),
+        ({"references": ["x", " "]}, "references=.*: must be a list of texts that are not empty"),
+        ({"references": "x"}, "references='x': must be a list of texts"),
+        ({"references": ["x\ud83c"]}, "references is not Unicode text"),
+        ({"answer": "x", "choices": [1, 2]}, r"choices=\[1, 2\]: must be a list of texts"),
+        ({"answer": "x", "group": {"speaker": 1089}}, "group=.*: must be an object whose values are strings"),
+        ({"answer": "x", "group": {"speaker": "\ud83c"}}, "group is not Unicode text"),
+        ({"answer": "x", "metric": 3}, "metric=3: must be a string"),
+        ({"answer": "x", "reference": "y"}, "unknown field 'reference'; the known fields are: .*references"),
+    ],
+)
+def test_wrong_fields_of_evaluation_are_rejected(fields, message):
+    with pytest.raises(BadExample, match=message):
+        entry_from_json({"audio": "a.flac"} | fields, 0)
 
 
 def test_audio_paths_are_relative_to_the_manifest(folder):

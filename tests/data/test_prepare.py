@@ -93,6 +93,16 @@ def test_prepared_examples_equal_the_manifest(folder, audio, capsys):
     assert not list((folder / "data").glob("*unfinished*"))
 
 
+def test_fields_of_evaluation_are_stored(folder):
+    fields = {"references": ["a dog", "ein Hund"], "metric": "accuracy", "language": "en", "group": {"clip": "0"}}
+    line = {"id": "0", "audio": "0.flac", "task": "sound", "choices": ["a dog", "a cat"]} | fields
+    (folder / "one.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    prepare(folder / "one.jsonl", folder / "data", split="test")
+    example = open_split(folder / "data", "mine", "test")[0]
+    assert (example.answer, example.references, example.choices) == ("a dog", ("a dog", "ein Hund"), ("a dog", "a cat"))
+    assert (example.metric, example.language, example.group) == ("accuracy", "en", {"clip": "0"})
+
+
 def test_tfds_reads_the_data_set_without_tensorflow(folder):
     import tensorflow_datasets as tfds
 
