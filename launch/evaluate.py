@@ -1,184 +1,359 @@
-"""Evaluate a model on held-out clips: python -m launch.evaluate --model RUN --output EVAL
+"""Evaluate a model on data sets: python -m launch.evaluate --model MODEL --manifest TEST.jsonl --output EVAL
 
-Writes EVAL/predictions.jsonl (one line per clip and condition), EVAL/scores.json, and EVAL/index.html with the score
-table, audio players and spectrograms. A killed evaluation resumes with the same command. Each clip is evaluated under
-two conditions: "audio" passes the clip to the model, "silence" replaces it by silence. The score with silence shows
-what the model answers correctly from the prompt alone.
+Writes EVAL/predictions.jsonl (one line per row and condition), EVAL/scores.json, EVAL/run.json (settings and counts)
+and EVAL/index.html (score table, audio players, spectrograms). A killed evaluation resumes with the same command, on
+any number of hosts and devices. Everything is checked before the first prediction; a clip that cannot be used becomes a
+prediction with an error, and the exit code is 2. docs/evaluation.md describes what is promised.
+
+  python -m launch.evaluate --model MODEL --manifest test-clean.jsonl --manifest test-other.jsonl --output EVAL
+  python -m launch.evaluate --model MODEL --manifest DATA/mine --output EVAL --mesh tensor=4 --num-beams 1
+  python -m launch.evaluate --model runs/quickstart/mini_stage3 --output EVAL --conditions audio silence
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from launch import cli
 
 if TYPE_CHECKING:
-    from data_pipelines.examples import Example
-    from data_pipelines.transforms.prompt_templates import PromptTemplates
+    from data_pipelines.evaluation.rows import EvaluationRows, NamedSource
+    from salmonn_jax.config import GenerationConfig
+    from salmonn_jax.evaluation.predictions import Prediction
     from salmonn_jax.paths import Path
 
-DEFAULT_SPLITS = ("test", "unheard")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of an evaluation beside the model, the data sets and the settings of decoding.
+
+    Attributes:
+      conditions: "audio" passes each clip to the model, "silence" zeros of its length. The score with silence shows
+        what the model answers correctly from the prompt alone.
+      prompt_templates: file of prompt templates; None for the test prompts of the original.
+      mesh: sizes of the axes of each process's device mesh, such as {"tensor": 4}; `data` takes the other devices.
+      batch_size: rows that a process decodes at a time; None chooses it.
+      max_failures: errors after which the evaluation ends; None for 10 % of the predictions, and at least 10.
+      too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
+      channels: channel of the recordings that is used.
+      preflight: whether the first answers are checked.
+    """
+
+    conditions: Sequence[str] = ("audio",)
+    prompt_templates: str | None = None
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    batch_size: int | None = None
+    max_failures: int | None = None
+    too_long: str = "error"
+    channels: str = "first"
+    preflight: bool = True
 
 
 def main() -> None:
     """Parses the command line and evaluates."""
+    parser = make_parser()
+    arguments = vars(parser.parse_args())
+    generation_config = cli.pop_generation_config(arguments)
+    arguments["mesh"] = parse_mesh(arguments["mesh"])
+    arguments["conditions"] = list(dict.fromkeys(arguments["conditions"]))
+    options = Options(**{field.name: arguments[field.name] for field in dataclasses.fields(Options)})
+    model, output, manifests = arguments["model"], arguments["output"], arguments["manifest"]
+    cli.start_jax()
+    sources, notes = open_sources(manifests, arguments["corpus"], arguments["data_dir"], arguments["splits"], options)
+    num_failures = evaluate(model, output, sources, generation_config, options, notes=notes)
+    if num_failures is None:
+        sys.exit(arguments["sigterm_exit_code"])
+    if num_failures:
+        sys.exit(2)
+
+
+def make_parser(
+    path: Callable[[str], object] = cli.path,
+    output_path: Callable[[str], object] = cli.output_path,
+    file_to_read: Callable[[str], object] = cli.file_to_read,
+) -> cli.Parser:
+    """Returns the parser of the command line. Other types of paths check the arguments of a job (`launch.submit`).
+
+    Args:
+      path: type of options that read a directory or file.
+      output_path: type of the output directory.
+      file_to_read: type of options that read a single file.
+    """
     parser = cli.make_parser("evaluate", __doc__)
-    parser.add_argument("--model", required=True, type=cli.path, help="model or run directory")
-    parser.add_argument("--output", required=True, type=cli.output_path, metavar="EVAL", help="output directory")
-    parser.add_argument("--corpus", default="minicorpus", help="name of the corpus (default: %(default)s)")
+    parser.add_argument("--model", required=True, type=path, help="model or run directory")
+    parser.add_argument("--output", required=True, type=output_path, metavar="EVAL", help="output directory")
     parser.add_argument(
-        "--data-dir",
-        default=".cache/minicorpus",
-        type=cli.path,
-        help="directory of the corpus (default: %(default)s)",
+        "--manifest",
+        action="append",
+        type=path,
+        metavar="FILE|DIR",
+        help="manifest (.jsonl), annotation file of the original (.json), data set of launch.prepare, or directory of "
+        "these; may be given several times",
+    )
+    parser.add_argument("--corpus", help="instead of --manifest: name of a corpus (default: minicorpus)")
+    parser.add_argument("--data-dir", type=path, help="directory of the corpus (default: .cache/minicorpus)")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        help="splits of a corpus or directory (default: test unheard; all but train of a data set)",
     )
     parser.add_argument(
-        "--splits", nargs="+", default=DEFAULT_SPLITS, help="splits to evaluate (default: test unheard)"
+        "--conditions",
+        nargs="+",
+        choices=("audio", "silence"),
+        default=["audio"],
+        help="what the model gets: the clip, or silence of its length (default: audio)",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="clips per batch (default: %(default)s)")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=48, help="maximum tokens of an answer (default: %(default)s)"
+        "--prompt-templates",
+        type=file_to_read,
+        metavar="FILE",
+        help="prompts of rows without their own: JSON, {task: prompt} (default: the test prompts of the original)",
+    )
+    parser.add_argument(
+        "--mesh",
+        nargs="+",
+        default=[],
+        metavar="AXIS=SIZE",
+        help="division of the devices of each host, such as tensor=4 (default: all on the axis data)",
+    )
+    parser.add_argument("--batch-size", type=cli.positive_int, help="rows per batch and host (default: from memory)")
+    parser.add_argument(
+        "--max-failures",
+        type=cli.non_negative_int,
+        metavar="N",
+        help="end after more than N predictions with an error (default: 10 %% of them, at least 10); with it, missing "
+        "files are errors of this kind",
+    )
+    parser.add_argument(
+        "--no-preflight",
+        dest="preflight",
+        action="store_false",
+        help="go on although the first 16 answers are all empty or do not depend on the clip",
+    )
+    parser.add_argument(
+        "--sigterm-exit-code",
+        type=int,
+        default=0,
+        metavar="CODE",
+        help="exit code of an unfinished evaluation that SIGTERM ended (default: %(default)s)",
     )
     cli.add_audio_options(parser, "error", "truncate", "chunk", "chunk_answers")
-    arguments = vars(parser.parse_args())
-    cli.start_jax()
-    evaluate(**arguments)
+    cli.add_generation_options(parser)
+    return parser
+
+
+def parse_mesh(words: Sequence[str]) -> dict[str, int]:
+    """Returns the sizes in `AXIS=SIZE` words. Raises UserError if a word has another form or a size is below 1."""
+    from salmonn_jax.errors import UserError
+
+    sizes = {}
+    for word in words:
+        axis, equals, size = word.partition("=")
+        if not equals or not size.isdecimal() or int(size) < 1:
+            raise UserError(f"--mesh {word}: must be AXIS=SIZE with a size of at least 1, such as tensor=4")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def open_sources(
+    manifests: Sequence[Path] | None,
+    corpus: str | None,
+    data_dir: Path | None,
+    splits: Sequence[str] | None,
+    options: Options,
+) -> tuple[list[NamedSource], Sequence[str]]:
+    """Opens the data sets of the command line.
+
+    Args:
+      manifests: manifests and directories; None for a corpus.
+      corpus: name of a corpus; None for the mini-corpus if there are no manifests.
+      data_dir: directory of the corpus; None for that of the quickstart.
+      splits: splits of a corpus or directory; None for the default ones.
+      options: options of the evaluation.
+
+    Returns:
+      The data sets, and notes about them for the report.
+
+    Raises:
+      UserError: a data set does not exist, or both manifests and a corpus are given.
+    """
+    from data_pipelines.evaluation import open as data_sets
+    from data_pipelines.sources.audio import AudioRules
+    from salmonn_jax.errors import UserError
+    from salmonn_jax.paths import as_path
+
+    # The data sets return whole clips; the model applies `too_long`.
+    rules = AudioRules(channels=options.channels, too_long="chunk")
+    if manifests:
+        if corpus or data_dir:
+            raise UserError(f"{'--corpus' if corpus else '--data-dir'} is not used with --manifest; omit it")
+        return data_sets.open_manifests(manifests, splits, rules), ()
+    data_dir = as_path(".cache/minicorpus") if data_dir is None else data_dir
+    return data_sets.open_corpus(corpus or "minicorpus", data_dir, splits or data_sets.DEFAULT_SPLITS, rules)
 
 
 def evaluate(
     model: Path,
     output: Path,
-    corpus: str,
-    data_dir: Path,
-    splits: Sequence[str] = DEFAULT_SPLITS,
-    batch_size: int = 32,
-    max_new_tokens: int = 48,
-    too_long: str = "error",
-    channels: str = "first",
-) -> None:
-    """Generates the missing predictions, scores all predictions, and writes the scores and the report.
+    sources: Sequence[NamedSource],
+    generation_config: GenerationConfig,
+    options: Options,
+    *,
+    notes: Sequence[str] = (),
+) -> int | None:
+    """Makes the missing predictions, scores all predictions, and writes the scores and the report.
 
-    The processes of a job divide the examples. Each uses its first device. Process 0 scores and writes the report.
+    The processes of a job divide the predictions. Each has the whole model on its own devices.
 
     Args:
       model: model or run directory.
       output: output directory. Predictions in it are reused.
-      corpus: name of the corpus.
-      data_dir: directory of the corpus.
-      splits: splits to evaluate.
-      batch_size: clips per batch.
-      max_new_tokens: maximum number of tokens of an answer.
-      too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
-      channels: channel of the recordings that is used, in a corpus that reads files.
+      sources: data sets.
+      generation_config: settings of decoding.
+      options: other options.
+      notes: sentences about the data sets, for the report.
+
+    Returns:
+      The number of rows that cannot be used and of predictions with an error; None if SIGTERM ended the evaluation.
 
     Raises:
-      UserError: the model, the corpus or a split does not exist, or there is nothing to score.
+      UserError: the data sets, the model or the settings are wrong, or `output` holds another evaluation.
+      RunError: the preflight or too many predictions failed.
     """
+    import jax
 
     import salmonn_jax
-    from data_pipelines import corpora
-    from data_pipelines.sources.audio import AudioRules
+    from data_pipelines.evaluation.rows import EvaluationRows
     from data_pipelines.transforms.prompt_templates import PromptTemplates
     from salmonn_jax import distributed
-    from salmonn_jax.evaluation import predict, predictions, report, scoring
-    from salmonn_jax.files import atomic_write
+    from salmonn_jax.errors import UserError
+    from salmonn_jax.evaluation.predict import PredictOptions
+    from salmonn_jax.evaluation.run import Evaluation, run_evaluation
+    from salmonn_jax.evaluation.settings import evaluation_settings, local_mesh, prompt_bucket, session
+    from salmonn_jax.evaluation.tasks import check_task
 
-    # The corpus returns whole clips; the model applies `too_long`.
-    rules = AudioRules(channels=channels, too_long="chunk")
-    opened_corpus, prompt_templates = corpora.open_corpus(corpus, data_dir, rules), PromptTemplates.load()
-    loaded_model = salmonn_jax.load(model)
-    examples_by_split = {
-        split: [
-            example
-            for source in opened_corpus.evaluation_sources(split)
-            for example in examples_with_prompts(source, opened_corpus.open_source(source, split), prompt_templates)
-        ]
-        for split in splits
-    }
-    for split, examples in examples_by_split.items():
-        num_long = predict.check_examples(loaded_model, examples, max_new_tokens=max_new_tokens, too_long=too_long)
-        if num_long:
-            window = loaded_model.config.audio.window_seconds
-            print(
-                f"{split}: {num_long} of {len(examples)} clips are longer than the window of {window:g} s: {too_long}",
-                file=sys.stderr,
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    keys: set[str] = set()
-    clips = {}
-    own_path = predictions.prediction_path(output, distributed.process_shard()[0])
-    other_paths = [path for path in predictions.find_prediction_files(output) if path != own_path]
-    with predictions.PredictionLog(own_path, other_paths) as log:
-        for split, examples in examples_by_split.items():
-            clips |= {example.id: example.audio for example in examples}
-            for condition in ("audio", "silence"):
-                keys |= predict.predict(
-                    loaded_model,
-                    examples,
-                    log,
-                    split=split,
-                    condition=condition,
-                    batch_size=batch_size,
-                    max_new_tokens=max_new_tokens,
-                    too_long=too_long,
-                    shard=distributed.process_shard(),
-                )
-    distributed.barrier("all predictions are made", 3600)
-    if not distributed.is_main_process():
-        return
-    predictions_by_key = {
-        prediction.key: prediction
-        for path in predictions.find_prediction_files(output)
-        for prediction in predictions.read_predictions(path)
-    }
-    # The files may also hold predictions of other weights or settings, whose keys are not in `keys`.
-    selected = [prediction for key, prediction in predictions_by_key.items() if key in keys]
-    rows = scoring.score(selected)
-    failures = scoring.count_failures(selected, rows)
-    with atomic_write(output / "scores.json") as unfinished:
-        unfinished.write_text(scoring.to_json(rows, failures), "utf-8")
-    title = f"Evaluation of {model.name}"
-    report.write_report(
-        output / "index.html",
-        rows,
-        selected,
-        lambda prediction: clips.get(prediction.id),
-        title=title,
-        notes=opened_corpus.notes,
-        failures=failures,
+    mesh, batch_size = local_mesh(options.mesh), options.batch_size or 32
+    prompt_templates = PromptTemplates.load_for_evaluation(options.prompt_templates)
+    rows = EvaluationRows(sources, prompt_templates, check_task)
+    max_failures = check_rows(rows, len(options.conditions), options.max_failures)
+    loaded = salmonn_jax.load(model, mesh=mesh)
+    if loaded.tokenizer is None:
+        raise UserError(f"{model} has no language model and cannot answer; choose a whole SALMONN with --model")
+    if jax.process_count() > 1:
+        distributed.preflight(output)
+    evaluation = Evaluation(
+        rows=rows,
+        conditions=options.conditions,
+        settings=evaluation_settings(loaded, model, generation_config, options.too_long, options.channels),
+        sources=rows.describe_sources(),
+        session=session(mesh, batch_size),
+        options=PredictOptions(
+            generation_config=generation_config,
+            too_long=options.too_long,
+            batch_size=batch_size,
+            max_failures=max_failures,
+        ),
+        bucket=prompt_bucket(loaded),
+        preflight=options.preflight,
     )
-    print(scoring.format_table(rows))
-    print(f"\nreport: {output / 'index.html'}")
+    with distributed.exit_on_peer_failure():
+        is_finished = run_evaluation(loaded, evaluation, output)
+    if not is_finished:
+        return None
+    num_failures = (
+        write_scores(output, rows, f"Evaluation of {model.name}", notes) if distributed.is_main_process() else 0
+    )
+    return num_failures + len(rows.rejected)
 
 
-def examples_with_prompts(
-    source: str, examples: Sequence[Example], prompt_templates: PromptTemplates
-) -> Iterator[Example]:
-    """Yields the usable examples of a source and reports the others on stderr.
-
-    An example without a prompt gets the first prompt template of its task.
+def check_rows(rows: EvaluationRows, num_conditions: int, max_failures: int | None) -> int:
+    """Reports rows that cannot be used and files that do not exist, before the model is loaded.
 
     Args:
-      source: name of the source, for the reports.
-      examples: random-access sequence that raises BadExample for an example that cannot be used.
-      prompt_templates: prompt templates by task.
-    """
-    from data_pipelines.examples import BadExample
+      rows: all rows.
+      num_conditions: number of conditions under which a row is predicted.
+      max_failures: option of the command line; None if it is not given.
 
-    for index in range(len(examples)):
+    Returns:
+      The number of predictions with an error after which the evaluation ends.
+
+    Raises:
+      UserError: files are missing and `max_failures` does not allow it, or too many rows cannot be used.
+    """
+    from salmonn_jax import distributed
+    from salmonn_jax.errors import UserError
+
+    limit = max(10, len(rows) * num_conditions // 10) if max_failures is None else max_failures
+    missing, example = rows.missing_files(distributed.process_shard())
+    num_missing = int(distributed.sum_over_processes(np.array([missing]))[0])
+    if num_missing:
+        what = f"{num_missing} audio files are missing{f', the first is {example}' if example else ''}"
+        if max_failures is None or num_missing > max_failures:
+            raise UserError(f"{what}; correct the manifest, or accept them as errors with --max-failures {num_missing}")
+        print(f"warning: {what}", file=sys.stderr)
+    if rows.rejected and distributed.is_main_process():
+        for row in rows.rejected[:10]:
+            print(f"warning: {row.place} cannot be used: {row.reason}", file=sys.stderr)
+        print(f"warning: {len(rows.rejected)} rows cannot be used and have no prediction", file=sys.stderr)
+    if len(rows.rejected) > limit:
+        first = rows.rejected[0]
+        raise UserError(
+            f"{len(rows.rejected)} rows cannot be used, more than --max-failures {limit}; the first is {first.place}: "
+            f"{first.reason}"
+        )
+    return limit
+
+
+def write_scores(output: Path, rows: EvaluationRows, title: str, notes: Sequence[str]) -> int:
+    """Scores the merged predictions, writes scores and report, and returns the number of predictions with an error."""
+    from salmonn_jax.evaluation import report, scoring
+    from salmonn_jax.evaluation.predictions import MERGED_FILE, read_predictions
+    from salmonn_jax.files import atomic_write
+
+    predictions = read_predictions(output / MERGED_FILE)
+    score_rows = scoring.score(predictions) if predictions else []
+    failures = scoring.count_failures(predictions, score_rows) if predictions else []
+    with atomic_write(output / "scores.json") as unfinished:
+        unfinished.write_text(scoring.to_json(score_rows, failures), "utf-8")
+    if not predictions:
+        print("warning: the data sets have no rows; there is nothing to score", file=sys.stderr)
+        return 0
+    clips = ClipReader(rows)
+    report.write_report(
+        output / "index.html", score_rows, predictions, clips, title=title, notes=notes, failures=failures
+    )
+    print(scoring.format_table(score_rows))
+    print(f"\nreport: {output / 'index.html'}")
+    return sum(bool(prediction.error) for prediction in predictions)
+
+
+class ClipReader:
+    """Reads the clips of predictions that the report shows."""
+
+    def __init__(self, rows: EvaluationRows):
+        self._rows = rows
+
+    @functools.cached_property
+    def _index_by_row(self) -> dict[tuple[str, str, str], int]:
+        fields = (self._rows.fields(index) for index in range(len(self._rows)))
+        return {(row["source"], row["split"], row["id"]): index for index, row in enumerate(fields)}
+
+    def __call__(self, prediction: Prediction) -> np.ndarray | None:
+        """Returns the clip of a prediction as int16[samples] at 16 kHz; None if it has none that can be read."""
+        from salmonn_jax.errors import AudioError
+
+        index = self._index_by_row[prediction.source, prediction.split, prediction.id]
         try:
-            example = examples[index]
-            if not example.prompt:
-                has_audio = example.audio is not None
-                prompt = prompt_templates.render(example.task, example.question, 0, has_audio=has_audio)
-                example = dataclasses.replace(example, prompt=prompt)
-        except BadExample as error:
-            print(f"skipped example {index} of {source}: {error}", file=sys.stderr)
-            continue
-        yield example
+            return self._rows.read_audio(index) if self._rows.has_audio(index) else None
+        except AudioError:
+            return None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training job on TPU hosts, and the backend interface. Shared by `launch.submit`, `launch.gke` and `launch.tpu_vm`."""
+"""Job on TPU hosts, and the backend interface. Shared by `launch.submit`, `launch.gke` and `launch.tpu_vm`."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Command:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Training job that every host of the slices runs.
+    """Training or evaluation job that every host of the slices runs.
 
     Attributes:
       name: name in the backend's list of jobs.
       topology: the slices.
-      argv: command line of `python -m launch.train` on the hosts.
+      argv: command line on the hosts.
       buckets: buckets to mount on the hosts.
-      output_bucket: bucket of the run directory, which also has the compilation cache.
+      output_bucket: bucket of the output directory, which also has the compilation cache.
       spot: whether to use machines that may be preempted at any time.
       max_restarts: number of restarts after failures.
       service_account: service account of the hosts or pods; None for the default one.
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Returns the environment variables of the training process."""
+        """Returns the environment variables of the job's process."""
         variables = {"JAX_COMPILATION_CACHE_DIR": str(BUCKET_MOUNT_ROOT / self.output_bucket / ".cache" / "xla")}
         if self.topology.slices > 1:
             variables["LIBTPU_INIT_ARGS"] = " ".join(json.loads(LIBTPU_FLAGS_FILE.read_text())["several slices"])

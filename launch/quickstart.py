@@ -10,6 +10,7 @@ import time
 
 from launch import cli
 
+GREEDY = {"num_beams": 1, "max_new_tokens": 48}  # answers of the mini-corpus are short
 STAGES = ("mini_stage0", "mini_stage1", "mini_stage2", "mini_stage3")
 
 
@@ -26,8 +27,9 @@ def main() -> None:
 
     cli.start_jax()
     from data_pipelines import minicorpus
-    from launch.evaluate import evaluate
+    from launch.evaluate import Options, evaluate, open_sources
     from launch.train import train
+    from salmonn_jax.config import GenerationConfig
     from salmonn_jax.configs import get_preset
     from salmonn_jax.paths import as_path
 
@@ -38,7 +40,9 @@ def main() -> None:
     for name in STAGES:
         train(get_preset(name), output / name, model)
         model = output / name
-    evaluate(model, output / "evaluation", data.corpus, as_path(data.data_dir))
+    options = Options(conditions=("audio", "silence"))
+    sources, notes = open_sources(None, data.corpus, as_path(data.data_dir), None, options)
+    evaluate(model, output / "evaluation", sources, GenerationConfig(**GREEDY), options, notes=notes)
     print(f"quickstart: {(time.monotonic() - start_time) / 60:.1f} minutes")
 
 

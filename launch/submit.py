@@ -1,6 +1,7 @@
 """Start a run on TPU slices: python -m launch.submit {tpu-vm,gke} CONFIG --topology v5p-128 --output gs://BUCKET/RUN
 
-Every host of the slices runs `python -m launch.train CONFIG --output RUN [field=value ...]`. A restarted run resumes
+With `evaluate` in place of CONFIG and the options of launch.evaluate, it starts an evaluation. Otherwise every host of
+the slices runs `python -m launch.train CONFIG --output RUN [field=value ...]`. A restarted run resumes
 from its last checkpoint, so a failed host or a preempted slice costs only the steps since then. The command calls
 gcloud (tpu-vm: queued resources) or kubectl (gke: a JobSet), which must be installed and signed in. It first checks the
 configuration and all options, so that a typo starts no machine. With --dry-run it prints the call and runs nothing.
@@ -9,6 +10,8 @@ configuration and all options, so that a typo starts no machine. With --dry-run 
       --package gs://lab/salmonn_jax-0.1.0-py3-none-any.whl --dry-run
   python -m launch.submit gke debug data.clips=16 data.streams=16 --topology v5e-8 --slices 2 \\
       --output gs://lab/runs/debug --image us-docker.pkg.dev/lab/images/salmonn:1 --dry-run
+  python -m launch.submit gke evaluate --model gs://lab/runs/debug --manifest gs://lab/test.jsonl --topology v5e-16 \\
+      --output gs://lab/evaluations/debug --mesh tensor=4 --image us-docker.pkg.dev/lab/images/salmonn:1 --dry-run
   python -m launch.submit gke --list
   python -m launch.submit gke --logs debug-v5e-8
   python -m launch.submit gke --delete debug-v5e-8
@@ -38,9 +41,9 @@ from salmonn_jax.errors import UserError
 
 BACKEND_OPTIONS = {"tpu-vm": ("package", "zone", "project"), "gke": ("image",)}  # options of only one backend
 REQUIRED_OPTIONS = {
-    "tpu-vm": ("topology", "output", "package"),
-    "gke": ("topology", "output", "image"),
-}  # options that a submission needs
+    "tpu-vm": ("package",),
+    "gke": ("image",),
+}  # options that a submission needs, beside --topology and --output
 INSTALL_HINTS = {
     "gcloud": "the Google Cloud CLI, https://cloud.google.com/sdk/docs/install",
     "kubectl": "Kubernetes, https://kubernetes.io/docs/tasks/tools, or `gcloud components install kubectl`",
@@ -49,7 +52,12 @@ INSTALL_HINTS = {
 
 def main() -> None:
     """Parses the command line and lists, follows, deletes or submits a job."""
-    arguments = _parser().parse_intermixed_args()
+    words = sys.argv[1:]
+    if words[1:2] == ["evaluate"]:
+        # What the parser of the job does not know goes to the parser of launch.evaluate, in the same order.
+        arguments, evaluate_words = _job_parser().parse_known_args([words[0], *words[2:]])
+    else:
+        arguments, evaluate_words = _train_parser().parse_intermixed_args(), None
     for other, options in BACKEND_OPTIONS.items():
         for option in options:
             if other != arguments.backend and getattr(arguments, option) is not None:
@@ -66,12 +74,12 @@ def main() -> None:
     elif arguments.delete:
         run_command(backend.delete_command(arguments.delete), arguments.dry_run)
     else:
-        submit(backend, arguments)
+        job = train_job(arguments) if evaluate_words is None else evaluate_job(arguments, evaluate_words)
+        submit(backend, job, arguments)
 
 
-def submit(backend: Backend, arguments: argparse.Namespace) -> None:
-    """Checks the job and then submits it."""
-    job = job_from_arguments(arguments)
+def submit(backend: Backend, job: Job, arguments: argparse.Namespace) -> None:
+    """Submits a checked job."""
     run_command(backend.submit_command(job), arguments.dry_run)
     if not arguments.dry_run:
         print(
@@ -80,8 +88,8 @@ def submit(backend: Backend, arguments: argparse.Namespace) -> None:
         )
 
 
-def job_from_arguments(arguments: argparse.Namespace) -> Job:
-    """Returns the checked job for these command-line arguments.
+def train_job(arguments: argparse.Namespace) -> Job:
+    """Returns the checked training job for these command-line arguments.
 
     Raises:
       UserError: an option is missing, the configuration is invalid or does not fit the slices, or a path is not in a
@@ -92,10 +100,7 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
     from data_pipelines import corpora
     from salmonn_jax.planning import topologies
 
-    missing = [f"--{option}" for option in REQUIRED_OPTIONS[arguments.backend] if getattr(arguments, option) is None]
-    if not arguments.config or missing:
-        missing = ["CONFIG"] * (not arguments.config) + missing
-        raise UserError(f"missing arguments: {', '.join(missing)}; see python -m launch.submit --help")
+    _require(arguments, [] if arguments.config else ["CONFIG"], ["output"])
     # The model is in a bucket, so the hosts check the fields of the model.
     is_remote = arguments.model is not None
     overrides = [text for text in arguments.overrides if not (is_remote and text.startswith("model."))]
@@ -110,20 +115,84 @@ def job_from_arguments(arguments: argparse.Namespace) -> Job:
         cloud_paths["data.data_dir"] = recipe.data.data_dir
     if recipe.data.prompt_templates:
         cloud_paths["data.prompt_templates"] = recipe.data.prompt_templates
-    for option, path in cloud_paths.items():
-        if path is not None and not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/].*)", path):
-            raise UserError(f"{option} {path}: must be gs://BUCKET/DIRECTORY, since hosts cannot read local disks")
-    name = arguments.name or f"{arguments.config}-{topology.name}".replace("_", "-")
-    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
-        raise UserError(f"--name {name}: must be at most 40 characters of a-z, 0-9 and -, and begin with a letter")
+    _check_cloud_paths(cloud_paths)
     train_arguments = ["--output", arguments.output, *(["--model", arguments.model] if arguments.model else [])]
     train_arguments += ["--sigterm-exit-code", str(SIGTERM_EXIT_CODE), *arguments.overrides]
+    words = ["launch.train", arguments.config, *train_arguments]
+    return _make_job(arguments, topology, arguments.config, words, arguments.output)
+
+
+def evaluate_job(arguments: argparse.Namespace, words: list[str]) -> Job:
+    """Returns the checked evaluation job for these command-line arguments.
+
+    Args:
+      arguments: options of the job.
+      words: command line of `launch.evaluate`.
+
+    Raises:
+      UserError: an option is missing or wrong, the mesh does not fit the hosts, or a path is not in a bucket.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from launch import evaluate
+    from salmonn_jax.evaluation.settings import check_local_mesh
+    from salmonn_jax.planning import topologies
+
+    # `--option=value` becomes two words, so that paths are words of their own.
+    words = [part for word in words for part in (word.split("=", 1) if re.match(r"--[\w-]+=", word) else [word])]
+    _require(arguments, [], [])
+    options = vars(evaluate.make_parser(path=str, output_path=str, file_to_read=str).parse_args(words))
+    cli.pop_generation_config(dict(options))
+    topology = topologies.get_topology(arguments.topology, arguments.slices)
+    check_local_mesh(evaluate.parse_mesh(options["mesh"]), topology.chips // topology.hosts)
+    if not options["manifest"] and not options["data_dir"]:
+        raise UserError("missing arguments: --manifest; the hosts have no corpus of their own")
+    paths = {
+        f"--{name.replace('_', '-')}": options[name] for name in ("output", "model", "data_dir", "prompt_templates")
+    }
+    _check_cloud_paths(paths)
+    for manifest in options["manifest"] or ():
+        _check_cloud_paths({"--manifest": manifest})
+    words = ["launch.evaluate", *words, "--sigterm-exit-code", str(SIGTERM_EXIT_CODE)]
+    return _make_job(arguments, topology, "evaluate", words, options["output"])
+
+
+def _require(arguments: argparse.Namespace, missing: list[str], options: list[str]) -> None:
+    """Raises UserError if arguments or options of the job are missing."""
+    options = ["topology", *options, *REQUIRED_OPTIONS[arguments.backend]]
+    missing += [f"--{option}" for option in options if getattr(arguments, option) is None]
+    if missing:
+        raise UserError(f"missing arguments: {', '.join(missing)}; see python -m launch.submit --help")
+
+
+def _check_cloud_paths(paths: dict[str, str | None]) -> None:
+    """Raises UserError if a path is given and not in a bucket."""
+    for option, path in paths.items():
+        if path is not None and not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/].*)", path):
+            raise UserError(f"{option} {path}: must be gs://BUCKET/DIRECTORY, since hosts cannot read local disks")
+
+
+def _make_job(arguments: argparse.Namespace, topology: Any, what: str, words: list[str], output: str) -> Job:
+    """Returns a job whose hosts run `python -m WORDS` with the paths of mounted buckets.
+
+    Args:
+      arguments: options of the job.
+      topology: the slices.
+      what: what is run, for the default name of the job.
+      words: module and arguments.
+      output: output directory of the job.
+
+    Raises:
+      UserError: the name of the job is not valid.
+    """
+    name = arguments.name or f"{what}-{topology.name}".replace("_", "-")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
+        raise UserError(f"--name {name}: must be at most 40 characters of a-z, 0-9 and -, and begin with a letter")
     return Job(
         name=name,
         topology=topology,
-        argv=("python", "-m", "launch.train", arguments.config, *map(to_mounted_path, train_arguments)),
-        buckets=referenced_buckets((*train_arguments, arguments.package or "")),
-        output_bucket=referenced_buckets((arguments.output,))[0],
+        argv=("python", "-m", *map(to_mounted_path, words)),
+        buckets=referenced_buckets((*words, arguments.package or "")),
+        output_bucket=referenced_buckets((output,))[0],
         spot=arguments.spot,
         max_restarts=arguments.restarts,
         service_account=arguments.service_account,
@@ -163,16 +232,25 @@ def run_command(command: Command, dry_run: bool) -> None:
         sys.exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
-    parser = cli.make_parser("submit", __doc__)
-    parser.add_argument("backend", choices=tuple(BACKEND_OPTIONS), help="service that provides the slices")
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="name of a configuration, such as mini_stage1")
+def _train_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line of a training job."""
+    parser = _job_parser()
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="name of a configuration, such as mini_stage1, or evaluate"
+    )
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
-    parser.add_argument("--topology", help="slice, such as v5p-128, v5e-16 or v6e-64")
-    parser.add_argument("--slices", type=cli.positive_int, default=1, help="number of slices (default: %(default)s)")
     parser.add_argument("--output", metavar="RUN", help="run directory, gs://BUCKET/DIRECTORY")
     parser.add_argument("--model", help="model or run directory to start from, gs://BUCKET/DIRECTORY")
+    return parser
+
+
+def _job_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the options that training and evaluation jobs share."""
+    parser = cli.make_parser("submit", __doc__)
+    parser.allow_abbrev = False  # --m would be taken from the options of launch.evaluate
+    parser.add_argument("backend", choices=tuple(BACKEND_OPTIONS), help="service that provides the slices")
+    parser.add_argument("--topology", help="slice, such as v5p-128, v5e-16 or v6e-64")
+    parser.add_argument("--slices", type=cli.positive_int, default=1, help="number of slices (default: %(default)s)")
     parser.add_argument("--name", help="name of the job (default: CONFIG-TOPOLOGY)")
     parser.add_argument("--spot", action="store_true", help="use cheaper machines that may be preempted at any time")
     parser.add_argument(

@@ -92,6 +92,13 @@ def broadcast_from_main(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def sum_over_processes(array: np.ndarray) -> np.ndarray:
+    """Returns the sum of the arrays of all processes, of the same shape and dtype. Every process calls it."""
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.process_allgather(array)).sum(axis=0, dtype=array.dtype)
+
+
 def preflight(storage: Path, timeout_seconds: float = 300) -> None:
     """Checks devices and storage of a job before anything is compiled. The process exits if a check takes too long.
 

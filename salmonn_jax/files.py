@@ -21,6 +21,7 @@ from salmonn_jax.errors import UserError, convert_disk_errors
 from salmonn_jax.paths import Path
 
 UPLOAD_SECONDS = 60.0  # minimum time between two uploads of a file that grows
+BATCH_UPLOAD_SECONDS = 20.0  # minimum time between two objects of a file of batches
 UPLOAD_SHARE = 0.05  # maximum share of the time that these uploads take
 
 
@@ -121,6 +122,69 @@ class _LocalFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+class BatchFile(Protocol):
+    """File to which batches of lines are appended. A batch is never written in part, except by a kill."""
+
+    def write_batch(self, data: bytes) -> None:
+        """Appends `data` and makes it permanent; in a bucket, at most every `BATCH_UPLOAD_SECONDS`."""
+
+    def close(self) -> None:
+        """Makes all data permanent and closes the file."""
+
+
+def open_batches(path: Path, keep_bytes: int = 0) -> BatchFile:
+    """Opens a file to which batches of lines are appended.
+
+    Args:
+      path: the file, which is created if it does not exist. In a bucket the batches become numbered objects beside it,
+        `STEM-000000.SUFFIX` and so on, each of which appears when its upload is complete.
+      keep_bytes: number of bytes of an existing local file that are kept.
+    """
+    return _NumberedObjects(path) if paths.is_url(path) else _SyncedFile(path, keep_bytes)
+
+
+class _SyncedFile:
+    """File on a local disk. Every batch is on the disk before `write_batch` returns."""
+
+    def __init__(self, path: Path, keep_bytes: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        self._file.truncate(keep_bytes)
+
+    def write_batch(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _NumberedObjects:
+    """Numbered objects in a bucket, each with the batches since the one before."""
+
+    def __init__(self, path: Path):
+        self._path, self._waiting, self._next_upload = path, bytearray(), 0.0
+        # Objects of earlier starts are kept. Numbers may have gaps.
+        numbers = [other.stem.rpartition("-")[2] for other in path.parent.glob(f"{path.stem}-*{path.suffix}")]
+        self._number = max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+
+    def write_batch(self, data: bytes) -> None:
+        self._waiting += data
+        if time.monotonic() >= self._next_upload:
+            self._upload()
+
+    def close(self) -> None:
+        self._upload()
+
+    def _upload(self) -> None:
+        if self._waiting:
+            name = f"{self._path.stem}-{self._number:06}{self._path.suffix}"
+            self._path.with_name(name).write_bytes(bytes(self._waiting))
+            self._number, self._waiting = self._number + 1, bytearray()
+        self._next_upload = time.monotonic() + BATCH_UPLOAD_SECONDS
 
 
 class _UploadedFile:

@@ -180,6 +180,16 @@ def _is_weights(path: Path) -> bool:
     return path.is_dir() and ("orbax-checkpoint-tmp" in path.name or (path / "_METADATA").is_file())
 
 
+def tokenizer_fingerprint(directory: PathLike) -> str:
+    """Returns a hash of the tokenizer files of a model or run directory."""
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        path = as_path(directory) / name
+        if path.is_file():
+            digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copies the tokenizer files that exist in `source` to `directory`."""
     for name in (*TOKENIZER_FILES, *_EXTRA_HF_FILES):

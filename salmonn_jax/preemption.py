@@ -1,7 +1,8 @@
-"""SIGTERM as the request to save a checkpoint and stop. Schedulers send it before they take a machine away."""
+"""SIGTERM as the request to save and stop. Schedulers send it before they take a machine away."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -14,19 +15,23 @@ from jax.experimental import multihost_utils
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 
 
-class StopRequest:
-    """Context manager in which SIGTERM asks the training loop to stop. A second SIGTERM ends the process at once.
+class SigtermListener:
+    """Context manager in which SIGTERM sets `received`. A second SIGTERM ends the process at once.
 
-    In a job with several processes JAX receives the signal, tells the other processes, and lets all of them agree on
-    the step after which they stop. Until that step, it also swallows further signals. In a single process, a thread
-    receives the signals: Python's own handlers would wait while the main thread compiles or waits for a device.
+    A thread receives the signals: Python's own handlers would wait while the main thread compiles or waits for a
+    device. It must be used in the main thread; in other threads signals are not received.
     """
 
     def __init__(self):
-        self._requested = threading.Event()
+        self._received = threading.Event()
+
+    @property
+    def received(self) -> bool:
+        """Whether SIGTERM has arrived."""
+        return self._received.is_set()
 
     def __enter__(self) -> Self:
-        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        self._listens = threading.current_thread() is threading.main_thread()
         if self._listens:
             read_end, self._write_end = os.pipe()
             os.set_blocking(self._write_end, False)
@@ -44,20 +49,41 @@ class StopRequest:
             signal.signal(signal.SIGTERM, self._previous_handler)
             os.close(self._write_end)  # ends the thread
 
-    def reached(self, step: int) -> bool:
-        """Returns whether to stop before step number `step` is started. All processes call it before every step."""
-        if self._requested.is_set():
-            return True
-        if jax.process_count() == 1 or not multihost_utils.reached_preemption_sync_point(step):
-            return False
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        return True
-
     def _listen(self, read_end: int) -> None:
         with open(read_end, "rb", buffering=0) as signals:
             while received := signals.read(1):
                 if received[0] != signal.SIGTERM:
                     continue
-                if self._requested.is_set():
+                if self._received.is_set():
                     os._exit(SIGTERM_EXIT_CODE)
-                self._requested.set()
+                self._received.set()
+
+
+class StopRequest:
+    """Context manager in which SIGTERM asks the training loop to stop. A second SIGTERM ends the process at once.
+
+    In a job with several processes JAX receives the signal, tells the other processes, and lets all of them agree on
+    the step after which they stop. Until that step, it also swallows further signals. In a single process, a
+    `SigtermListener` receives it.
+    """
+
+    def __enter__(self) -> Self:
+        self._listener = contextlib.ExitStack()
+        self._signal = SigtermListener()
+        if jax.process_count() == 1:
+            self._listener.enter_context(self._signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._listener.close()
+
+    def reached(self, step: int) -> bool:
+        """Returns whether to stop before step number `step` is started. All processes call it before every step."""
+        if self._signal.received:
+            return True
+        if jax.process_count() == 1 or not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return True

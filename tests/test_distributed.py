@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import pytest
 
-from launch.evaluate import evaluate
 from launch.train import train
 from salmonn_jax import distributed, model_directory
 from salmonn_jax.errors import UserError
@@ -65,19 +64,6 @@ def assert_close_losses(ours: pathlib.Path, theirs: pathlib.Path) -> None:
     ours, theirs = losses(ours), losses(theirs)
     assert list(ours) == list(theirs) == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
-
-
-def predictions(evaluation: pathlib.Path) -> list[dict]:
-    """Returns the predictions that all processes of an evaluation wrote, sorted by key."""
-    lines = [line for file in evaluation.glob("*.jsonl") for line in file.read_text().splitlines()]
-    return sorted(map(json.loads, lines), key=lambda line: line["key"])
-
-
-def assert_same_evaluation(one: pathlib.Path, two: pathlib.Path) -> None:
-    """Asserts that an evaluation by two processes has the predictions and scores of an evaluation by one."""
-    assert len(predictions(one)) == 24 and len(list(two.glob("*.jsonl"))) == 2
-    assert predictions(one) == predictions(two)
-    assert (one / "scores.json").read_text() == (two / "scores.json").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -155,28 +141,43 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(folder, whole):
     assert losses(folder / "stopped") == losses(whole)
 
 
+EVALUATE = ("--corpus", "tones", "--data-dir", ".cache/tones", "--splits", "test", "--conditions", "audio", "silence")
+EVALUATE += ("--num-beams", "1", "--max-new-tokens", "3", "--batch-size", "4", "--no-preflight")
+
+
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(folder, whole):
-    options = ["--corpus", "tones", "--data-dir", ".cache/tones", "--splits", "test", "--max-new-tokens", "3"]
-    options += ["--batch-size", "4"]
-    finish(folder, start(folder, "launch.evaluate", "--model", whole, "--output", "by two", *options))
-    finish(folder, start(folder, "launch.evaluate", "--model", whole, "--output", "by one", *options, processes=1))
-    assert_same_evaluation(folder / "by one", folder / "by two")
+    """Two processes with four devices each, and one process with four."""
+    for name, options in (("by two", {}), ("by one", {"processes": 1, "devices": 4})):
+        finish(folder, start(folder, "launch.evaluate", "--model", whole, "--output", name, *EVALUATE, **options))
+    one, two = folder / "by one", folder / "by two"
+    assert (two / "predictions.jsonl").read_bytes() == (one / "predictions.jsonl").read_bytes()
+    assert (two / "predictions.jsonl").read_bytes().count(b"\n") == 24
+    assert (two / "scores.json").read_text() == (one / "scores.json").read_text()
+    rows = [json.loads(line)["rows"] for i in (0, 1) for line in (two / f"timing-{i}.jsonl").read_text().splitlines()]
+    assert sum(rows) == 24 and all((two / f"timing-{i}.jsonl").read_text() for i in (0, 1))
+    assert {path.name for path in two.iterdir()} >= {"run.json", "index.html"}
+    assert not list(two.glob("predictions-*")) and not list(two.glob("stop-*"))
 
 
-def test_two_shares_of_an_evaluation_are_the_whole(folder, whole, monkeypatch):
-    """Evaluates the shares of two processes one after the other, and compares with one process."""
-    options = {"corpus": "tones", "data_dir": folder / ".cache" / "tones", "splits": ["test"]}
-    options |= {"batch_size": 4, "max_new_tokens": 3}
-    evaluate(whole, folder / "whole evaluation", **options)
-    monkeypatch.setattr(distributed, "barrier", lambda name, seconds: None)
-    # Process 0 tells the others which checkpoint is the newest whole one.
-    newest = max(int(path.name) for path in (whole / "checkpoints").iterdir() if path.name.isdecimal())
-    monkeypatch.setattr(distributed, "broadcast_from_main", lambda value: newest)
-    for index in (1, 0):  # process 0 scores, so it must be last
-        monkeypatch.setattr(distributed, "process_shard", lambda index=index: (index, 2))
-        evaluate(whole, folder / "shares", **options)
-    assert_same_evaluation(folder / "whole evaluation", folder / "shares")
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_were_killed(folder, whole):
+    words = ("launch.evaluate", "--model", whole, "--output", "evaluation", *EVALUATE)
+    started = start(folder, *words)
+    parts = [folder / "evaluation" / f"predictions-{i}.jsonl" for i in (0, 1)]
+    begin = time.monotonic()
+    while not any(part.exists() and part.read_bytes() for part in parts) and time.monotonic() < begin + DEADLINE:
+        time.sleep(0.01)
+    for process in started:
+        process.kill()
+        process.wait()
+    finish(folder, start(folder, *words, processes=1, devices=4))
+    finish(
+        folder,
+        start(folder, "launch.evaluate", "--model", whole, "--output", "again", *EVALUATE, processes=1, devices=4),
+    )
+    again = (folder / "again" / "predictions.jsonl").read_bytes()
+    assert (folder / "evaluation" / "predictions.jsonl").read_bytes() == again
 
 
 def test_what_two_processes_saved_is_read_by_one_on_another_mesh(whole):

@@ -1,6 +1,7 @@
 """Prompt templates by task. An example without a prompt gets one of its task's templates.
 
-`prompt_templates.json` has our templates for the tasks of the original. The mini-corpus has a file of its own.
+`prompt_templates.json` has our templates for the tasks of the original, `test_prompts.json` the prompts with which the
+original is evaluated (its `prompts/test_prompt.json`). The mini-corpus has a file of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.prompts import AUDIO_PLACEHOLDER, SPEECH_TAG, add_audio_placeholder
 
 _DEFAULT_FILE = pathlib.Path(__file__).with_name("prompt_templates.json")
+_TEST_FILE = pathlib.Path(__file__).with_name("test_prompts.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,21 @@ class PromptTemplates:
         """
         location = str(_DEFAULT_FILE) if location is None else location
         return cls(location, _validate(location, read_json(location, "the prompt templates")))
+
+    @classmethod
+    def load_for_evaluation(cls, location: str | None = None) -> PromptTemplates:
+        """Loads the prompts of an evaluation, whose first template of each task is used.
+
+        Args:
+          location: see `load`; None for the test prompts of the original, and the first of our templates for its other
+            tasks.
+
+        Raises:
+          UserError: see `load`.
+        """
+        if location is not None:
+            return cls.load(location)
+        return cls(str(_TEST_FILE), {**cls.load().by_task, **cls.load(str(_TEST_FILE)).by_task})
 
     def render(self, task: str, question: str, index: int, *, has_audio: bool) -> str:
         """Returns a prompt made from a template of a task.

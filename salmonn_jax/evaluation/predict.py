@@ -1,152 +1,219 @@
-"""Generates the answers of a model to examples and appends them to a prediction log. Used by `launch.evaluate`."""
+"""Makes the predictions of one process: reads clips ahead of the model, answers batches, and appends them to a log.
+
+`launch.evaluate` uses it. Clips are in memory only from the time they are read until their batch is answered.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import collections
+import concurrent.futures
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from salmonn_jax.api import Model
 from salmonn_jax.audio.windows import DecodingTooLong
-from salmonn_jax.config import SAMPLE_RATE
-from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, prediction_key
+from salmonn_jax.config import SAMPLE_RATE, GenerationConfig
+from salmonn_jax.errors import UserError
+from salmonn_jax.evaluation.plan import Item, Rows
+from salmonn_jax.evaluation.predictions import Prediction, PredictionLog
+
+READ_AHEAD_BATCHES = 2  # batches whose clips are read while the model answers another
+_MAX_READERS = 16
 
 
-class ExampleLike(Protocol):
-    """Protocol with the fields of `data_pipelines.examples.Example` that evaluation reads."""
+class AnsweringModel(Protocol):
+    """The methods of `salmonn_jax.Model` that an evaluation uses."""
 
-    id: str
-    audio: np.ndarray | None
-    prompt: str
-    answer: str
-    task: str
-    source: str
-    transcript: str
-    question: str
+    def make_request(
+        self, audio: Any, prompt: str, *, max_new_tokens: int, too_long: DecodingTooLong, name: str
+    ) -> Any:
+        """See `salmonn_jax.api.Model.make_request`."""
+        ...
+
+    def answer(
+        self, requests: Sequence[Any], generation_config: GenerationConfig, *, batch_size: int | None
+    ) -> Sequence[Any]:
+        """See `salmonn_jax.api.Model.answer`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How predictions are made.
+
+    Attributes:
+      generation_config: settings of decoding.
+      too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
+      batch_size: rows of every batch; batches with fewer predictions are padded.
+      max_failures: number of predictions with an error after which the evaluation stops.
+    """
+
+    generation_config: GenerationConfig
+    too_long: DecodingTooLong
+    batch_size: int
+    max_failures: int
+
+
+class BatchTiming(NamedTuple):
+    """What a batch took. `bucket` is that of its items."""
+
+    bucket: int
+    rows: int
+    seconds: float
+    audio_seconds: float
+    new_tokens: int
+
+
+class _Read(NamedTuple):
+    """What is ready before the model answers: the request, or an error in its place."""
+
+    fields: dict[str, Any]
+    audio_seconds: float
+    request: Any
+    error: str
 
 
 def predict(
-    model: Model,
-    examples: Sequence[ExampleLike],
+    model: AnsweringModel,
+    rows: Rows,
+    batches: Sequence[Sequence[Item]],
     log: PredictionLog,
+    options: PredictOptions,
     *,
-    split: str,
-    condition: str,
-    batch_size: int,
-    max_new_tokens: int,
-    too_long: DecodingTooLong = "error",
-    shard: tuple[int, int] = (0, 1),
-) -> set[str]:
-    """Answers the examples that have no prediction in the log yet, with greedy decoding.
+    stop_reason: Callable[[], str],
+    on_batch: Callable[[list[Prediction], BatchTiming], str] = lambda predictions, timing: "",
+) -> str:
+    """Makes predictions and appends them to the log, batch by batch.
+
+    A clip that cannot be used, or is too long, becomes a prediction with an error.
 
     Args:
-      model: the model that answers.
-      examples: the examples of one split. Every process passes all of them.
-      log: log to which the predictions are appended. Its completed keys are skipped.
-      split: name of the split, stored with each prediction.
-      condition: "audio" to pass each clip to the model, or "silence" to replace each clip by zeros of the same length.
-        The scores with silence show what the model answers correctly from the prompt alone.
-      batch_size: examples, and encoder windows, that are computed at a time. Batches are padded, so that few shapes are
-        compiled.
-      max_new_tokens: maximum number of tokens of an answer.
-      too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
-      shard: (process index, number of processes). Process `i` of `n` answers the examples `i`, `i + n`, `i + 2n`, ...
+      model: the model.
+      rows: all rows.
+      batches: predictions to make (see `own_batches`).
+      log: log of this process.
+      options: how predictions are made.
+      stop_reason: called before every batch; a text ends the loop.
+      on_batch: called after every batch with its predictions, which are in the log; a text ends the loop.
 
     Returns:
-      The keys of all examples, including those that were answered before or that other processes answer.
+      Why the loop ended before the last batch; "" if it did not.
     """
-    settings = {
-        "generation_config": {"num_beams": 1, "max_new_tokens": max_new_tokens},
-        "too_long": too_long,
-        "model": model.fingerprint,
-    }
-    completed, keys, pending = log.completed_keys(), set(), []
-    shard_index, num_shards = shard
-    for number, example in enumerate(examples):
-        row = {
-            "id": example.id,
-            "source": example.source,
-            "split": split,
-            "task": example.task,
-            "metric": "",
-            "prompt": example.prompt,
-            "question": example.question,
-            "references": [example.answer],
-            "transcript": example.transcript,
-            "language": "",
-            "choices": [],
-            "group": {},
-        }
-        audio_hash = "" if example.audio is None else hashlib.sha256(example.audio.tobytes()).hexdigest()
-        key = prediction_key(row, condition=condition, audio_hash=audio_hash, settings=settings)
-        keys.add(key)
-        if number % num_shards == shard_index and key not in completed:
-            pending.append((example, {"key": key, "condition": condition, **row}))
-    progress = tqdm(total=len(pending), desc=f"{split}, {condition}", unit="clip", disable=not pending)
-    for batch in _batches(pending, batch_size):
-        answers = model.generate(
-            [_audio_input(example, condition) for example, _ in batch],
-            [example.prompt for example, _ in batch],
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            too_long=too_long,
-            batch_size=batch_size,
+    num_failures, window = 0, READ_AHEAD_BATCHES * options.batch_size
+    with (
+        concurrent.futures.ThreadPoolExecutor(min(_MAX_READERS, 2 * (os.cpu_count() or 1))) as pool,
+        tqdm(total=sum(map(len, batches)), desc="predictions", unit="clip", disable=not batches) as progress,
+    ):
+        try:
+            for batch, reads in _read_ahead(pool, batches, lambda item: _read(model, rows, item, options), window):
+                if reason := stop_reason():
+                    return reason
+                start = time.perf_counter()
+                predictions = _answer(model, batch, reads, options)
+                log.append(predictions)
+                progress.update(len(batch))
+                if reason := on_batch(predictions, _timing(batch, predictions, time.perf_counter() - start)):
+                    return reason
+                num_failures += sum(bool(prediction.error) for prediction in predictions)
+                if num_failures > options.max_failures:
+                    first = next(prediction for prediction in reversed(predictions) if prediction.error)
+                    return (
+                        f"{num_failures} predictions failed, more than --max-failures {options.max_failures}; the last "
+                        f"is that of {first.id!r}: {first.error}"
+                    )
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return ""
+
+
+def _read_ahead(
+    pool: concurrent.futures.Executor,
+    batches: Sequence[Sequence[Item]],
+    read: Callable[[Item], _Read],
+    window: int,
+) -> Iterator[tuple[Sequence[Item], list[_Read]]]:
+    """Yields each batch and what was read for it. While the caller has a batch, up to `window` items are read ahead."""
+    waiting: collections.deque[tuple[Sequence[Item], list[concurrent.futures.Future]]] = collections.deque()
+    upcoming = iter(batches)
+    num_waiting = 0
+    while True:
+        while num_waiting < window and (batch := next(upcoming, None)) is not None:
+            waiting.append((batch, [pool.submit(read, item) for item in batch]))
+            num_waiting += len(batch)
+        if not waiting:
+            return
+        batch, futures = waiting.popleft()
+        num_waiting -= len(batch)
+        yield batch, [future.result() for future in futures]
+
+
+def _read(model: AnsweringModel, rows: Rows, item: Item, options: PredictOptions) -> _Read:
+    """Reads the clip of a prediction and makes its request."""
+    fields, audio_seconds = rows.fields(item.index), 0.0
+    try:
+        audio = None
+        if rows.has_audio(item.index):
+            pcm = rows.read_audio(item.index)
+            audio_seconds = len(pcm) / SAMPLE_RATE
+            audio = (pcm if item.condition == "audio" else np.zeros_like(pcm), SAMPLE_RATE)
+        request = model.make_request(
+            audio,
+            fields["prompt"],
+            max_new_tokens=options.generation_config.max_new_tokens,
+            too_long=options.too_long,
+            name=f"the clip of {fields['id']!r} ({fields['source']})",
         )
-        for (example, prediction_fields), answer in zip(batch, answers, strict=True):
-            seconds = 0.0 if example.audio is None else len(example.audio) / SAMPLE_RATE
-            log.append(
-                Prediction(
-                    **prediction_fields,
-                    prediction=answer.text,
-                    finish_reason=answer.finish_reason,
-                    num_tokens=len(answer.token_ids),
-                    score=answer.score,
-                    audio_seconds=seconds,
-                    too_long=too_long,
-                    windows=[[window.start_seconds, window.end_seconds] for window in answer.windows],
-                )
+    except UserError as error:  # AudioError, and a prompt that does not fit into the context of the language model
+        reason = getattr(error, "reason", "prompt")
+        return _Read(fields, audio_seconds, None, f"{reason}: {' '.join(str(error).split())}")
+    return _Read(fields, audio_seconds, request, "")
+
+
+def _answer(
+    model: AnsweringModel, batch: Sequence[Item], reads: Sequence[_Read], options: PredictOptions
+) -> list[Prediction]:
+    """Answers a batch and returns its predictions, in its order."""
+    requests = [read.request for read in reads if not read.error]
+    answers = iter(model.answer(requests, options.generation_config, batch_size=options.batch_size) if requests else ())
+    predictions = []
+    for item, read in zip(batch, reads, strict=True):
+        common = read.fields | {
+            "key": item.key,
+            "condition": item.condition,
+            "audio_seconds": read.audio_seconds,
+            "too_long": options.too_long,
+        }
+        answer, error = None if read.error else next(answers), read.error
+        if answer is not None and not math.isfinite(answer.score):
+            error = f"not finite: the score of the answer is {answer.score}; check weights and dtype of the model"
+        if error:
+            predictions.append(Prediction(**common, prediction="", finish_reason="error", error=error, windows=[]))
+            continue
+        predictions.append(
+            Prediction(
+                **common,
+                prediction=answer.text,
+                finish_reason=answer.finish_reason,
+                num_tokens=answer.num_tokens,
+                score=answer.score,
+                windows=[[window.start_seconds, window.end_seconds] for window in answer.windows],
             )
-        progress.update(len(batch))
-    progress.close()
-    return keys
+        )
+    return predictions
 
 
-def check_examples(
-    model: Model, examples: Sequence[ExampleLike], *, max_new_tokens: int, too_long: DecodingTooLong
-) -> int:
-    """Checks that the model can answer all examples with these settings, without computing anything.
-
-    Args:
-      model: the model that will answer.
-      examples: see `predict`.
-      max_new_tokens: see `predict`.
-      too_long: see `predict`.
-
-    Returns:
-      The number of clips that are longer than the encoder window.
-
-    Raises:
-      UserError: a clip is too long, or the context of the language model is too short for a prompt and its answer.
-    """
-    for example in examples:
-        clip = _audio_input(example, "audio")
-        name = f"the clip of {example.id!r} ({example.source})"
-        model.make_request(clip, example.prompt, max_new_tokens=max_new_tokens, too_long=too_long, name=name)
-    window_samples = model.config.audio.window_samples
-    return sum(example.audio is not None and len(example.audio) > window_samples for example in examples)
-
-
-def _audio_input(example: ExampleLike, condition: str) -> tuple[np.ndarray, int] | None:
-    """Returns the clip for this condition and its sampling rate, or None for a text-only example."""
-    if example.audio is None:
-        return None
-    return example.audio if condition == "audio" else np.zeros_like(example.audio), SAMPLE_RATE
-
-
-def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
-    """Yields consecutive slices of up to `size` items."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _timing(batch: Sequence[Item], predictions: Sequence[Prediction], seconds: float) -> BatchTiming:
+    answered = [prediction for prediction in predictions if not prediction.error]
+    return BatchTiming(
+        bucket=batch[0].bucket,
+        rows=len(answered),
+        seconds=seconds,
+        audio_seconds=sum(prediction.audio_seconds for prediction in answered),
+        new_tokens=sum(prediction.num_tokens for prediction in answered),
+    )

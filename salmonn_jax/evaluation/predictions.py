@@ -7,17 +7,21 @@ never reuses an answer of other weights or other decoding settings.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
-from salmonn_jax.errors import UserError
-from salmonn_jax.files import open_growing
+from salmonn_jax.errors import RunError, UserError
+from salmonn_jax.files import atomic_write, open_batches
 from salmonn_jax.paths import Path, PathLike, as_path
+
+MERGED_FILE = "predictions.jsonl"  # predictions of all processes, when the evaluation is finished
 
 Condition = Literal["audio", "silence"]
 FinishReason = Literal["stop", "length", "error"]
@@ -150,41 +154,51 @@ def to_line(prediction: Prediction) -> bytes:
 
 
 class PredictionLog:
-    """Append-only prediction file of one process, used as a context manager or closed with `close`.
+    """Append-only prediction files of one process, used as a context manager or closed with `close`.
 
     Opening creates a missing file. If a kill cut the last line short, opening removes that line from the file. Its key
-    is then missing from `completed_keys()`, so the example is answered again.
+    is then missing from `completed_keys()`, so the row is answered again.
 
     Args:
-      path: the file to append to.
+      path: the file to append to. In a bucket, numbered objects beside it (see `salmonn_jax.files.open_batches`).
       other_paths: prediction files of other processes. Their predictions count as completed.
 
     Raises:
-      UserError: a complete line is not a prediction, or a file holds a prediction twice.
+      UserError: a complete line is not a prediction, or a file holds an answer twice.
     """
 
     def __init__(self, path: PathLike, other_paths: Iterable[Path] = ()) -> None:
         self.path = as_path(path)
-        complete_lines = _complete_lines(self.path.read_bytes()) if self.path.exists() else b""
-        self._completed_keys = {prediction.key for prediction in _parse(self.path, complete_lines)}
-        for other_path in other_paths:
-            self._completed_keys |= {prediction.key for prediction in read_predictions(other_path)}
-        self._file = open_growing(self.path, len(complete_lines))
+        self._completed_keys: set[str] = set()
+        keep_bytes = 0
+        for file in dict.fromkeys((self.path, *other_paths)):
+            if file == self.path and not file.exists():
+                continue
+            for _, end, prediction in _read_lines(file):
+                if not prediction.error:
+                    self._completed_keys.add(prediction.key)
+                keep_bytes = end if file == self.path else keep_bytes
+        self._file = open_batches(self.path, keep_bytes)
 
     def completed_keys(self) -> set[str]:
-        """Returns a copy of the keys of all predictions in this file and in the other files."""
+        """Returns a copy of the keys of all answers in this file and in the other files.
+
+        A prediction with an error is not completed: it is tried again, and an answer takes its place.
+        """
         return set(self._completed_keys)
 
-    def append(self, prediction: Prediction) -> None:
-        """Appends one line (see `salmonn_jax.files.GrowingFile.write`).
+    def append(self, predictions: Sequence[Prediction]) -> None:
+        """Appends lines, which are permanent afterwards (see `salmonn_jax.files.open_batches`).
 
         Raises:
-          ValueError: this file or another one already holds a prediction with this key.
+          ValueError: this file or another one already holds an answer with one of these keys.
         """
-        if prediction.key in self._completed_keys:
-            raise ValueError(f"the prediction of {prediction.id!r} with key {prediction.key} is already completed")
-        self._file.write(to_line(prediction))
-        self._completed_keys.add(prediction.key)
+        for prediction in predictions:
+            if prediction.key in self._completed_keys:
+                raise ValueError(f"the answer to {prediction.id!r} with key {prediction.key} is already completed")
+            if not prediction.error:
+                self._completed_keys.add(prediction.key)
+        self._file.write_batch(b"".join(map(to_line, predictions)))
 
     def close(self) -> None:
         """Closes the file."""
@@ -203,42 +217,114 @@ def read_predictions(path: PathLike) -> list[Prediction]:
     An incomplete last line is ignored. The file is not changed.
 
     Raises:
-      UserError: the file does not exist, a complete line is not a prediction, or the file holds a prediction twice.
+      UserError: the file does not exist, a complete line is not a prediction, or the file holds an answer twice.
     """
+    return list(iter_predictions(path))
+
+
+def iter_predictions(path: PathLike) -> Iterator[Prediction]:
+    """Yields the predictions of a file, one at a time. See `read_predictions`."""
     path = as_path(path)
     if not path.is_file():
         raise UserError(f"no prediction file {path}; run the evaluation first")
-    return list(_parse(path, _complete_lines(path.read_bytes())))
+    for _, _, prediction in _read_lines(path):
+        yield prediction
 
 
 def find_prediction_files(directory: Path) -> list[Path]:
-    """Returns the prediction files in a directory, one per process."""
-    return sorted(directory.glob("predictions*.jsonl"))
+    """Returns the prediction files in a directory: first the merged one, then those of processes."""
+    return sorted(directory.glob("predictions*.jsonl"), key=lambda path: (path.name != MERGED_FILE, path.name))
+
+
+def merge_predictions(directory: Path, expected: Mapping[str, str]) -> int:
+    """Merges the prediction files of all processes into `predictions.jsonl`, sorted by key, and deletes the others.
+
+    An answer takes the place of an error with the same key. Predictions that are not expected, such as those of rows
+    that were removed from the manifest, are left out.
+
+    Args:
+      directory: output directory of an evaluation.
+      expected: the id of each row by the key of its prediction.
+
+    Returns:
+      The number of predictions that were left out.
+
+    Raises:
+      UserError: a complete line is not a prediction.
+      RunError: a prediction is missing, or there are two different answers with the same key.
+    """
+    files = find_prediction_files(directory)
+    lines: dict[str, _Line] = {}
+    unexpected = set()
+    for number, file in enumerate(files):
+        for start, end, prediction in _read_lines(file):
+            if prediction.key not in expected:
+                unexpected.add(prediction.key)
+                continue
+            line_hash = hashlib.sha256(to_line(prediction)).digest()
+            line, earlier = _Line(number, start, end, line_hash, bool(prediction.error)), lines.get(prediction.key)
+            if earlier and not earlier.is_error and not line.is_error and earlier.hash != line.hash:
+                raise RunError(f"{directory} has two different answers to {prediction.id!r} with key {prediction.key}")
+            if earlier is None or earlier.is_error:
+                lines[prediction.key] = line
+    missing = sorted(set(expected) - set(lines))
+    if missing:
+        raise RunError(
+            f"{len(missing)} of {len(expected)} predictions are missing in {directory}, the first that of "
+            f"{expected[missing[0]]!r}; run the same command again"
+        )
+    with contextlib.ExitStack() as stack, atomic_write(directory / MERGED_FILE) as unfinished:
+        opened = [stack.enter_context(file.open("rb")) for file in files]
+        with unfinished.open("wb") as merged:
+            for key in sorted(lines):
+                line = lines[key]
+                opened[line.file].seek(line.start)
+                merged.write(opened[line.file].read(line.end - line.start))
+            merged.flush()
+            os.fsync(merged.fileno())
+    for file in files:
+        if file.name != MERGED_FILE:
+            file.unlink()
+    return len(unexpected)
 
 
 def prediction_path(directory: Path, process_index: int) -> Path:
     """Returns the path of the prediction file of one process."""
-    return directory / (f"predictions-{process_index}.jsonl" if process_index else "predictions.jsonl")
+    return directory / f"predictions-{process_index}.jsonl"
 
 
-def _complete_lines(content: bytes) -> bytes:
-    """Returns the content up to its last newline.
+class _Line(NamedTuple):
+    """Place of a line in the files that are merged."""
 
-    Every line is written together with its newline, so the rest comes from a write that a kill interrupted.
+    file: int
+    start: int
+    end: int
+    hash: bytes
+    is_error: bool
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, int, Prediction]]:
+    """Yields the predictions of a file, after the positions at which the line of each starts and ends.
+
+    Every line is written together with its newline, so an incomplete last line comes from a write that a kill
+    interrupted. It is left out.
+
+    Raises:
+      UserError: a complete line is not a prediction, or the file holds an answer twice.
     """
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _parse(path: Path, content: bytes) -> Iterator[Prediction]:
-    """Yields the predictions in `content`; raises UserError with `path` and the line number for a wrong line."""
     line_of_key: dict[str, int] = {}
-    # Bytes are split at newlines only; a str would also be split at characters such as U+2028, which a text may hold.
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            prediction = Prediction(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}:{number} is not a prediction ({error}); delete that line") from None
-        first_line = line_of_key.setdefault(prediction.key, number)
-        if first_line != number:
-            raise UserError(f"{path}:{number} repeats the prediction of line {first_line}; delete one of the two")
-        yield prediction
+    end = 0
+    with path.open("rb") as file:
+        # A binary file is split at newlines only, and not at characters such as U+2028, which a text may hold.
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            start, end = end, end + len(line)
+            try:
+                prediction = Prediction(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}:{number} is not a prediction ({error}); delete that line") from None
+            first_line = number if prediction.error else line_of_key.setdefault(prediction.key, number)
+            if first_line != number:
+                raise UserError(f"{path}:{number} repeats the prediction of line {first_line}; delete one of the two")
+            yield start, end, prediction

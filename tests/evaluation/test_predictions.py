@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
+from salmonn_jax import files
 from salmonn_jax.errors import UserError
-from salmonn_jax.evaluation.predictions import Prediction, PredictionLog, prediction_key, read_predictions, to_line
+from salmonn_jax.evaluation.predictions import (
+    Prediction,
+    PredictionLog,
+    find_prediction_files,
+    merge_predictions,
+    prediction_key,
+    prediction_path,
+    read_predictions,
+    to_line,
+)
+from salmonn_jax.paths import as_path
 
 ROW = {
     "id": "a",
@@ -84,7 +96,7 @@ def test_appended_predictions_are_read_back_in_order(tmp_path):
     written = [make("1", prediction="это\u2028мы\n"), make("2", condition="silence", prediction="")]
     with PredictionLog(path) as log:
         for prediction in written:
-            log.append(prediction)
+            log.append([prediction])
             assert read_predictions(path)[-1] == prediction  # flushed while the log is still open
         assert log.completed_keys() == {"1", "2"}
     assert read_predictions(path) == written
@@ -94,28 +106,28 @@ def test_appended_predictions_are_read_back_in_order(tmp_path):
 def test_a_reopened_log_refuses_completed_keys(tmp_path):
     path = tmp_path / "p.jsonl"
     with PredictionLog(path) as log:
-        log.append(make("1"))
+        log.append([make("1")])
     with PredictionLog(path) as log:
         assert log.completed_keys() == {"1"}
-        log.append(make("2"))
+        log.append([make("2")])
         for key in ("1", "2"):
             with pytest.raises(ValueError, match="already"):
-                log.append(make(key))
+                log.append([make("3"), make(key)])
     assert [prediction.key for prediction in read_predictions(path)] == ["1", "2"]
 
 
 def test_completed_keys_is_a_copy(tmp_path):
     with PredictionLog(tmp_path / "p.jsonl") as log:
         log.completed_keys().add("1")
-        log.append(make("1"))
+        log.append([make("1")])
 
 
 def test_a_last_line_cut_at_any_byte_loses_only_that_prediction(tmp_path):
     path = tmp_path / "p.jsonl"
     with PredictionLog(path) as log:
-        log.append(make("1"))
+        log.append([make("1")])
         first_line_size = path.stat().st_size
-        log.append(make("2", prediction="день"))
+        log.append([make("2", prediction="день")])
     complete = path.read_bytes()
     for cut in range(first_line_size, len(complete)):
         path.write_bytes(complete[:cut])
@@ -123,7 +135,7 @@ def test_a_last_line_cut_at_any_byte_loses_only_that_prediction(tmp_path):
         assert path.stat().st_size == cut  # reading changes nothing
         with PredictionLog(path) as log:
             assert log.completed_keys() == {"1"}
-            log.append(make("2", prediction="день"))
+            log.append([make("2", prediction="день")])
         assert path.read_bytes() == complete
 
 
@@ -164,6 +176,49 @@ def test_a_repeated_prediction_raises_user_error(tmp_path):
     for opener in (read_predictions, PredictionLog):
         with pytest.raises(UserError, match=r"p\.jsonl:3 repeats the prediction of line 1"):
             opener(path)
+
+
+def test_an_error_may_be_followed_by_an_answer(tmp_path):
+    error = make("1", prediction="", finish_reason="error", error="missing: no file")
+    with PredictionLog(tmp_path / "p.jsonl") as log:
+        log.append([error, make("2")])
+        log.append([error])
+        log.append([make("1")])
+    with PredictionLog(tmp_path / "p.jsonl") as log:
+        assert log.completed_keys() == {"1", "2"}
+    assert len(read_predictions(tmp_path / "p.jsonl")) == 4
+
+
+def test_every_batch_is_synced_to_the_disk(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_size)  # what is in the file, not in a buffer of this process
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with PredictionLog(tmp_path / "p.jsonl") as log:
+        log.append([make("1")])
+        log.append([make("2"), make("3")])
+        assert synced == [len(to_line(make("1"))), sum(len(to_line(make(key))) for key in "123")]
+
+
+def test_a_log_in_a_bucket_is_numbered_objects(bucket, monkeypatch):
+    monkeypatch.setattr(files, "BATCH_UPLOAD_SECONDS", 1000)
+    directory = as_path("gs://lab/eval")
+    path = prediction_path(directory, 1)
+    with PredictionLog(path) as log:
+        log.append([make("1")])  # uploaded at once, and the next ones when the file is closed
+        log.append([make("2")])
+        log.append([make("3")])
+        assert [file.name for file in find_prediction_files(directory)] == ["predictions-1-000000.jsonl"]
+    with PredictionLog(path, find_prediction_files(directory)) as log:
+        assert log.completed_keys() == {"1", "2", "3"}
+        log.append([make("4")])
+    names = [f"predictions-1-{number:06}.jsonl" for number in range(3)]
+    assert [file.name for file in find_prediction_files(directory)] == names
+    assert merge_predictions(directory, dict.fromkeys("1234", "a")) == 0
+    assert [file.name for file in find_prediction_files(directory)] == ["predictions.jsonl"]
+    assert [prediction.key for prediction in read_predictions(directory / "predictions.jsonl")] == list("1234")
 
 
 def test_a_missing_file_raises_user_error(tmp_path):

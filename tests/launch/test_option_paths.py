@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -16,6 +17,7 @@ from orbax.checkpoint._src.path import gcs_utils
 import salmonn_jax
 from launch import cli, convert, evaluate, generate, prepare, train
 from salmonn_jax import model_directory, paths, weights
+from salmonn_jax.config import GenerationConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.training import checkpoint
 from salmonn_jax.training.metric_writer import FileMetricWriter
@@ -28,11 +30,12 @@ from tests.runs import losses
 LAUNCH = pathlib.Path(cli.__file__).parent
 PATH_TYPES = {cli.path, cli.output_path, cli.local_path, cli.file_to_read}
 NUMBER_TYPES = {int, float, cli.positive_int, cli.non_negative_int, cli.positive_float}
+GENERATION_FIELDS = {field.name for field in dataclasses.fields(GenerationConfig)}
 # Options with text that is not a path. `launch.submit` passes its paths on to the hosts and checks them itself.
 TEXT_OPTIONS = {
     "train": {"config", "overrides"},
     "plan": {"config", "topology", "overrides"},
-    "evaluate": {"corpus", "splits"},
+    "evaluate": {"corpus", "splits", "mesh", *GENERATION_FIELDS},
     "generate": {"prompt"},
     "convert": {"prompt", "prompt_template", "lora_target_modules"},
     "prepare": {"split", "name", "config", "overrides", "beam"},
@@ -147,12 +150,14 @@ def test_a_bucket_that_does_not_exist_is_one_line(bucket, tmp_path, monkeypatch,
 def test_evaluate_to_a_bucket_and_again(bucket, debug_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--corpus", "tones", "--data-dir", "tones", "--splits", "test", "--batch-size", "8"]
-    words += ["--model", debug_run, "--max-new-tokens", "4", "--output"]
+    words += ["--model", debug_run, "--num-beams", "1", "--max-new-tokens", "4", "--no-preflight", "--output"]
     assert run_verb(monkeypatch, evaluate, *words, "gs://lab/e") == 0
     assert run_verb(monkeypatch, evaluate, *words, f"file://{tmp_path}/e") == 0
     local = {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()}
-    assert set(local) == {"predictions.jsonl", "scores.json", "index.html"}
-    assert bucket.files() == {f"gs://lab/e/{name}": content for name, content in local.items()}
+    assert set(local) == {"predictions.jsonl", "scores.json", "index.html", "run.json", "timing-0.jsonl"}
+    in_bucket = {name.removeprefix("gs://lab/e/"): content for name, content in bucket.files().items()}
+    assert set(in_bucket) == set(local)
+    assert all(in_bucket[name] == local[name] for name in local if not name.startswith("timing"))
     # Killed in the middle of a line and started again: the same file.
     paths.as_path("gs://lab/e/predictions.jsonl").write_bytes(local["predictions.jsonl"][:-100])
     assert run_verb(monkeypatch, evaluate, *words, "gs://lab/e") == 0

@@ -18,6 +18,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 OUTPUT = ("--output", "gs://lab/runs/debug")
 VM = ("tpu-vm", "debug", "--topology", "v5e-8", *OUTPUT, "--package", "gs://wheels/salmonn_jax-0.1.0-py3-none-any.whl")
 GKE = ("gke", "debug", "--topology", "v5e-8", *OUTPUT, "--image", "lab/salmonn:1")
+EVALUATE = ("--output", "gs://lab/e", "--model", "gs://models/m", "--manifest", "gs://data/test.jsonl")
+EVALUATE = ("gke", "evaluate", "--topology", "v5e-16", "--image", "lab/salmonn:1", *EVALUATE)
 # Records its arguments and its stdin, and fails if FAKE_TOOL_FAILS is set.
 FAKE_TOOL = f"""#!{sys.executable}
 import json, os, pathlib, sys
@@ -150,6 +152,56 @@ def test_jobset(slices, spot, monkeypatch, capsys):
     mounted = [volume["csi"]["volumeAttributes"]["bucketName"] for volume in pod["volumes"]]
     assert mounted == ["lab", "models"]
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/gcs/lab", "/gcs/models"]
+
+
+def test_evaluation_job(monkeypatch, capsys):
+    """The hosts run the options of launch.evaluate in their order, with the paths of mounted buckets."""
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    words = ("--mesh", "tensor=4", "--num-beams=2", "--manifest=gs://other/b.json", "--conditions", "audio", "silence")
+    _, manifest = dry_run(monkeypatch, capsys, *EVALUATE, *words, "--spot")
+    (jobs,) = yaml.safe_load(manifest)["spec"]["replicatedJobs"]
+    (container,) = jobs["template"]["spec"]["template"]["spec"]["containers"]
+    command = ["python", "-m", "launch.evaluate", "--output", "/gcs/lab/e", "--model", "/gcs/models/m"]
+    command += ["--manifest", "/gcs/data/test.jsonl", "--mesh", "tensor=4", "--num-beams", "2"]
+    command += ["--manifest", "/gcs/other/b.json", "--conditions", "audio", "silence", "--sigterm-exit-code", "143"]
+    assert container["command"] == command
+    mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert mounted == ["/gcs/lab", "/gcs/models", "/gcs/data", "/gcs/other"]
+    assert yaml.safe_load(manifest)["metadata"]["name"] == "evaluate-v5e-16"
+    argv, script = dry_run(
+        monkeypatch, capsys, "tpu-vm", *EVALUATE[1:4], *EVALUATE[6:], "--package", "x", "--name", "e"
+    )
+    assert argv[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "e"]
+    assert "exec /opt/salmonn/venv/bin/python -m launch.evaluate --output /gcs/lab/e" in script
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--mesh", "tensor=8"), "--mesh tensor=8 has 8 devices, but each process has 4"),
+        (("--mesh", "tensr=4"), "did you mean 'tensor'"),
+        (("--manifest", "test.jsonl"), "--manifest test.jsonl: must be gs://"),
+        (("--prompt-templates", "p.json"), "--prompt-templates p.json: must be gs://"),
+        (("--num-beams", "0"), "num_beams=0: must be greater than 0"),
+        (("--num-beems", "2"), "unrecognized arguments: --num-beems"),
+        (("--batch-size", "many"), "--batch-size: 'many': must be a whole number"),
+        (("--zone", "x"), "--zone is an option of tpu-vm, not of gke"),
+    ],
+)
+def test_bad_evaluation_jobs(words, says, tools, monkeypatch, capfd):
+    assert run(monkeypatch, *EVALUATE, *words) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and says in line
+    assert tools() == []
+
+
+def test_an_evaluation_job_needs_a_model_and_data(monkeypatch, capfd):
+    assert run(monkeypatch, *EVALUATE[:6], "--model", "gs://m/m") == 2
+    assert "the following arguments are required: --output" in capfd.readouterr().err
+    assert run(monkeypatch, *EVALUATE[:10]) == 2
+    assert "missing arguments: --manifest" in capfd.readouterr().err
+    assert run(monkeypatch, *EVALUATE[:2], *EVALUATE[6:]) == 2
+    assert "missing arguments: --topology, --image" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
