@@ -84,7 +84,7 @@ def words_and_edits(output) -> dict[str, int]:
     [
         ("transcribe", "plain"),
         ("asr", "whisper-english-folded"),
-        ("asr_de", "whisper-basic"),
+        ("asr_de", "whisper-basic-folded"),
         ("phone_recognition", "phones"),
     ],
 )

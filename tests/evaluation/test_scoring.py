@@ -190,8 +190,8 @@ def test_a_reference_in_another_language_than_that_of_the_protocol_is_noted():
     assert row.audio.notes == ("asr-en@1 is made for 'en'; some references are de",)
 
 
-@pytest.mark.parametrize("apostrophe", "'`\u00b4\u2018\u2019\u2032")
+@pytest.mark.parametrize("apostrophe", "'`\u00b4\u2018\u2019\u2032\u02bc\uff07")
 def test_the_apostrophe_of_an_answer_does_not_matter(apostrophe):
-    for task in ("asr", "transcribe", "lyrics_recognition"):
+    for task in ("asr", "asr_de", "transcribe", "lyrics_recognition"):
         (row,) = scoring.score([make_prediction(task, "don't stop", f"Don{apostrophe}t stop.")])
         assert row.audio.value == 0.0

@@ -105,6 +105,8 @@ def run_verb(monkeypatch, verb, *words) -> int:
         ("plan", ["debug", "--topology", "v5e-8", "--output", "{}"]),
         ("evaluate", ["--model", "m", "--output", "{}"]),
         ("evaluate", ["--model", "m", "--output", "e", "--data-dir", "{}"]),
+        ("score", ["{}"]),
+        ("score", ["e", "--output", "{}"]),
         ("generate", ["--model", "{}", "--prompt", "p", "a.wav"]),
         ("generate", ["--model", "m", "--prompt", "p", "{}"]),
         ("convert", ["to-jax", "llama", "--llm", "{}", "--output", "m"]),

@@ -19,6 +19,7 @@ from salmonn_jax.evaluation.metrics import captions
 from salmonn_jax.evaluation.predictions import read_predictions
 from salmonn_jax.evaluation.scoring import intervals
 from salmonn_jax.evaluation.scoring import judge as judge_module
+from salmonn_jax.paths import as_path
 from tests.evaluation.test_judge import server  # noqa: F401  a fixture
 
 EVERY_TASK = pathlib.Path(__file__).parent.parent / "evaluation" / "every_task.jsonl"
@@ -229,3 +230,14 @@ def test_an_answer_takes_the_place_of_an_error_with_its_key(evaluation):
         (evaluation / name).write_text(json.dumps(answer) + "\n", "utf-8")
         read = [p for p in read_evaluation(evaluation) if p.key == failed["key"]]
         assert [(p.prediction, p.error) for p in read] == [("a word", "")]
+
+
+def test_an_evaluation_in_a_bucket(bucket, server):  # noqa: F811
+    directory = as_path("gs://lab/evaluation")
+    (directory / "predictions.jsonl").write_text(EVERY_TASK.read_text("utf-8"))
+    score(directory, judge=server.address, judge_model="model-a")
+    scores = json.loads((directory / "scores.json").read_text())
+    assert len(scores["rows"]) > len(EXPECTED)
+    assert len((directory / "judge.jsonl").read_text().splitlines()) == 8
+    score(directory)
+    assert report.END_SCORES in (directory / "index.html").read_text()

@@ -8,5 +8,5 @@ from salmonn_jax.evaluation.protocol import Protocol, Task
 TASK = Task(
     "asr_de",
     "Speech recognition, German",
-    (Protocol("asr-de@1", (wer("whisper-basic"),), "de"), Protocol("asr-de-plain@1", (wer("plain"),))),
+    (Protocol("asr-de@1", (wer("whisper-basic-folded"),), "de"), Protocol("asr-de-plain@1", (wer("plain"),))),
 )

@@ -107,15 +107,19 @@ def _whisper_english() -> Normalizer:
 
 
 @functools.cache
-def _whisper_english_folded() -> Normalizer:
-    rules = _whisper_english_rules()
-    return lambda text: _collapse_spaces(rules(text.translate(_ASCII_APOSTROPHES)))
-
-
-@functools.cache
 def _whisper_basic() -> Normalizer:
     rules = import_optional("whisper_normalizer.basic", "score").BasicTextNormalizer()
     return lambda text: _collapse_spaces(rules(text))
+
+
+def _folded(factory: Callable[[], Normalizer]) -> Callable[[], Normalizer]:
+    """Returns the factory of a normaliser for which all of `APOSTROPHES` are the same character."""
+
+    def make() -> Normalizer:
+        normalize = factory()
+        return lambda text: normalize(text.translate(_ASCII_APOSTROPHES))
+
+    return make
 
 
 @functools.cache
@@ -182,8 +186,9 @@ _FACTORIES: dict[str, Callable[[], Normalizer]] = {
     "plain": lambda: normalize_plain,
     "phones": lambda: normalize_phones,
     "whisper-english": _whisper_english,
-    "whisper-english-folded": _whisper_english_folded,
+    "whisper-english-folded": _folded(_whisper_english),
     "whisper-basic": _whisper_basic,
+    "whisper-basic-folded": _folded(_whisper_basic),
     "open-asr": _open_asr,
     "chinese": _chinese,
 }
