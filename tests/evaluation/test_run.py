@@ -19,6 +19,7 @@ import pytest
 
 from salmonn_jax import distributed
 from salmonn_jax.errors import RunError, UserError
+from salmonn_jax.evaluation.predict import READ_AHEAD_BATCHES
 from salmonn_jax.evaluation.predictions import merge_predictions, read_predictions
 from salmonn_jax.evaluation.run import Evaluation, run_evaluation
 from tests.evaluation.stub import SETTINGS, StubModel, StubRows, stub_evaluation
@@ -99,6 +100,30 @@ def test_batches_have_one_bucket_and_are_full_but_for_the_last(tmp_path):
     assert sorted(model.batch_sizes) == sorted(3 * [8, 8, 5])
     timings = [json.loads(line) for line in (tmp_path / "timing-0.jsonl").read_text().splitlines()]
     assert [timing["rows"] for timing in timings] == model.batch_sizes
+
+
+def test_few_clips_are_in_memory(tmp_path):
+    """Each clip is read once, and only those of the batch and of two more are read before the batch is answered."""
+
+    class CountingRows(StubRows):
+        num_read = 0
+
+        def read_audio(self, index):
+            self.num_read += 1
+            return super().read_audio(index)
+
+    rows, ahead = CountingRows(range(200), num_prompts=1), []
+
+    class CountingModel(StubModel):
+        seconds_per_batch = 0.002  # the readers get ahead
+
+        def answer(self, requests, generation_config, *, batch_size):
+            ahead.append(rows.num_read - self.num_answers)
+            return super().answer(requests, generation_config, batch_size=batch_size)
+
+    evaluate(tmp_path, rows, CountingModel(), batch_size=4)
+    assert rows.num_read == 200
+    assert 4 < max(ahead) <= (1 + READ_AHEAD_BATCHES) * 4
 
 
 def test_both_conditions_but_once_for_text_only_rows(tmp_path):
