@@ -127,9 +127,11 @@ def test_few_clips_are_in_memory(tmp_path):
 
 
 def test_both_conditions_but_once_for_text_only_rows(tmp_path):
-    evaluate(tmp_path / "clips", StubRows(range(5)), conditions=("audio", "silence"))
-    by_condition = [prediction.condition for prediction in read_predictions(tmp_path / "clips" / "predictions.jsonl")]
-    assert sorted(by_condition) == 5 * ["audio"] + 5 * ["silence"]
+    evaluate(tmp_path / "clips", StubRows(range(5), num_prompts=1), conditions=("audio", "silence"))
+    predictions = read_predictions(tmp_path / "clips" / "predictions.jsonl")
+    assert sorted(prediction.condition for prediction in predictions) == 5 * ["audio"] + 5 * ["silence"]
+    answers = {prediction.prediction for prediction in predictions if prediction.condition == "silence"}
+    assert answers == {StubModel().text("What is this? ", bytes(2 * 160))}
     evaluate(tmp_path / "texts", StubRows(range(5), has_audio=False), conditions=("audio", "silence"))
     assert len(read_predictions(tmp_path / "texts" / "predictions.jsonl")) == 5
 
