@@ -72,8 +72,10 @@ def evaluate_as(count: int, output: pathlib.Path, rows: StubRows, **options) -> 
             patch.setattr(distributed, name, getattr(processes, name))
         evaluation = stub_evaluation(rows, **options)
         ends = [pool.submit(processes.run, i, model, evaluation, output) for i, model in enumerate(models)]
-        for end in ends:
-            end.result()
+    failures = [end.exception() for end in ends if end.exception()]
+    if failures:
+        assert len(failures) == count and all(isinstance(failure, RunError) for failure in failures)
+        raise failures[0]
     return models
 
 
@@ -312,6 +314,13 @@ def test_a_process_that_stops_stops_the_others(tmp_path):
     with pytest.raises(RunError, match="predictions failed, more than --max-failures 4"):
         evaluate_as(2, tmp_path, rows, max_failures=4, batch_size=1)
     assert sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("predictions-*")) < 100
+    assert not (tmp_path / "predictions.jsonl").exists()
+
+
+def test_a_process_that_has_ended_waits_for_the_others(tmp_path):
+    """One of two processes fails. The other one, which has one row and no failure, must not merge."""
+    with pytest.raises(RunError, match="1 predictions failed, more than --max-failures 0"):
+        evaluate_as(2, tmp_path, StubRows(range(2), {1: "missing"}), max_failures=0, batch_size=1)
     assert not (tmp_path / "predictions.jsonl").exists()
 
 
