@@ -20,6 +20,7 @@ from launch import cli
 
 if TYPE_CHECKING:
     from salmonn_jax.api import Generation, Model
+    from salmonn_jax.config import GenerationConfig
     from salmonn_jax.decoding.batching import Request
     from salmonn_jax.paths import Path
 
@@ -30,21 +31,23 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=cli.path, help="model or run directory")
     parser.add_argument("--prompt", required=True, help="prompt, answered for each file separately")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=200, help="maximum tokens of an answer (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=8, help="files that are answered at a time (default: %(default)s)"
+        "--batch-size",
+        type=cli.positive_int,
+        default=8,
+        help="files that are answered at a time (default: %(default)s)",
     )
     parser.add_argument(
         "--output", type=cli.output_path, metavar="FILE", help="also write the answers, with times, as JSON lines"
     )
     cli.add_audio_options(parser, "error", "truncate", "chunk", "chunk_answers")
+    cli.add_generation_options(parser)
     parser.add_argument(
         "files", nargs="+", type=cli.file_to_read, metavar="FILE", help="audio files of any format and sampling rate"
     )
     arguments = vars(parser.parse_args())
+    generation_config = cli.pop_generation_config(arguments)
     cli.start_jax()
-    if generate(**arguments):
+    if generate(**arguments, generation_config=generation_config):
         sys.exit(2)
 
 
@@ -52,8 +55,8 @@ def generate(
     model: Path,
     prompt: str,
     files: Sequence[str],
+    generation_config: GenerationConfig,
     output: Path | None = None,
-    max_new_tokens: int = 200,
     batch_size: int = 8,
     too_long: str = "error",
     channels: str = "first",
@@ -64,8 +67,8 @@ def generate(
       model: model or run directory.
       prompt: prompt for all files.
       files: paths or URLs of audio files.
+      generation_config: settings of decoding.
       output: file to write, one JSON object per line; each batch is appended when it is done.
-      max_new_tokens: maximum number of tokens of an answer.
       batch_size: files, and encoder windows, that are computed at a time.
       too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
       channels: see `salmonn_jax.audio.files.load_audio`.
@@ -77,13 +80,9 @@ def generate(
       UserError: a file or the model does not exist, `output` exists, or an option has a wrong value.
     """
     import salmonn_jax
-    from salmonn_jax.config import GenerationConfig
     from salmonn_jax.errors import UserError
     from salmonn_jax.files import open_growing
 
-    for name, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name}={value}: must be at least 1")
     missing = [file for file in files if "://" not in file and not pathlib.Path(file).is_file()]
     if missing:
         others = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
@@ -94,16 +93,12 @@ def generate(
     first = next(batches)  # before the model is loaded, so that a file that cannot be read is reported at once
     if not first and len(files) <= batch_size:
         return len(files)
-    loaded = salmonn_jax.load(model)
+    loaded, max_new_tokens = salmonn_jax.load(model), generation_config.max_new_tokens
     num_answered = 0
     with contextlib.nullcontext() if output is None else contextlib.closing(open_growing(output)) as file:
         for clips in itertools.chain([first], batches):
             requests = _make_requests(loaded, files, clips, prompt, too_long=too_long, max_new_tokens=max_new_tokens)
-            answers = loaded.answer(
-                list(requests.values()),
-                GenerationConfig(num_beams=1, max_new_tokens=max_new_tokens),
-                batch_size=min(batch_size, len(files)),
-            )
+            answers = loaded.answer(list(requests.values()), generation_config, batch_size=min(batch_size, len(files)))
             for index, answer in zip(requests, answers, strict=True):
                 print(f"{files[index]}\t{_format(answer)}", flush=True)
                 if file is not None:
@@ -180,6 +175,8 @@ def _to_json_line(path: str, prompt: str, too_long: str, answer: Generation) -> 
         "prompt": prompt,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
+        "num_tokens": answer.num_tokens,
+        "score": answer.score,
         "too_long": too_long,
         "windows": [window._asdict() for window in answer.windows],
     }

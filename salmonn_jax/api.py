@@ -18,13 +18,14 @@ from salmonn_jax.audio.files import AudioError, AudioSource, Channels, load_audi
 from salmonn_jax.audio.windows import DecodingTooLong, apply_too_long, split_windows
 from salmonn_jax.batch import Batch, Segment, collate
 from salmonn_jax.config import GenerationConfig, from_dict
-from salmonn_jax.decoding import greedy
-from salmonn_jax.decoding.batching import Request, prompt_batches, window_times
+from salmonn_jax.decoding import decoder, memory
+from salmonn_jax.decoding.batching import MAX_BATCH_SIZE, Request, bucket_length, prompt_batches, window_times
+from salmonn_jax.decoding.options import decoding_options
 from salmonn_jax.errors import UserError, check_choice
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
 from salmonn_jax.paths import PathLike, as_path, check_readable
 from salmonn_jax.prompts import TEXT_SLOT, add_audio_placeholder, encode_answer, encode_prompt, stop_tokens
-from salmonn_jax.sharding import Placement
+from salmonn_jax.sharding import Placement, clip_sharding, num_data_shards, replicated, row_sharding
 
 Audio = AudioSource | None  # see `salmonn_jax.audio.files.load_audio`; None is a prompt without audio
 
@@ -39,13 +40,19 @@ class Window(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A generated answer. With `too_long="chunk_answers"`, the answers to all windows of the clip, joined."""
+    """A generated answer. With `too_long="chunk_answers"`, the answers to all windows of the clip, joined.
+
+    The score is the sum of the log-probabilities of the tokens, divided by their number to the power of the length
+    penalty. For a beam search it is `sequences_scores` of transformers, so it contains the repetition penalty, and
+    hf4.28 counts one token more for an answer that was cut. Greedy decoding and sampling have the length penalty 1, and
+    the log-probabilities are those of the model. Joined answers have the mean of their scores.
+    """
 
     text: str
     token_ids: list[int]  # includes the stop token if finish_reason is "stop"
     num_tokens: int  # number of token_ids
-    score: float  # sum of the log-probabilities of the tokens
-    finish_reason: str  # "stop" if the model emitted a stop token, "length" if it reached max_new_tokens
+    score: float
+    finish_reason: str  # "stop" if the answer ends with a stop token, "length" if it was cut at max_new_tokens
     windows: tuple[Window, ...]  # empty without a clip
 
 
@@ -61,9 +68,10 @@ class Model:
       channels: "first" is the first channel, as in the original; "mean" is the mean of all channels.
     """
 
-    def __init__(self, loaded: model_directory.LoadedModel):
+    def __init__(self, loaded: model_directory.LoadedModel, mesh: Mesh | None = None):
         self.config, self.tokenizer, self.fingerprint = loaded.config, loaded.tokenizer, loaded.fingerprint
         self.module: Salmonn = loaded.structure.merge(loaded.params)
+        self.mesh = mesh
 
     def generate(
         self,
@@ -83,8 +91,9 @@ class Model:
             prepended to the prompt of a clip if it does not contain `<SpeechHere>`.
           too_long: see `Model`.
           channels: see `Model`.
-          batch_size: prompts, and windows, that are computed at a time. Batches are padded, so that calls with the same
-            batch size share compiled programs. None computes up to 32 at a time, without padding.
+          batch_size: rows that are computed at a time. Batches are padded to it, so that calls with the same batch
+            size share compiled programs. On a mesh it is rounded up to a multiple of the data shards. By default the
+            next power of two of the number of prompts, at most what fits into memory (`max_batch_size`).
           **settings: fields of `salmonn_jax.config.GenerationConfig`, such as `num_beams=4` and `max_new_tokens=200`,
             which are the defaults. With `too_long="chunk_answers"`, each window gets `max_new_tokens`.
 
@@ -161,34 +170,108 @@ class Model:
           generation_config: settings of decoding.
           batch_size: see `generate`.
         """
-        if generation_config != GenerationConfig(num_beams=1, max_new_tokens=generation_config.max_new_tokens):
-            raise UserError("only greedy decoding exists yet: choose num_beams=1 and defaults of the other settings")
-        max_new_tokens = generation_config.max_new_tokens
+        if not requests:
+            return []
         segments = [segment for request in requests for segment in request.segments]
-        if batch_size is not None and batch_size < 1:
+        context = self.config.llama.max_position_embeddings
+        max_seq_len = context - generation_config.max_new_tokens
+        longest = max(len(segment.tokens) for segment in segments)
+        if longest > max_seq_len:
+            raise UserError(
+                f"{longest} tokens and {generation_config.max_new_tokens} new tokens are more than the {context} "
+                "tokens of the language model's context; make the requests with the same max_new_tokens"
+            )
+        if batch_size is None:
+            fitting = self.max_batch_size(generation_config, longest)
+            batch_size = min(fitting, 1 << (len(segments) - 1).bit_length())
+        elif batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
-        max_seq_len = self.config.llama.max_position_embeddings - max_new_tokens
-        decoded: list[greedy.DecodeResult] = []  # one per segment
-        for num_prompts, batch in prompt_batches(segments, self.config, batch_size=batch_size, max_seq_len=max_seq_len):
-            result = jax.device_get(self._generate(self.module, batch, max_new_tokens))
-            decoded += [greedy.DecodeResult(*(field[i] for field in result)) for i in range(num_prompts)]
-        rows = iter(decoded)
+        shards = 1 if self.mesh is None else num_data_shards(self.mesh)
+        batches = prompt_batches(
+            segments,
+            self.config,
+            batch_size=-(-batch_size // shards) * shards,
+            max_seq_len=max_seq_len,
+            seed=generation_config.seed if generation_config.do_sample else None,
+        )
+        options, numbers = decoding_options(
+            generation_config,
+            stop_token_ids=self._stop_token_ids,
+            start_token_id=self.tokenizer.bos_token_id,
+            lora_scale=self.config.lora.scale,
+            pad_classes=self.config.pad_classes,
+        )
+        decoded: dict[int, decoder.DecodeResult] = {}  # by segment
+        for indices, batch in batches:
+            embedded = self._embed_prompts(self.module, self._place(batch))
+            result = jax.device_get(self._decode(self.module.llama, embedded, numbers, options=options))
+            for row, index in enumerate(indices):
+                decoded[index] = decoder.DecodeResult(*(field[row] for field in result))
+        rows = (decoded[index] for index in range(len(segments)))
         return [self._generation(request, [next(rows) for _ in request.segments]) for request in requests]
 
-    def _generation(self, request: Request, rows: Sequence[greedy.DecodeResult]) -> Generation:
+    def max_batch_size(self, generation_config: GenerationConfig, num_prompt_tokens: int) -> int:
+        """Returns the largest batch size whose memory fits, a power of two of rows per data shard, at most 32.
+
+        Args:
+          generation_config: settings of decoding.
+          num_prompt_tokens: tokens of the longest prompt, audio tokens included.
+
+        Raises:
+          UserError: the smallest batch does not fit.
+        """
+        max_seq_len = self.config.llama.max_position_embeddings - generation_config.max_new_tokens
+        device = jax.local_devices()[0] if self.mesh is None else self.mesh.local_devices[0]
+        return memory.fitting_batch_size(
+            self.module,
+            generation_config,
+            seq_len=bucket_length(num_prompt_tokens, max_seq_len),
+            max_rows_per_shard=MAX_BATCH_SIZE,
+            mesh=self.mesh,
+            limit=memory.device_limit(device),
+        )
+
+    @property
+    def num_compilations(self) -> int:
+        """Number of programs that `generate` and `answer` have compiled.
+
+        Each bucket of prompt lengths, with or without clips, has one program for the prompts and one for decoding, and
+        so have each batch size, `num_beams`, `max_new_tokens`, `early_stopping`, `do_sample` and `compat`, a repetition
+        penalty, and `lora_multiplier=0`. Other settings share programs.
+        """
+        return self._embed_prompts._cache_size() + self._decode._cache_size()
+
+    @functools.cached_property
+    def _stop_token_ids(self) -> tuple[int, ...]:
+        return stop_tokens(self.config.stop_token_ids, self.tokenizer)
+
+    def _place(self, batch: decoder.PromptBatch) -> decoder.PromptBatch:
+        """Splits a batch over the mesh, if there is one. Every process passes the same batch."""
+        if self.mesh is None:
+            return batch
+        rows, clips = row_sharding(self.mesh), clip_sharding(self.mesh, len(batch.pcm))
+        shardings = decoder.PromptBatch(clips, clips, rows, rows, rows, rows)
+        return jax.tree.map(
+            lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
+            batch,
+            shardings,
+        )
+
+    def _generation(self, request: Request, rows: Sequence[decoder.DecodeResult]) -> Generation:
         """Joins the answers to the segments of a request."""
         token_ids = [row.tokens[: row.length].tolist() for row in rows]
+        finished = [ids[-1] in self._stop_token_ids for ids in token_ids]
         # A stop token need not be special for the tokenizer, so it is removed here.
         texts = [
-            self.tokenizer.decode(ids[:-1] if row.finished else ids) for ids, row in zip(token_ids, rows, strict=True)
+            self.tokenizer.decode(ids[:-1] if stops else ids) for ids, stops in zip(token_ids, finished, strict=True)
         ]
         one_by_one = len(rows) == len(request.windows) > 1
         return Generation(
             text=" ".join(text for text in texts if text) if one_by_one else texts[0],
             token_ids=[token for ids in token_ids for token in ids],
             num_tokens=sum(len(ids) for ids in token_ids),
-            score=float(sum(row.score for row in rows)) if one_by_one else float(rows[0].score),
-            finish_reason="stop" if all(row.finished for row in rows) else "length",
+            score=float(np.mean([row.score for row in rows])),
+            finish_reason="stop" if all(finished) else "length",
             windows=tuple(
                 Window(start, end, texts[i] if one_by_one else None) for i, (start, end) in enumerate(request.windows)
             ),
@@ -318,14 +401,21 @@ class Model:
         return collate(rows, seq_len=seq_len, window_samples=window_samples, num_audio_tokens=num_audio_tokens)
 
     @functools.cached_property
-    def _generate(self):
-        stop_token_ids = stop_tokens(self.config.stop_token_ids, self.tokenizer)
-        options = {"stop_token_ids": stop_token_ids, "lora_scale": self.config.lora.scale}
+    def _embed_prompts(self):
+        shardings = None
+        if self.mesh is not None:
+            rows = row_sharding(self.mesh)
+            shardings = decoder.EmbeddedPrompts(rows, rows, rows)
+        return jax.jit(lambda model, prompts: decoder.embed_prompts(model, prompts), out_shardings=shardings)
+
+    @functools.cached_property
+    def _decode(self):
         return jax.jit(
-            lambda model, prompts, max_new_tokens: greedy.generate(
-                model, prompts, max_new_tokens=max_new_tokens, **options
+            lambda llama, prompts, numbers, options: decoder.decode(
+                llama, prompts, numbers, options=options, mesh=self.mesh
             ),
-            static_argnums=2,
+            static_argnames="options",
+            out_shardings=None if self.mesh is None else replicated(self.mesh),
         )
 
     @functools.cached_property
@@ -372,4 +462,4 @@ def load(directory: PathLike, *, mesh: Mesh | None = None, dtype: str | None = N
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     path = as_path(directory)
     check_readable(path)
-    return Model(model_directory.load_model(path, Placement(mesh, dtype), dtype))
+    return Model(model_directory.load_model(path, Placement(mesh, dtype), dtype), mesh)

@@ -19,6 +19,8 @@ AXES = {
     "rows": "rows of the language model's input",
     "seq": "tokens of a row",
     "keys": "tokens that are attended to: those of the row, or the slots of the KV cache",
+    "beams": "beams of a row in a beam search; one otherwise",
+    "candidates": "candidates for the next beams, and finished answers",
     "targets": "predicted tokens of a row: one less than its tokens",
     "transcript": "tokens of a clip's transcript",
     "new_tokens": "tokens that are decoded",

@@ -146,15 +146,19 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH_SPEC)
 
 
+def clip_sharding(mesh: Mesh, num_clips: int) -> NamedSharding:
+    """Returns the sharding of an array with a leading axis of clips, see `batch_shardings`."""
+    return NamedSharding(mesh, CLIP_SPEC if num_clips % mesh.size == 0 else BATCH_SPEC)
+
+
 def batch_shardings(mesh: Mesh, num_clips: int) -> Batch:
     """Returns the sharding of every array of a batch.
 
     Rows are split over `data` and `fsdp`. Clips are split over all axes if the number of devices divides `num_clips`,
     and like rows otherwise.
     """
-    rows_sharding = NamedSharding(mesh, BATCH_SPEC)
-    clip_sharding = NamedSharding(mesh, CLIP_SPEC) if num_clips % mesh.size == 0 else rows_sharding
-    return Batch(**dict.fromkeys(Batch._fields, rows_sharding) | {"pcm": clip_sharding, "pcm_length": clip_sharding})
+    clips = clip_sharding(mesh, num_clips)
+    return Batch(**dict.fromkeys(Batch._fields, row_sharding(mesh)) | {"pcm": clips, "pcm_length": clips})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -73,7 +73,7 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         # An embedding table may have more rows than the vocabulary, so a model can emit ids that have no text.
-        kept = [int(i) for i in ids if i not in (self.bos_token_id, self.eos_token_id) and i < self.vocab_size]
+        kept = [int(i) for i in ids if i not in self.basic_token_ids and i < self.vocab_size]
         return self._processor.decode(kept)
 
     def token_to_id(self, piece: str) -> int:

@@ -220,7 +220,7 @@ def forward(
     x = model.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens)
     width = batch.tokens.shape[1]
     mask = jnp.tril(jnp.ones((width, width), bool)) & (batch.segments[:, None, :] > 0)
-    hidden, _ = model.llama(x, batch.positions, mask, lora_scale=lora_scale)
+    hidden = model.llama(x, batch.positions, mask, lora_scale=lora_scale)
     logits = model.llama.logits(hidden)
     return audio_tokens, logits, *answer_losses(logits, batch, pad_classes)
 
@@ -241,6 +241,19 @@ def relative_error(ours: Array, theirs: np.ndarray) -> float:
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def other_sets() -> list[GoldenSet]:
+    """Returns the golden sets in the directories of SALMONN_GOLDEN, which hold their clips in `audio/`."""
+    sets = []
+    for directory in map(pathlib.Path, filter(None, os.environ.get("SALMONN_GOLDEN", "").split(":"))):
+        plan = to_jax.plan_salmonn(
+            *(directory / name for name in ("whisper", "beats.pt", "vicuna", "salmonn.pth")),
+            SalmonnOptions(qformer_num_attention_heads=4),
+        )
+        pad_id = json.loads((directory / "expected.json").read_text())["pad_id"]
+        sets.append(GoldenSet(directory, directory / "audio", plan.config, pad_id))
+    return sets
 
 
 def full_array(parameter: LazyParam) -> np.ndarray:

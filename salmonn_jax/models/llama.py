@@ -2,13 +2,13 @@
 
 The decoder has rotary positions in the rotate-half layout, RMSNorm, SwiGLU and grouped-query attention; biases in the
 attention's projections (Qwen2) and RMS norms of queries and keys (Qwen3) are options. Training, prefill and decoding
-use the same forward pass: it takes embeddings, positions and an attention mask, and optionally a KV cache to update.
+use the same layers and differ in the attention.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -46,15 +46,25 @@ SHARDING_RULES: ShardingRules = (
 )
 
 
-class KVCache(NamedTuple):
-    """Keys and values of past tokens."""
+class KeysAndValues(NamedTuple):
+    """Keys, after the rotary embedding, and values of tokens in all layers. Heads are those of keys."""
 
-    keys: Array  # float[layers, rows, keys, heads, head_size], after the rotary embedding; heads are those of keys
-    values: Array  # float[layers, rows, keys, heads, head_size]
-    length: Array  # int32 scalar: slots that are filled
+    keys: Array  # float[layers, rows, heads, keys, head_size]
+    values: Array  # float[layers, rows, heads, keys, head_size]
 
 
-KeysAndValues = tuple[Float[Array, "rows keys heads head_size"], Float[Array, "rows keys heads head_size"]]
+class DecodingCache(NamedTuple):
+    """Keys and values that the next tokens of all beams attend to.
+
+    The beams of a row share the keys and values of their prompt. Those of decoded tokens stay where they were written,
+    when beams are reordered; the mask of `Llama.decode` says which of them belong to a beam.
+    """
+
+    prompt: KeysAndValues
+    decoded: KeysAndValues  # token t of beam b was written to slot t * beams + b
+
+
+Attend = Callable[[Array, Array, Array], Array]  # attention of one layer: queries, keys and values to outputs
 
 
 class RMSNorm(nnx.Module):
@@ -97,25 +107,25 @@ class LlamaLayer(nnx.Module):
         self,
         x: Float[Array, "rows seq hidden"],
         rotation: tuple[Float32[Array, "rows seq 1 head_size"], Float32[Array, "rows seq 1 head_size"]],
-        mask: Bool[Array, "rows seq keys"],
+        attend: Attend,
         lora_scale: Array | float | None,
-        past_key_values: KeysAndValues | None,
-        cache_index: Int32[Array, ""] | None,
-        dropout_key: Array | None,
-    ) -> tuple[Float[Array, "rows seq hidden"], KeysAndValues]:
+        dropout_key: Array | None = None,
+    ) -> tuple[
+        Float[Array, "rows seq hidden"],
+        Float[Array, "rows seq heads head_size"],
+        Float[Array, "rows seq heads head_size"],
+    ]:
         """Applies the layer.
 
         Args:
           x: hidden states.
           rotation: cosines and sines of the rotary embedding.
-          mask: keys that each query may attend to.
+          attend: attention of float[rows, seq, heads, head_size] queries, keys and values.
           lora_scale: factor of the adapters; None leaves the adapters out.
-          past_key_values: cached keys and values; None attends to the tokens of this call only.
-          cache_index: the first cache slot to write; None without a cache.
           dropout_key: random key of LoRA dropout; None in inference.
 
         Returns:
-          Hidden states, and the keys and values that were attended to.
+          Hidden states, and the keys and values of the tokens.
         """
         q_key, k_key, v_key, o_key, gate_key, up_key, down_key = split_key(dropout_key, 7)
         y = self.attention_norm(x)
@@ -125,16 +135,10 @@ class LlamaLayer(nnx.Module):
         if self.q_norm is not None:  # over the features of each head
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rotary_embedding(q, *rotation), apply_rotary_embedding(k, *rotation)
-        if past_key_values is not None:
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(old, new, cache_index, axis=1)
-                for old, new in zip(past_key_values, (k, v), strict=True)
-            )
-        attention_output = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-        x = x + self.o_proj(merge_heads(attention_output), lora_scale, o_key)
+        x = x + self.o_proj(merge_heads(attend(q, k, v)), lora_scale, o_key)
         y = self.ffn_norm(x)
         y = jax.nn.silu(self.gate_proj(y, lora_scale, gate_key)) * self.up_proj(y, lora_scale, up_key)
-        return x + self.down_proj(y, lora_scale, down_key), (k, v)
+        return x + self.down_proj(y, lora_scale, down_key), k, v
 
 
 class Llama(nnx.Module):
@@ -163,53 +167,124 @@ class Llama(nnx.Module):
         mask: Bool[Array, "rows seq keys"],
         *,
         lora_scale: Array | float | None,
-        cache: KVCache | None = None,
         dropout_key: Array | None = None,
         remat_policy: str = "none",
-    ) -> tuple[Float[Array, "rows seq hidden"], KVCache | None]:
+    ) -> Float[Array, "rows seq hidden"]:
         """Runs the layers and the final norm.
 
         Args:
           x: embeddings.
           positions: rotary positions.
-          mask: keys that each query may attend to: the tokens of the row, or the slots of the cache.
+          mask: tokens of the row that each token may attend to.
           lora_scale: factor of the adapters; None leaves the adapters out.
-          cache: cache to which the keys and values of this call are appended, and whose slots are attended to.
           dropout_key: random key of LoRA dropout in training; None in inference.
           remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
 
         Returns:
-          Hidden states, and the cache with the tokens of this call (None if there was no cache).
+          Hidden states.
         """
-        rotation = rotary_cos_sin(positions, self.config)
-        start = None if cache is None else cache.length
-        past = None if cache is None else (cache.keys, cache.values)
+        rotation, attend = rotary_cos_sin(positions, self.config), _masked_attention(mask)
         layer_keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_hidden_layers)
 
-        def body(x, layer, past, layer_key):
-            x, new_kv = layer(x, rotation, mask, lora_scale, past, start, layer_key)
-            return x, None if past is None else new_kv
+        def body(x, layer, layer_key):
+            return layer(x, rotation, attend, lora_scale, layer_key)[0], None
 
-        x, new_kv = scan_layers("llama", body, x, self.layers, past, layer_keys, remat_policy=remat_policy)
-        cache = None if cache is None else KVCache(*new_kv, cache.length + x.shape[1])
-        return self.norm(x), cache
+        x, _ = scan_layers("llama", body, x, self.layers, layer_keys, remat_policy=remat_policy)
+        return self.norm(x)
+
+    def prefill(
+        self,
+        x: Float[Array, "rows seq hidden"],
+        positions: Int32[Array, "rows seq"],
+        mask: Bool[Array, "rows seq keys"],
+        *,
+        lora_scale: Array | float | None,
+    ) -> tuple[Float[Array, "rows seq hidden"], KeysAndValues]:
+        """Runs the layers on prompts. Arguments and hidden states are those of a call.
+
+        Returns:
+          Hidden states, and the keys and values of the prompts.
+        """
+        rotation, attend = rotary_cos_sin(positions, self.config), _masked_attention(mask)
+
+        def body(x, layer):
+            x, keys, values = layer(x, rotation, attend, lora_scale)
+            return x, KeysAndValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+        x, prompt = scan_layers("llama", body, x, self.layers)
+        return self.norm(x), prompt
+
+    def decode(
+        self,
+        x: Float[Array, "rows beams hidden"],
+        positions: Int32[Array, "rows beams"],
+        cache: DecodingCache,
+        mask: Bool[Array, "rows beams keys"],
+        *,
+        lora_scale: Array | float | None,
+    ) -> tuple[Float[Array, "rows beams hidden"], KeysAndValues]:
+        """Runs the layers on the next token of every beam. A token also attends to itself.
+
+        Args:
+          x: embeddings.
+          positions: rotary positions.
+          cache: keys and values of earlier tokens.
+          mask: keys of the prompt, and then slots of `cache.decoded`, that each beam may attend to.
+          lora_scale: factor of the adapters; None leaves the adapters out.
+
+        Returns:
+          Hidden states, and the keys and values of these tokens: one for each beam.
+        """
+        num_beams = x.shape[1]
+        rotation = rotary_cos_sin(positions, self.config)
+        itself = jnp.broadcast_to(jnp.eye(num_beams, dtype=bool), (*mask.shape[:2], num_beams))
+        mask = jnp.concatenate([mask, itself], axis=-1)
+
+        def body(x, layer, past):
+            def attend(q, k, v):
+                new = KeysAndValues(k.swapaxes(1, 2), v.swapaxes(1, 2))
+                return _cached_attention(q, (past.prompt, past.decoded, new), mask)
+
+            x, keys, values = layer(x, rotation, attend, lora_scale)
+            return x, KeysAndValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+        x, new = scan_layers("llama", body, x, self.layers, cache)
+        return self.norm(x), new
 
     def logits(self, hidden: Float[Array, "*batch hidden"]) -> Float32[Array, "*batch vocab"]:
         """Returns the logits of hidden states."""
         kernel = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
         return matmul(hidden, kernel, "float32")
 
-    def empty_cache(self, num_rows: int, num_slots: int, dtype: jnp.dtype) -> KVCache:
-        """Returns an empty KV cache.
 
-        Args:
-          num_rows: number of sequences.
-          num_slots: maximum number of tokens per sequence.
-          dtype: dtype of keys and values.
-        """
-        config = self.config
-        shape = (config.num_hidden_layers, num_rows, num_slots, config.num_key_value_heads, config.head_size)
-        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+def _masked_attention(mask: Bool[Array, "rows seq keys"]) -> Attend:
+    """Returns the attention among the tokens of a call."""
+    return lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+
+
+def _cached_attention(
+    q: Float[Array, "rows beams heads head_size"], past: Sequence[KeysAndValues], mask: Bool[Array, "rows beams keys"]
+) -> Float[Array, "rows beams heads head_size"]:
+    """Attends to several blocks of keys and values with one softmax, without joining the blocks in memory.
+
+    Args:
+      q: queries.
+      past: float[rows, heads of keys, keys of the block, head_size] each.
+      mask: keys of all blocks that each query may attend to.
+    """
+    num_rows, num_beams, num_heads, head_size = q.shape
+    num_kv_heads = past[0].keys.shape[1]
+    q = q.reshape(num_rows, num_beams, num_kv_heads, -1, head_size)
+    scores = [jnp.einsum("rbhgd,rhkd->rhbgk", q, block.keys, preferred_element_type=jnp.float32) for block in past]
+    scores = jnp.concatenate(scores, axis=-1) / head_size**0.5
+    scores = jnp.where(mask[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    bounds = np.cumsum([block.keys.shape[2] for block in past])[:-1]
+    outputs = [
+        jnp.einsum("rhbgk,rhkd->rbhgd", part, block.values)
+        for part, block in zip(jnp.split(weights, bounds, axis=-1), past, strict=True)
+    ]
+    return sum(outputs[1:], outputs[0]).reshape(num_rows, num_beams, num_heads, head_size)
 
 
 def log_probabilities(logits: Float32[Array, "*batch vocab"], pad_classes: int) -> Float32[Array, "*batch vocab"]:

@@ -165,7 +165,7 @@ class Salmonn(nnx.Module):
         audio_tokens = self.encode_audio(batch.pcm, batch.pcm_length, padded_length, qformer_key)
         x = self.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens, num_shards)
         mask = causal_mask(batch.segments)
-        hidden, _ = self.llama(
+        hidden = self.llama(
             x, batch.positions, mask, lora_scale=lora_scale, dropout_key=llama_key, remat_policy=remat_policy
         )
         return self.llama.logits(hidden), audio_tokens

@@ -124,9 +124,27 @@ def test_output_is_not_overwritten(ask, folder):
     assert (folder / "old.jsonl").read_text() == "old"
 
 
-@pytest.mark.parametrize("option", ["--batch-size", "--max-new-tokens"])
-def test_numbers_must_be_positive(ask, option):
-    assert ask(option, "0", "a.wav", model="no model") == (2, [], [f"error: {option}=0: must be at least 1"])
+def test_numbers_must_be_positive(ask):
+    code, lines, errors = ask("--batch-size", "0", "a.wav", model="no model")
+    assert (code, lines, len(errors)) == (2, [], 1)
+    assert "--batch-size" in errors[0]
+    for option, value in (("--max-new-tokens", "0"), ("--num-beams", "1.5"), ("--length-penalty", "x")):
+        code, lines, errors = ask(option, value, "a.wav", model="no model")
+        assert (code, lines, len(errors)) == (2, [], 1)
+        assert f"{option[2:].replace('-', '_')}=" in errors[0]
+
+
+def test_settings_of_decoding_reach_the_decoder(ask, folder):
+    """Beams are the default; another search gives another score, and a minimum length lengthens the answer."""
+    fields = []
+    for i, options in enumerate(([], ["--num-beams", "1"], ["--num-beams", "1", "--do-sample", "--seed", "3"])):
+        code, _, errors = ask(*options, "--output", f"{i}.jsonl", "a.wav")
+        assert (code, errors) == (0, [])
+        fields.append(json.loads((folder / f"{i}.jsonl").read_text()))
+    assert fields[0]["score"] >= fields[1]["score"]
+    assert fields[2]["score"] < fields[1]["score"]
+    assert all(1 <= one["num_tokens"] <= 4 for one in fields)
+    assert ask("--do-sample", "a.wav")[2] == ["error: num_beams=4: must be 1 with do_sample=true"]
 
 
 def test_long_recordings(ask, folder):

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from salmonn_jax.audio import features
-from salmonn_jax.decoding import greedy
 from salmonn_jax.models.beats.encoder import token_masks
-from salmonn_jax.prompts import TEXT_SLOT, encode_answer, encode_prompt
+from salmonn_jax.prompts import encode_answer, encode_prompt
 from salmonn_jax.tokenizer import load_tokenizer
 from tests import golden
 from tests.golden import MINI, TINY, GoldenSet, relative_error
@@ -46,38 +45,6 @@ def forward(golden_set):
 def clips_alone(golden_set, forward):
     """Audio tokens, logits, losses and counted tokens of each clip alone."""
     return forward(golden_set.frames_alone, golden_set.unpadded_batch(), golden_set.config.lora.scale)
-
-
-@pytest.fixture(scope="module")
-def generate(golden_set):
-    """Greedy decoding of the three prompts as a function of the LoRA scale; compiled once."""
-    prompts, longest = prompt_batch(golden_set), max(len(ids) for ids in greedy_ids(golden_set, "greedy"))
-
-    @jax.jit
-    def decode(model, prompts, lora_scale):
-        return greedy.generate(model, prompts, max_new_tokens=longest, stop_token_ids=(2,), lora_scale=lora_scale)
-
-    return lambda lora_scale: decode(golden_set.model, prompts, lora_scale)
-
-
-def prompt_batch(golden_set: GoldenSet) -> greedy.PromptBatch:
-    """Returns the prompts of the three clips, each at its own length."""
-    batch = golden_set.unpadded_batch()
-    prompt = (batch.segments > 0) & ~batch.loss_mask
-    length = prompt.sum(axis=1, dtype=np.int32)
-    width = length.max()
-    tokens = np.where(prompt & (batch.audio_slot == TEXT_SLOT), batch.tokens, 0)[:, :width]
-    slot = np.where(prompt, batch.audio_slot, TEXT_SLOT)[:, :width]
-    return greedy.PromptBatch(*golden_set.clips, tokens, slot, length)
-
-
-def greedy_ids(golden_set: GoldenSet, name: str) -> list[list[int]]:
-    """Returns the original's ids of a greedy run, without the <s> that they begin with."""
-    if "generations" in golden_set.expected_json:
-        answers = golden_set.expected_json["generations"][name]["max_new_tokens_40"]
-    else:
-        answers = golden_set.expected_json[f"generate_{name}"]
-    return [answer["ids"][1:] for answer in answers]
 
 
 def test_log_mel(golden_set):
@@ -135,12 +102,6 @@ def test_loss_of_each_clip_alone(golden_set, clips_alone):
     np.testing.assert_allclose(ours, golden_set.expected["loss"], rtol=LOSS)
 
 
-def test_greedy_ids_of_a_batch_of_unequal_prompts(golden_set, generate):
-    decoded, theirs = generate(golden_set.config.lora.scale), greedy_ids(golden_set, "greedy")
-    for clip in CLIPS:
-        assert decoded.tokens[clip, : decoded.length[clip]].tolist() == theirs[clip]
-
-
 def test_token_ids_of_prompts_and_answers(golden_set):
     tokenizer = load_tokenizer(golden_set.directory / "vicuna")
     expected = golden_set.expected_json
@@ -165,9 +126,3 @@ class TestHalvedLoraScale:
         _, _, losses, counted = forward(golden_set.frames_alone, batch, golden_set.config.lora.scale / 2)
         ours = losses.sum(axis=1) / counted.sum(axis=1)
         np.testing.assert_allclose(ours, golden_set.expected["loss_alpha16"], rtol=LOSS)
-
-    def test_greedy_ids(self, golden_set, generate):
-        decoded = generate(golden_set.config.lora.scale / 2)
-        theirs = greedy_ids(golden_set, "greedy_alpha16")
-        for clip in CLIPS:
-            assert decoded.tokens[clip, : decoded.length[clip]].tolist() == theirs[clip]

@@ -63,7 +63,7 @@ def whisper_and_beats(model, inputs):
 
 def llama_layers(model, inputs):
     positions = jnp.broadcast_to(jnp.arange(12), (8, 12))
-    return model.llama(inputs["embedded"], positions, causal_mask(inputs["segments"]), lora_scale=2.0)[0]
+    return model.llama(inputs["embedded"], positions, causal_mask(inputs["segments"]), lora_scale=2.0)
 
 
 # One program each: XLA on CPU may run the collectives of independent parts of one program in any order, and with few

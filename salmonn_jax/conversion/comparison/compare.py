@@ -209,6 +209,6 @@ def _compute_activations(model: Salmonn, batch, with_audio: bool) -> dict[str, j
             audio_tokens = activations.get("audio tokens", jnp.zeros((0, 0, config.llama.hidden_size)))
             x = model.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens)
             scale = config.lora.scale if with_audio else None
-            hidden, _ = model.llama(x, batch.positions, causal_mask(batch.segments), lora_scale=scale)
+            hidden = model.llama(x, batch.positions, causal_mask(batch.segments), lora_scale=scale)
             activations["logits"] = model.llama.logits(hidden)
     return activations | hidden_states
