@@ -1,8 +1,9 @@
 """Check whether a job fits on a TPU slice: python -m launch.plan CONFIG --topology v5p-128 [field=value ...]
 
-Compiles the train step and both decoding programs for the slice with the TPU compiler. This machine needs no TPU, only
-`pip install 'salmonn-jax[tpu]'`. The compilation takes minutes for large models. Prints the memory of a chip by kind,
-the collectives, and a projection of the step time, which is not a measurement. Exits with 1 if the job does not fit.
+Compiles the train step, and the prefill and decode step of an evaluation, for the slice with the TPU compiler. This
+machine needs no TPU, only `pip install 'salmonn-jax[tpu]'`. The compilation takes minutes for large models. Prints the
+memory of a chip by kind, the collectives, and a projection of the step time, which is not a measurement. Exits with 1
+if the job does not fit.
 """
 
 from __future__ import annotations
@@ -50,10 +51,14 @@ def main() -> None:
         action="store_true",
         help="also search batch size and remat policy for the highest projected speed",
     )
-    parser.add_argument("--train-only", action="store_true", help="do not compile the decoding programs")
+    programs = parser.add_mutually_exclusive_group()
+    programs.add_argument("--train-only", action="store_true", help="do not compile the decoding programs")
+    programs.add_argument("--decoding-only", action="store_true", help="do not compile the train step")
     parser.add_argument("--output", type=cli.output_path, metavar="FILE", help="JSON file for all plans")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the configuration")
     arguments = parser.parse_intermixed_args()
+    if arguments.search and arguments.decoding_only:
+        parser.error("--search looks for a training batch; leave out --decoding-only")
     preset = require_model(resolve_preset(arguments.config, arguments.overrides, arguments.model))
     # Shapes need no device, and a search for a TPU would take time.
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -84,13 +89,13 @@ def run(preset: Preset, arguments: argparse.Namespace) -> int:
         )
         for placement in placements
     ]
-    make_plan = functools.partial(compile_plan, preset, topology)
+    make_plan = functools.partial(decoding_plan if arguments.decoding_only else compile_plan, preset, topology)
     if arguments.search:
         plans = planner.search(make_plan, trials, topology, log_progress)
     else:
         plans = planner.try_meshes(make_plan, trials, log_progress)
     plan = plans[-1]
-    if plan.train.temporary is not None and not arguments.train_only:
+    if plan.train is not None and plan.train.temporary is not None and not arguments.train_only:
         plan = planner.with_decoding(plan, compile_decoding(preset, topology, plan.trial), topology)
     print("\n".join(planner.report_lines(plan, topology)))
     if arguments.output:
@@ -176,16 +181,46 @@ def compile_train_step(preset: Preset, mesh: jax.sharding.Mesh, hbm_limit: float
     return aot.compile_train_step(make_train_step(recipe, structure, mesh), state, weights.frozen, batch, hbm_limit)
 
 
+def decoding_plan(preset: Preset, topology: Topology, trial: Trial) -> Plan:
+    """Compiles the decoding programs of a preset without its train step, with the mesh of a trial."""
+    from salmonn_jax import config, sharding
+    from salmonn_jax.planning import aot, planner
+
+    mesh = sharding.make_mesh(trial.mesh, aot.devices(topology))
+    plan = planner.Plan(
+        name=preset.name,
+        config={"name": preset.name, "model": config.to_dict(preset.model), "recipe": config.to_dict(preset.recipe)},
+        trial=trial,
+        row_tokens=str(preset.recipe.data.seq_len),
+        num_train_steps=preset.recipe.num_train_steps,
+        mesh=dict(mesh.shape),
+        train=None,
+        flops=None,
+        projection=None,
+        fits=True,
+    )
+    return planner.with_decoding(plan, compile_decoding(preset, topology, trial), topology)
+
+
 def compile_decoding(preset: Preset, topology: Topology, trial: Trial) -> tuple[CompiledProgram, ...]:
-    """Compiles the decoding programs of a preset, for as many prompts as the trial has rows."""
+    """Compiles the decoding programs of a preset, for as many prompts as fit.
+
+    The first number of prompts is an estimate. It is halved until both programs fit, or each data shard has one prompt.
+    """
     from salmonn_jax import sharding
     from salmonn_jax.models import parameters
-    from salmonn_jax.planning import aot
+    from salmonn_jax.planning import aot, projection
 
     mesh, recipe = sharding.make_mesh(trial.mesh, aot.devices(topology)), preset.recipe
     structure = parameters.model_structure(preset.model, recipe.activation_dtype)
     weights = aot.abstract_weights(structure, recipe.trainable, recipe.frozen_dtype, mesh)
-    return aot.compile_decoding(structure, weights, trial.rows, mesh)
+    rows = aot.decoding_rows(structure, weights, mesh, (1 - projection.HBM_HEADROOM) * topology.chip.hbm_bytes)
+    while True:
+        log_progress(f"decoding: compiling for {rows} prompts")
+        programs = aot.compile_decoding(structure, weights, rows, mesh)
+        if all(projection.fits(program, topology) for program in programs) or rows <= sharding.num_data_shards(mesh):
+            return programs
+        rows //= 2
 
 
 def log_progress(line: str) -> None:

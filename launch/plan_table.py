@@ -1,7 +1,7 @@
 """Recompile the plans in launch/plans.json and print the tables of docs/plans.md: python -m launch.plan_table
 
 `launch/plans.json` lists commands of `launch.plan` with their results. This command runs them again, each in its own
-process, replaces the results in the file, and prints both tables in Markdown. Copy the tables to docs/plans.md. A plan
+process, replaces the results in the file, and prints the tables in Markdown. Copy the tables to docs/plans.md. A plan
 takes minutes for large models.
 """
 
@@ -34,7 +34,8 @@ def main() -> None:
         if not arguments.print and " ".join(entry["command"]).startswith(arguments.only):
             entry["plan"] = run_plan(entry["command"])
             PLANS_FILE.write_text(json.dumps(entries, indent=1) + "\n")
-    print("\n".join([*memory_table(entries), "", *scaling_table(entries)]))
+    tables = memory_table, evaluation_table, scaling_table
+    print("\n\n".join("\n".join(table(entries)) for table in tables))
 
 
 def run_plan(command: Sequence[str]) -> dict[str, Any]:
@@ -51,17 +52,18 @@ def run_plan(command: Sequence[str]) -> dict[str, Any]:
 def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Returns the Markdown table of memory and speed.
 
-    It contains the plans of the released models that were compiled with decoding.
+    It contains the training plans of the released models, except those that compile only the train step.
     """
     lines = [
         "| configuration, slice | chips | mesh | rows x tokens, clips | frozen | trained, optimiser | temporary "
-        "| train step | prefill | decode step | memory of a chip | *projected:* step | MFU | clips/s "
-        "| chip-hours of the stage |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| train step | memory of a chip | *projected:* step | MFU | clips/s | chip-hours of the stage |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    released = [e["plan"] for e in entries if e["plan"] and e["command"][0].startswith("salmonn")]
-    for plan in (plan for plan in released if len(plan["programs"]) > 1):
-        train, *decoding = plan["programs"]
+    for entry in entries:
+        plan = entry["plan"]
+        if not entry["command"][0].startswith("salmonn") or {"--train-only", "--decoding-only"} & set(entry["command"]):
+            continue
+        train = _program(plan, "train step")
         cells = [
             f"{plan['config']['name']}, {plan['topology']['name']}",
             plan["topology"]["chips"],
@@ -70,9 +72,39 @@ def memory_table(entries: Sequence[dict[str, Any]]) -> list[str]:
             f"{train['frozen'] / GB:.2f}",
             f"{(train['trained'] + train['optimizer']) / GB:.2f}",
             f"{train['temporary'] / GB:.2f}",
-            *(f"{program['needed'] / GB:.1f}" for program in (train, *decoding)),
+            f"{train['needed'] / GB:.1f}",
             f"{plan['hbm'] / GB:.1f} GB",
             *_projection_cells(plan),
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def evaluation_table(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the Markdown table of the memory of evaluation.
+
+    It contains the plans of the released models with decoding programs.
+    """
+    lines = [
+        "| configuration, slice | chips | mesh | prompts | frozen | prompts and KV cache | prefill | decode step "
+        "| memory of a chip | prefill, decode step compiled in |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for plan in (entry["plan"] for entry in entries if entry["command"][0].startswith("salmonn")):
+        prefill, step = (_program(plan, name) for name in ("prefill", "decode step"))
+        if step is None:
+            continue
+        cells = [
+            f"{plan['config']['name']}, {plan['topology']['name']}",
+            plan["topology"]["chips"],
+            _mesh(plan["mesh"]),
+            step["rows"],
+            f"{step['frozen'] / GB:.2f}",
+            f"{step['batch'] / GB:.2f}",
+            f"{prefill['needed'] / GB:.1f}",
+            f"{step['needed'] / GB:.1f}",
+            f"{plan['hbm'] / GB:.1f} GB",
+            f"{prefill['compile_seconds']:.0f} s, {step['compile_seconds']:.0f} s",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
@@ -88,7 +120,7 @@ def scaling_table(entries: Sequence[dict[str, Any]]) -> list[str]:
         "| collective bytes per chip | *projected:* collectives | chip-hours per million clips |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    plans = [entry["plan"] for entry in entries if entry["plan"] and len(entry["plan"]["programs"]) == 1]
+    plans = [entry["plan"] for entry in entries if "--train-only" in entry["command"]]
     for plan in plans:
         train, chips, projection = plan["programs"][0], plan["topology"]["chips"], plan["projection"]
         inputs = sum(train[kind] for kind in ("frozen", "trained", "optimizer", "batch"))
@@ -106,6 +138,11 @@ def scaling_table(entries: Sequence[dict[str, Any]]) -> list[str]:
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines if plans else []
+
+
+def _program(plan: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Returns the program of a plan with this name, or None."""
+    return next((program for program in plan["programs"] if program["name"] == name), None)
 
 
 def _projection_cells(plan: dict[str, Any]) -> list[str]:

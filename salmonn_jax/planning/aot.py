@@ -21,8 +21,10 @@ from jax.sharding import Mesh
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch, empty_batch
-from salmonn_jax.config import DataConfig, ModelConfig
-from salmonn_jax.decoding import greedy
+from salmonn_jax.config import DataConfig, GenerationConfig, ModelConfig
+from salmonn_jax.decoding import decoder, memory
+from salmonn_jax.decoding.batching import MAX_BATCH_SIZE
+from salmonn_jax.decoding.options import decoding_options
 from salmonn_jax.errors import UserError
 from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import ModelStructure
@@ -30,7 +32,8 @@ from salmonn_jax.planning import hlo
 from salmonn_jax.planning.hlo import Collective
 from salmonn_jax.planning.topologies import Topology
 
-PROMPT_TOKENS, MAX_NEW_TOKENS = 256, 200  # sizes of the decoding programs
+PROMPT_TOKENS = 256  # padded length of the prompts of the decoding programs
+GENERATION = GenerationConfig(num_beams=4, max_new_tokens=200)  # settings of the decoding programs
 
 
 class CompilationError(UserError):
@@ -42,16 +45,17 @@ class CompiledProgram:
     """Compiled program. All sizes are bytes on one chip.
 
     Attributes:
-      name: "train step", "prefill" or "decode step".
+      name: "train step", "prefill" (with the encoders) or "decode step".
       frozen: frozen parameters.
       trained: trainable parameters.
       optimizer: optimizer state.
-      batch: batch; for a decoding program also the key-value cache.
+      batch: batch; for a decode step also the key-value cache.
       temporary: activations, other temporary buffers and code; None if the program does not fit.
       needed: peak memory according to the compiler.
       collectives: collective instructions of the program.
       lower_seconds: seconds of lowering on this machine.
       compile_seconds: seconds of compilation on this machine.
+      rows: prompts of a decoding program; 0 for a train step.
       hlo_text: text of the optimised HLO module.
     """
 
@@ -65,6 +69,7 @@ class CompiledProgram:
     collectives: tuple[Collective, ...]
     lower_seconds: float
     compile_seconds: float
+    rows: int = 0
     hlo_text: str = dataclasses.field(repr=False, default="")
 
 
@@ -166,10 +171,29 @@ def compile_train_step(
     return _compile("train step", train_step, (state, frozen, batch), inputs_by_kind, hbm_limit)
 
 
+def decoding_rows(structure: ModelStructure, weights: AbstractWeights, mesh: Mesh, hbm_limit: float) -> int:
+    """Returns the estimate of the largest batch size of decoding that fits, at least one row per data shard.
+
+    Args:
+      structure: structure of the model.
+      weights: its abstract weights.
+      mesh: mesh of the devices to compile for.
+      hbm_limit: bytes of one chip.
+    """
+    model = structure.merge(weights.trained, weights.frozen)
+    sizes = {"seq_len": PROMPT_TOKENS, "max_rows_per_shard": MAX_BATCH_SIZE, "mesh": mesh, "limit": int(hbm_limit)}
+    try:
+        return memory.fitting_batch_size(model, GENERATION, **sizes)
+    except UserError:
+        return sharding.num_data_shards(mesh)
+
+
 def compile_decoding(
     structure: ModelStructure, weights: AbstractWeights, rows: int, mesh: Mesh
 ) -> tuple[CompiledProgram, CompiledProgram]:
-    """Compiles the prefill and the decode step, for prompts with one clip each.
+    """Compiles the prefill and the decode step of an evaluation, for prompts with one clip each.
+
+    The search has four beams and at most 200 new tokens, as in the paper's evaluation.
 
     Args:
       structure: structure of the model.
@@ -181,48 +205,60 @@ def compile_decoding(
       CompilationError: the compiler failed.
     """
     trained, frozen = weights
-    config = structure.config
+    config, row_sharding = structure.config, sharding.row_sharding(mesh)
     # Presets name no stop tokens. Which ones they are does not change the memory or the speed.
-    options = {"stop_token_ids": config.stop_token_ids or (2,), "lora_scale": config.lora.scale}
-    row_sharding = sharding.row_sharding(mesh)
+    options, numbers = decoding_options(
+        GENERATION,
+        stop_token_ids=config.stop_token_ids or (2,),
+        start_token_id=None,
+        lora_scale=config.lora.scale,
+        pad_classes=config.pad_classes,
+    )
+    numbers = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), numbers
+    )
     batch = abstract_batch(config, DataConfig(rows=rows, clips=rows, streams=rows, lookahead=rows), mesh)
 
-    def int32_rows(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=row_sharding)
+    def row_array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=row_sharding)
 
-    prompts = greedy.PromptBatch(
-        batch.pcm, batch.pcm_length, int32_rows(PROMPT_TOKENS), int32_rows(PROMPT_TOKENS), int32_rows()
+    prompts = decoder.PromptBatch(
+        batch.pcm,
+        batch.pcm_length,
+        row_array(PROMPT_TOKENS),
+        row_array(PROMPT_TOKENS),
+        row_array(),
+        row_array(2, dtype=jnp.uint32),
     )
+    static = {"options": options, "mesh": mesh}
 
-    def prefill(trained, frozen, prompts):
+    def prefill(trained, frozen, prompts, numbers):
         model = structure.merge(trained, frozen)
-        return greedy.prefill(model, prompts, max_new_tokens=MAX_NEW_TOKENS, **options)
+        embedded = decoder.embed_prompts(model, prompts)
+        return embedded, decoder.prefill(model.llama, embedded, numbers, **static)
 
-    def decode_step(trained, frozen, prompts, state):
-        return greedy.decode_step(structure.merge(trained, frozen), prompts, state, **options)
+    def decode_step(trained, frozen, embedded, state, numbers):
+        return decoder.decode_step(structure.merge(trained, frozen).llama, embedded, state, numbers, **static)
 
-    state = jax.eval_shape(prefill, trained, frozen, prompts)
-    shardings = _decoding_shardings(state, mesh)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    shapes = jax.eval_shape(prefill, trained, frozen, prompts, numbers)
+    shardings = (
+        jax.tree.map(lambda _: row_sharding, shapes[0]),
+        decoder.state_shardings(shapes[1], mesh),
+    )
+    embedded, state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     inputs_by_kind = {"frozen": frozen, "trained": trained, "optimizer": (), "batch": prompts}
-    return (
-        _compile("prefill", jax.jit(prefill, out_shardings=shardings), (trained, frozen, prompts), inputs_by_kind),
+    programs = (
+        _compile(
+            "prefill", jax.jit(prefill, out_shardings=shardings), (trained, frozen, prompts, numbers), inputs_by_kind
+        ),
         _compile(
             "decode step",
-            jax.jit(decode_step, out_shardings=shardings, donate_argnums=3),
-            (trained, frozen, prompts, state),
-            inputs_by_kind | {"batch": (prompts, state)},
+            jax.jit(decode_step, out_shardings=shardings[1], donate_argnums=3),
+            (trained, frozen, embedded, state, numbers),
+            inputs_by_kind | {"batch": (embedded, state)},
         ),
     )
-
-
-def _decoding_shardings(state: greedy.DecodeState, mesh: Mesh) -> greedy.DecodeState:
-    """Shards rows over the data axes, and the heads of the cache over `tensor` if it divides their number."""
-    heads = state.cache.keys.shape[3]
-    head_axis = "tensor" if heads % mesh.shape["tensor"] == 0 else None
-    cache = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, ("data", "fsdp"), None, head_axis))
-    rows, replicated = sharding.row_sharding(mesh), sharding.replicated(mesh)
-    return greedy.DecodeState(replicated, rows, rows, rows, rows, type(state.cache)(cache, cache, replicated))
+    return tuple(dataclasses.replace(program, rows=rows) for program in programs)
 
 
 def _compile(

@@ -52,8 +52,8 @@ class Plan:
       row_tokens: tokens of the longest row, such as "512" or "at most 512".
       num_train_steps: steps of the run.
       mesh: size of each mesh axis, those of size 1 included.
-      train: the compiled train step.
-      flops: FLOPs of a step on all chips.
+      train: the compiled train step; None if only decoding was planned.
+      flops: FLOPs of a train step on all chips; None if only decoding was planned.
       projection: projected speed; None if the train step does not fit.
       fits: whether all programs leave `projection.HBM_HEADROOM` of a chip's memory free.
       decoding: the compiled decoding programs, if `with_decoding` added them.
@@ -65,11 +65,16 @@ class Plan:
     row_tokens: str
     num_train_steps: int
     mesh: dict[str, int]
-    train: CompiledProgram
-    flops: StepFlops
+    train: CompiledProgram | None
+    flops: StepFlops | None
     projection: Projection | None
     fits: bool
     decoding: tuple[CompiledProgram, ...] = ()
+
+    @property
+    def programs(self) -> tuple[CompiledProgram, ...]:
+        """All compiled programs."""
+        return (() if self.train is None else (self.train,)) + self.decoding
 
 
 MakePlan = Callable[[Trial], Plan]  # compiles a trial; raises UserError if its batch cannot be split over its mesh
@@ -179,12 +184,24 @@ def report_lines(plan: Plan, topology: Topology) -> list[str]:
     heads = ("frozen", "trained", "optim.", "batch", "temp.", "needed")
     lines = [
         f"{plan.name} on {topology.slices} x {topology.name} ({topology.chips} chips, {topology.hosts} hosts)",
-        f"mesh {plan.mesh}, remat {trial.remat_policy}; a step has {trial.clips} clips and {trial.rows} rows of "
-        f"{plan.row_tokens} tokens",
+        f"mesh {plan.mesh}",
+    ]
+    if plan.train is not None:
+        lines.append(
+            f"training: remat {trial.remat_policy}; a step has {trial.clips} clips and {trial.rows} rows of "
+            f"{plan.row_tokens} tokens"
+        )
+    if plan.decoding:
+        settings = aot.GENERATION
+        lines.append(
+            f"decoding: {plan.decoding[0].rows} prompts of {aot.PROMPT_TOKENS} tokens with one clip each, "
+            f"{settings.num_beams} beams, at most {settings.max_new_tokens} new tokens"
+        )
+    lines += [
         "",
         " ".join([f"{'GB on a chip':14}", *(f"{head:>8}" for head in heads), f"of {hbm / GB:.1f}"]),
     ]
-    for program in (plan.train, *plan.decoding):
+    for program in plan.programs:
         input_bytes = (program.frozen, program.trained, program.optimizer, program.batch)
         temporary = f"{program.temporary / GB:8.2f}" if program.temporary is not None else f"{'-':>8}"
         verdict = (
@@ -194,12 +211,15 @@ def report_lines(plan: Plan, topology: Topology) -> list[str]:
         )
         cells = " ".join(f"{x / GB:8.2f}" for x in input_bytes)
         lines.append(f"{program.name:14} {cells} {temporary} {program.needed / GB:8.2f} {verdict}")
-    lines += ["", "collectives of a train step (MB per chip x number of executions):"]
-    for collective in plan.train.collectives:
-        size = f"{collective.bytes / 1e6:10.3f} MB x {collective.times:<4}"
-        lines.append(f"  {collective.kind:18} {size} {collective.source[-70:]}")
-    flops_text = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in plan.flops.by_component.items())
-    lines += ["", f"TFLOP of a step on all chips: {flops_text}"]
+    for program in plan.programs:
+        if program.name != "prefill":
+            lines += ["", f"collectives of a {program.name} (MB per chip x number of executions):"]
+            for collective in program.collectives:
+                size = f"{collective.bytes / 1e6:10.3f} MB x {collective.times:<4}"
+                lines.append(f"  {collective.kind:18} {size} {collective.source[-70:]}")
+    if plan.flops is not None:
+        flops_text = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in plan.flops.by_component.items())
+        lines += ["", f"TFLOP of a train step on all chips: {flops_text}"]
     if plan.projection is not None:
         p = plan.projection
         lines += [
@@ -231,8 +251,8 @@ def plan_to_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
         "mesh": plan.mesh,
         "fits": plan.fits,
         "hbm": topology.chip.hbm_bytes,
-        "programs": [program_to_dict(program) for program in (plan.train, *plan.decoding)],
-        "flops": plan.flops.by_component,
+        "programs": [program_to_dict(program) for program in plan.programs],
+        "flops": plan.flops and plan.flops.by_component,
         "projection": projection_values,
         "assumptions": projection.__doc__,
         "compiler": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
@@ -242,6 +262,8 @@ def plan_to_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
 def _make_and_log_plan(make_plan: MakePlan, trial: Trial, log: Callable[[str], Any]) -> Plan:
     """Compiles a trial and logs one line about it."""
     plan = make_plan(trial)
+    if plan.train is None:
+        return plan
     seconds = plan.train.compile_seconds
     log(
         f"{_describe(trial)}: {plan.train.needed / GB:.1f} GB on a chip, {'fits' if plan.fits else 'does not fit'} "

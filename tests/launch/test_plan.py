@@ -42,7 +42,14 @@ def debug_plan(compiler, tmp_path_factory) -> tuple[str, dict]:
 @pytest.mark.tpu_compiler
 def test_debug_on_a_slice(debug_plan):
     stdout, made = debug_plan
-    for line in ("debug on 1 x v5e-8 (8 chips, 2 hosts)", "train step", "prefill", "decode step", "PROJECTED"):
+    for line in (
+        "debug on 1 x v5e-8 (8 chips, 2 hosts)",
+        "train step",
+        "prefill",
+        "decode step",
+        "4 beams",
+        "PROJECTED",
+    ):
         assert line in stdout
     assert made["fits"] and made["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
     train = made["programs"][0]
