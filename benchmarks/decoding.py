@@ -1,0 +1,158 @@
+"""Measures 4-beam decoding against transformers' `generate`: python benchmarks/decoding.py [--model DIR]
+
+Both decode the same prompts with the same weights, in float32 on the CPU of this machine, in one process and one after
+the other. Prompts are embeddings, as in SALMONN, with the lengths of a prompt about a clip (88 audio tokens and a
+question). No token ends an answer, so both decode the same number of tokens. transformers has its key-value cache,
+inference mode and a thread per core. Compilation is timed apart. Prints new tokens per second of the best answers, for
+the fastest of some repetitions, the ratio, and how many answers are equal.
+
+The model is a directory of a language model in the format of transformers; by default a LLaMA with random weights and
+the sizes of SmolLM2-135M.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+import salmonn_jax
+from salmonn_jax.config import GenerationConfig
+from salmonn_jax.conversion import to_jax
+from salmonn_jax.decoding.decoder import EmbeddedPrompts, decode
+from salmonn_jax.decoding.options import decoding_options
+from salmonn_jax.models.llama import Llama
+
+ROOT = pathlib.Path(__file__).parents[1]
+TOKENIZER = ROOT / "tests" / "salmonn_mini_golden" / "vicuna" / "tokenizer.model"
+SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def main() -> None:
+    """Parses the command line, measures both and prints the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=pathlib.Path, help="directory of a language model (default: random weights)")
+    parser.add_argument("--batch-size", type=int, default=8, help="prompts (default: %(default)s)")
+    parser.add_argument("--prompt-tokens", type=int, default=112, help="tokens of the longest prompt (default: 112)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens of an answer (default: %(default)s)")
+    parser.add_argument("--num-beams", type=int, default=4, help="beams (default: %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=3, help="timed runs of each (default: %(default)s)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, ours = load_both(arguments.model, pathlib.Path(folder))
+    embeddings, length = prompts(theirs, arguments.batch_size, arguments.prompt_tokens)
+    config = GenerationConfig(num_beams=arguments.num_beams, max_new_tokens=arguments.new_tokens, compat="hf5")
+    run_ours, compile_seconds = compiled(ours, embeddings, length, config)
+    run_theirs = transformers_decoder(theirs, embeddings, length, config)
+    our_seconds, our_ids = fastest(run_ours, arguments.repetitions)
+    their_seconds, their_ids = fastest(run_theirs, arguments.repetitions)
+    tokens = arguments.batch_size * arguments.new_tokens
+    print(
+        f"{arguments.batch_size} prompts of up to {arguments.prompt_tokens} tokens, {arguments.new_tokens} new tokens, "
+        f"{arguments.num_beams} beams, float32, {os.cpu_count()} cores"
+    )
+    print(
+        f"salmonn_jax: {tokens / our_seconds:.1f} tokens/s ({our_seconds:.2f} s; compiled in {compile_seconds:.1f} s)"
+    )
+    print(f"transformers {transformers.__version__}: {tokens / their_seconds:.1f} tokens/s ({their_seconds:.2f} s)")
+    print(f"ratio: {their_seconds / our_seconds:.2f}")
+    print(f"equal answers: {(our_ids == their_ids).all(axis=1).sum()} of {arguments.batch_size}")
+
+
+def load_both(directory: pathlib.Path | None, folder: pathlib.Path) -> tuple[Any, Llama]:
+    """Returns the language model as a transformers model and as ours; `folder` is for temporary files."""
+    if directory is None:
+        directory = folder / "random"
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMOLLM2_135M)).save_pretrained(directory)
+        shutil.copy(TOKENIZER, directory)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    to_jax.write_model(to_jax.plan_component("llama", directory), folder / "converted")
+    return theirs, salmonn_jax.load(folder / "converted", dtype="float32").module.llama
+
+
+def prompts(model: Any, batch_size: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns embeddings float32[rows, seq, hidden] of random prompts, padded at the end, and their lengths."""
+    rng = np.random.default_rng(0)
+    length = longest - np.arange(batch_size) % 8
+    ids = torch.tensor(rng.integers(3, model.config.vocab_size, (batch_size, longest)))
+    with torch.inference_mode():
+        embeddings = model.get_input_embeddings()(ids).numpy().copy()
+    embeddings[np.arange(longest) >= length[:, None]] = 0
+    return embeddings, length.astype(np.int32)
+
+
+def compiled(
+    llama: Llama, embeddings: np.ndarray, length: np.ndarray, config: GenerationConfig
+) -> tuple[Callable[[], np.ndarray], float]:
+    """Returns our decoder of these prompts, and the seconds of its compilation."""
+    never = (llama.embedding.shape[0],)  # a token beyond the vocabulary
+    options, numbers = decoding_options(config, stop_token_ids=never, start_token_id=None)
+    batch = EmbeddedPrompts(jnp.array(embeddings), jnp.array(length), jnp.zeros((len(length), 2), jnp.uint32))
+    start = time.perf_counter()
+    run = jax.jit(decode, static_argnames="options").lower(llama, batch, numbers, options=options).compile()
+    return lambda: np.asarray(run(llama, batch, numbers).tokens), time.perf_counter() - start
+
+
+def transformers_decoder(
+    model: Any, embeddings: np.ndarray, length: np.ndarray, config: GenerationConfig
+) -> Callable[[], np.ndarray]:
+    """Returns the decoder of transformers for these prompts, which are padded at the beginning."""
+    torch.set_num_threads(os.cpu_count())
+    shifts = embeddings.shape[1] - length
+    left = np.stack([np.roll(row, shift, axis=0) for row, shift in zip(embeddings, shifts, strict=True)])
+    mask = np.arange(embeddings.shape[1]) >= shifts[:, None]
+    model.generation_config.eos_token_id = None
+    inputs = {"inputs_embeds": torch.tensor(left), "attention_mask": torch.tensor(mask.astype(np.int64))}
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            ids = model.generate(
+                **inputs,
+                num_beams=config.num_beams,
+                max_new_tokens=config.max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=0,
+            )
+        return ids.numpy()
+
+    return run
+
+
+def fastest(run: Callable[[], np.ndarray], repetitions: int) -> tuple[float, np.ndarray]:
+    """Returns the seconds of the fastest run after a warm-up, and its result."""
+    result, seconds = run(), []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        result = run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
+if __name__ == "__main__":
+    main()
