@@ -29,6 +29,7 @@ class EncodeConfig:
       window_samples: length of an encoder window in PCM samples.
       seq_len: length of a row in tokens.
       context_len: context length of the language model in tokens; None for a model without one.
+      vocab_size: tokens in the vocabulary of the language model; None for a model without one.
       max_answer_tokens: maximum number of tokens of an answer, including the end-of-sequence token.
       max_transcript_tokens: maximum number of tokens of a transcript; 0 leaves out transcripts.
       max_windows: maximum number of encoder windows of an example.
@@ -42,6 +43,7 @@ class EncodeConfig:
     window_samples: int
     seq_len: int
     context_len: int | None
+    vocab_size: int | None
     max_answer_tokens: int
     max_transcript_tokens: int
     max_windows: int
@@ -58,6 +60,7 @@ def encode_config(model: ModelConfig, data: DataConfig) -> EncodeConfig:
         window_samples=model.audio.window_samples,
         seq_len=data.seq_len,
         context_len=model.llama and model.llama.max_position_embeddings,
+        vocab_size=model.llama and model.llama.vocab_size,
         max_answer_tokens=data.max_answer_tokens,
         max_transcript_tokens=data.max_transcript_tokens,
         max_windows=data.clips // data.streams,
@@ -85,8 +88,8 @@ def encode_example(
 
     Raises:
       BadExample: the example has more tokens than a row or than the context of the language model, more encoder windows
-        than `config.max_windows`, or its prompt has more positions for clips than it has clips (see
-        `salmonn_jax.prompts.add_audio_placeholder`).
+        than `config.max_windows`, or a token that the language model does not have, or its prompt has more positions
+        for clips than it has clips (see `salmonn_jax.prompts.add_audio_placeholder`).
     """
     windows = () if example.audio is None else tuple(split_windows(example.audio, config.window_samples))
     has_audio = example.audio is not None
@@ -107,6 +110,15 @@ def encode_example(
         raise BadExample("invalid", str(error)) from None
     answer = encode_answer(tokenizer, example.answer, config.max_answer_tokens, stop_token_ids=config.stop_token_ids)
     tokens = encoded_prompt.tokens + answer
+    # The CTC loss is computed per encoder window. Which words are in which of several windows is unknown.
+    transcript = tokenizer.encode(example.transcript) if len(windows) == 1 and config.max_transcript_tokens else ()
+    largest = max([*tokens, *transcript])
+    if config.vocab_size is not None and largest >= config.vocab_size:
+        raise BadExample(
+            "invalid",
+            f"token {largest} of the tokenizer is outside the vocabulary of the language model, which has "
+            f"{config.vocab_size} tokens; use the tokenizer of the model",
+        )
     if len(tokens) > config.seq_len:
         raise BadExample(
             "does not fit",
@@ -127,7 +139,6 @@ def encode_example(
         audio_slots=encoded_prompt.audio_slots + [TEXT_SLOT] * len(answer),
         prompt_length=len(encoded_prompt.tokens),
         clips=windows,
-        # The CTC loss is computed per encoder window. Which words are in which of several windows is unknown.
-        transcript=tokenizer.encode(example.transcript) if len(windows) == 1 and config.max_transcript_tokens else (),
+        transcript=transcript,
         source_index=source_index,
     )

@@ -219,6 +219,10 @@ def whole(folder, debug_run):
             ("debug", "--output", "x", "ctc_weight=1", "data.max_transcript_tokens=4", "ctc_blank=64"),
             "ctc_blank=64: must be below model.llama.vocab_size=64",
         ),
+        (
+            ("debug", "--output", "x", "model.llama.vocab_size=10"),
+            "of the tokenizer is outside the vocabulary of the language model, which has 10 tokens",
+        ),
         (("debug", "--output", "whole", "seed=1"), "another run: seed is 42, not 1"),
         (("debug", "--output", "whole", "--model", "whole"), "started from random weights; omit --model"),
         (("debug", "--output", "x", "--model", "nowhere"), "nowhere"),
