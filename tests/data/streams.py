@@ -21,8 +21,8 @@ from salmonn_jax.config import DataConfig
 from salmonn_jax.configs import get_preset
 
 DEBUG = get_preset("debug").model
-# A token is a letter here, so examples have more tokens than the context of the debug model.
-MODEL = dataclasses.replace(DEBUG, llama=dataclasses.replace(DEBUG.llama, max_position_embeddings=128))
+# A token is a letter here, so examples have more tokens, and larger ones, than the debug model takes.
+MODEL = dataclasses.replace(DEBUG, llama=dataclasses.replace(DEBUG.llama, max_position_embeddings=128, vocab_size=2048))
 WINDOW = MODEL.audio.window_samples
 SIZES = {"speech": 97, "events": 41, "text": 29}
 SHARES = {"speech": 0.6, "events": 0.3, "text": 0.1}
