@@ -118,11 +118,13 @@ def read_evaluation(directory: Path) -> list[Prediction]:
     Raises:
       UserError: the directory has no prediction file, or a file has a wrong line.
     """
-    from salmonn_jax.evaluation.predictions import find_prediction_files, read_predictions
+    from salmonn_jax.evaluation.predictions import MERGED_FILE, find_prediction_files, read_predictions
 
     files = find_prediction_files(directory)
     if not files:
         raise UserError(f"{directory} has no predictions.jsonl; run launch.evaluate with --output {directory} first")
+    if MERGED_FILE not in {file.name for file in files}:
+        print(f"warning: {directory} is not finished; these are scores of what it has so far", file=sys.stderr)
     predictions: dict[str, Prediction] = {}
     for prediction in (p for file in files for p in read_predictions(file)):
         earlier = predictions.get(prediction.key)

@@ -217,6 +217,12 @@ def test_the_judge_is_asked_only_if_it_is_named(evaluation, server, capsys):  # 
     assert error.count("\n") == 1
 
 
+def test_an_unfinished_evaluation_is_scored_with_a_warning(evaluation, capsys):
+    (evaluation / "predictions.jsonl").rename(evaluation / "predictions-0.jsonl")
+    score(evaluation)
+    assert "is not finished; these are scores of what it has so far" in capsys.readouterr().err
+
+
 def test_a_directory_without_predictions_raises_user_error(tmp_path):
     with pytest.raises(UserError, match=r"has no predictions\.jsonl; run launch.evaluate"):
         score(tmp_path)
