@@ -38,6 +38,8 @@ WORDS = "one two three four five six seven eight nine ten".split()  # noqa: SIM9
 class CountingModel:
     """Model whose answer is a text of some words, chosen by the sum of the samples."""
 
+    num_compilations = 0
+
     def make_request(self, audio: tuple[np.ndarray, int], prompt: str, **_: Any) -> np.ndarray:
         return audio[0]
 

@@ -38,7 +38,7 @@ class Options:
         what the model answers correctly from the prompt alone.
       prompt_templates: file of prompt templates; None for the test prompts of the original.
       mesh: sizes of the axes of each process's device mesh, such as {"tensor": 4}; `data` takes the other devices.
-      batch_size: rows that a process decodes at a time; None chooses it.
+      batch_size: rows that a process decodes at a time; None chooses it from the memory of its devices.
       max_failures: errors after which the evaluation ends; None for 10 % of the predictions, and at least 10.
       too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
       channels: channel of the recordings that is used.
@@ -239,7 +239,7 @@ def evaluate(
     from salmonn_jax.evaluation.settings import evaluation_settings, local_mesh, prompt_bucket, session
     from salmonn_jax.evaluation.tasks import check_task
 
-    mesh, batch_size = local_mesh(options.mesh), options.batch_size or 32
+    mesh = local_mesh(options.mesh)
     prompt_templates = PromptTemplates.load_for_evaluation(options.prompt_templates)
     rows = EvaluationRows(sources, prompt_templates, check_task)
     max_failures = check_rows(rows, len(options.conditions), options.max_failures)
@@ -253,14 +253,14 @@ def evaluate(
         conditions=options.conditions,
         settings=evaluation_settings(loaded, model, generation_config, options.too_long, options.channels),
         sources=rows.describe_sources(),
-        session=session(mesh, batch_size),
+        session=session(mesh),
         options=PredictOptions(
             generation_config=generation_config,
             too_long=options.too_long,
-            batch_size=batch_size,
+            batch_size=options.batch_size,
             max_failures=max_failures,
         ),
-        bucket=prompt_bucket(loaded),
+        bucket=prompt_bucket(loaded, generation_config.max_new_tokens),
         preflight=options.preflight,
     )
     with distributed.exit_on_peer_failure():
@@ -294,7 +294,7 @@ def check_rows(rows: EvaluationRows, num_conditions: int, max_failures: int | No
     missing, example = rows.missing_files(distributed.process_shard())
     num_missing = int(distributed.sum_over_processes(np.array([missing]))[0])
     if num_missing:
-        what = f"{num_missing} audio files are missing{f', the first is {example}' if example else ''}"
+        what = f"missing audio files: {num_missing}{f', the first is {example}' if example else ''}"
         if max_failures is None or num_missing > max_failures:
             raise UserError(f"{what}; correct the manifest, or accept them as errors with --max-failures {num_missing}")
         print(f"warning: {what}", file=sys.stderr)

@@ -30,6 +30,12 @@ _MAX_READERS = 16
 class AnsweringModel(Protocol):
     """The methods of `salmonn_jax.Model` that an evaluation uses."""
 
+    num_compilations: int
+
+    def max_batch_size(self, generation_config: GenerationConfig, num_prompt_tokens: int) -> int:
+        """See `salmonn_jax.api.Model.max_batch_size`."""
+        ...
+
     def make_request(
         self, audio: Any, prompt: str, *, max_new_tokens: int, too_long: DecodingTooLong, name: str
     ) -> Any:
@@ -50,13 +56,14 @@ class PredictOptions:
     Attributes:
       generation_config: settings of decoding.
       too_long: what happens to clips longer than the encoder window (see `salmonn_jax.audio.windows`).
-      batch_size: rows of every batch; batches with fewer predictions are padded.
+      batch_size: rows of every batch; batches with fewer predictions are padded. None lets the model choose it for the
+        largest bucket.
       max_failures: number of predictions with an error after which the evaluation stops.
     """
 
     generation_config: GenerationConfig
     too_long: DecodingTooLong
-    batch_size: int
+    batch_size: int | None
     max_failures: int
 
 

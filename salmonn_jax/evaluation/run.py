@@ -90,6 +90,7 @@ def run_evaluation(model: AnsweringModel, evaluation: Evaluation, output: Path) 
         settings=evaluation.settings,
         bucket=evaluation.bucket,
     )
+    evaluation = _choose_batch_size(model, evaluation, items)
     stop_signal = StopSignal(output, shard)
     with stop_signal:
         _start(output, evaluation, stop_signal)
@@ -100,7 +101,7 @@ def run_evaluation(model: AnsweringModel, evaluation: Evaluation, output: Path) 
         reason = reason or stop_signal.requested()  # SIGTERM that arrives from here on waits for the merge
         if not reason:
             if distributed.is_main_process():
-                _finish(output, evaluation, items)
+                _finish(output, evaluation, items, model.num_compilations)
             distributed.barrier("predictions are merged", MERGE_TIMEOUT_SECONDS)
     if reason == SIGTERM_REASON:
         print(f"{output}: SIGTERM ended the evaluation; the same command resumes it", file=sys.stderr)
@@ -108,6 +109,19 @@ def run_evaluation(model: AnsweringModel, evaluation: Evaluation, output: Path) 
     if reason:
         raise RunError(f"{reason} ({output} keeps what was predicted)")
     return True
+
+
+def _choose_batch_size(model: AnsweringModel, evaluation: Evaluation, items: Sequence[plan.Item]) -> Evaluation:
+    """Sets the batch size, and records it and the buckets in the session.
+
+    All predictions count, whether they exist or not, so that a restart has the same batch size.
+    """
+    options, buckets = evaluation.options, sorted({item.bucket for item in items})
+    if options.batch_size is None:
+        batch_size = model.max_batch_size(options.generation_config, buckets[-1]) if buckets else 1
+        options = dataclasses.replace(options, batch_size=batch_size)
+    session = {**evaluation.session, "batch_size": options.batch_size, "prompt_sizes": buckets}
+    return dataclasses.replace(evaluation, options=options, session=session)
 
 
 def _start(output: Path, evaluation: Evaluation, stop_signal: StopSignal) -> None:
@@ -152,14 +166,14 @@ def _open_timing(path: Path) -> GrowingFile:
     return open_growing(path, len(path.read_bytes()) if path.exists() else 0)
 
 
-def _finish(output: Path, evaluation: Evaluation, items: Sequence[plan.Item]) -> None:
+def _finish(output: Path, evaluation: Evaluation, items: Sequence[plan.Item], num_compilations: int) -> None:
     """Merges the predictions, and writes and prints their numbers."""
     ids = {item.key: evaluation.rows.fields(item.index)["id"] for item in items}
     num_left_out = merge_predictions(output, ids)
     if num_left_out:
         print(f"{num_left_out} earlier predictions are of rows that changed or are gone; left out", file=sys.stderr)
     counts = count_predictions(iter_predictions(output / MERGED_FILE))
-    _write_run(output, evaluation, counts)
+    _write_run(output, evaluation, counts | {"compilations_of_process_0": num_compilations})
     print(describe_counts(counts), file=sys.stderr)
 
 

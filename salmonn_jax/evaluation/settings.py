@@ -15,13 +15,12 @@ from jax.sharding import Mesh
 
 from salmonn_jax.api import Model
 from salmonn_jax.config import GenerationConfig, to_dict
+from salmonn_jax.decoding.batching import bucket_length
 from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.model_directory import tokenizer_fingerprint
 from salmonn_jax.paths import Path
 from salmonn_jax.prompts import add_audio_placeholder, encode_prompt, stop_tokens
 from salmonn_jax.sharding import MESH_AXES, make_mesh
-
-_BUCKET_TOKENS = 32  # prompts whose numbers of text tokens round up to the same multiple are in one bucket
 
 
 def local_mesh(axis_sizes: Mapping[str, int]) -> Mesh:
@@ -78,19 +77,24 @@ def evaluation_settings(
     }
 
 
-def session(mesh: Mesh, batch_size: int) -> dict[str, Any]:
+def session(mesh: Mesh) -> dict[str, Any]:
     """Returns what an evaluation runs on, as JSON values: results are equal only where this is equal too."""
     return {
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
         "device": jax.devices()[0].device_kind,
-        "batch_size": batch_size,
         "versions": {name: importlib.metadata.version(name) for name in ("salmonn-jax", "jax", "jaxlib")},
     }
 
 
-def prompt_bucket(model: Model) -> Callable[[str, bool], int]:
-    """Returns a function from a prompt, and whether it has a clip, to its number of text tokens, rounded up."""
+def prompt_bucket(model: Model, max_new_tokens: int) -> Callable[[str, bool], int]:
+    """Returns a function from a prompt, and whether it has a clip of one window, to the length to which it is padded.
+
+    Args:
+      model: the model.
+      max_new_tokens: maximum number of tokens of an answer.
+    """
+    max_seq_len = model.config.llama.max_position_embeddings - max_new_tokens
 
     @functools.lru_cache(maxsize=4096)
     def bucket(prompt: str, has_audio: bool) -> int:
@@ -98,10 +102,10 @@ def prompt_bucket(model: Model) -> Callable[[str, bool], int]:
             model.tokenizer,
             model.config.prompt_template,
             add_audio_placeholder(prompt, num_clips=int(has_audio)),
-            valid_audio_token_counts=[[0]] if has_audio else [],
+            valid_audio_token_counts=[[model.config.num_audio_tokens]] if has_audio else [],
             num_audio_tokens=model.config.num_audio_tokens if has_audio else 0,
             add_bos_token=model.config.add_bos_token,
         )
-        return -(-len(encoded.tokens) // _BUCKET_TOKENS) * _BUCKET_TOKENS
+        return bucket_length(len(encoded.tokens), max_seq_len)
 
     return bucket

@@ -96,6 +96,10 @@ class StubModel:
     """Answers with a hash of prompt and clip. Counts the answers."""
 
     seconds_per_batch = 0.0
+    num_compilations = 2
+
+    def max_batch_size(self, generation_config, num_prompt_tokens):
+        return 8
 
     def __init__(self):
         self.num_answers, self.batch_sizes = 0, []
@@ -116,7 +120,7 @@ class StubModel:
         return hashlib.sha256(prompt.encode() + audio).hexdigest()[:8]
 
 
-def stub_evaluation(rows: StubRows, batch_size: int = 4, max_failures: int = 10, **changes: Any) -> Evaluation:
+def stub_evaluation(rows: StubRows, batch_size: int | None = 4, max_failures: int = 10, **changes: Any) -> Evaluation:
     """Returns an evaluation of the rows, with `changes` of other fields."""
     options = PredictOptions(
         generation_config=GenerationConfig(num_beams=1),
@@ -129,7 +133,7 @@ def stub_evaluation(rows: StubRows, batch_size: int = 4, max_failures: int = 10,
         "conditions": ("audio",),
         "settings": SETTINGS,
         "sources": [{"name": "stub", "split": "test"}],
-        "session": {"batch_size": batch_size},
+        "session": {"device": "none"},
         "options": options,
         "bucket": lambda prompt, has_audio: len(prompt),
     }

@@ -104,6 +104,11 @@ def test_batches_have_one_bucket_and_are_full_but_for_the_last(tmp_path):
     assert [timing["rows"] for timing in timings] == model.batch_sizes
 
 
+def test_the_model_chooses_the_batch_size(tmp_path):
+    model = evaluate(tmp_path, StubRows(range(16), num_prompts=1), batch_size=None)
+    assert model.batch_sizes == [8, 8]
+
+
 def test_few_clips_are_in_memory(tmp_path):
     """Each clip is read once, and only those of the batch and of two more are read before the batch is answered."""
 
@@ -211,8 +216,10 @@ def test_run_json_records_what_was_run(tmp_path):
     evaluate(tmp_path, StubRows(range(3)), batch_size=1)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["settings"] == SETTINGS | {"conditions": ["audio"], "sources": ["stub/test"]}
-    assert run["sessions"] == [{"batch_size": 2}, {"batch_size": 1}]
-    assert run["counts"] == {"predictions": 3, "cut_at_max_new_tokens": 0, "truncated_clips": 0, "errors": {}}
+    assert [session["batch_size"] for session in run["sessions"]] == [2, 1]
+    assert run["sessions"][0] == {"device": "none", "batch_size": 2, "prompt_sizes": [14, 28, 42]}
+    counts = {"predictions": 3, "cut_at_max_new_tokens": 0, "truncated_clips": 0, "errors": {}}
+    assert run["counts"] == counts | {"compilations_of_process_0": 2}
 
 
 def test_errors_are_recorded_and_tried_again(tmp_path, capsys):

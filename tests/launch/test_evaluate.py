@@ -90,6 +90,9 @@ def test_the_order_of_a_manifest_does_not_change_the_predictions(evaluate, folde
     assert len(evaluate_shuffled(evaluate, folder, "one", 0)) == 8
     evaluate_shuffled(evaluate, folder, "two", 1)
     assert bytes_of(folder / "one") == bytes_of(folder / "two")
+    run = json.loads((folder / "two" / "run.json").read_text())
+    sizes = run["sessions"][0]["prompt_sizes"]
+    assert len(sizes) == 2 and run["counts"]["compilations_of_process_0"] <= 2 * len(sizes)  # to encode, and to decode
 
 
 @pytest.mark.slow
@@ -148,7 +151,7 @@ def test_missing_files_are_refused_or_accepted_as_errors(evaluate, folder, capsy
     assert evaluate(folder / "e", *words) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert told == (
-        f"error: 2 audio files are missing, the first is {folder}/gone.wav; correct the manifest, or accept them as "
+        f"error: missing audio files: 2, the first is {folder}/gone.wav; correct the manifest, or accept them as "
         "errors with --max-failures 2"
     )
     assert not (folder / "e").exists()

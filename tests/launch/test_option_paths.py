@@ -36,7 +36,7 @@ TEXT_OPTIONS = {
     "train": {"config", "overrides"},
     "plan": {"config", "topology", "overrides"},
     "evaluate": {"corpus", "splits", "mesh", *GENERATION_FIELDS},
-    "generate": {"prompt"},
+    "generate": {"prompt", *GENERATION_FIELDS},
     "convert": {"prompt", "prompt_template", "lora_target_modules"},
     "prepare": {"split", "name", "config", "overrides", "beam"},
     "plan_table": {"only"},
