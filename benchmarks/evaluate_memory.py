@@ -26,8 +26,8 @@ from data_pipelines.evaluation.rows import EvaluationRows
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from launch.evaluate import write_scores
-from salmonn_jax.api import Generation, Window
 from salmonn_jax.config import SAMPLE_RATE, GenerationConfig
+from salmonn_jax.decoding.answers import Generation, Window
 from salmonn_jax.evaluation.predict import PredictOptions
 from salmonn_jax.evaluation.run import Evaluation, run_evaluation
 from salmonn_jax.evaluation.tasks import check_task

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from salmonn_jax.audio.windows import DecodingTooLong, apply_too_long, split_win
 from salmonn_jax.batch import Batch, Segment, collate
 from salmonn_jax.config import GenerationConfig, from_dict
 from salmonn_jax.decoding import decoder, memory
+from salmonn_jax.decoding.answers import Generation, join_answers
 from salmonn_jax.decoding.batching import MAX_BATCH_SIZE, Request, bucket_length, prompt_batches, window_times
 from salmonn_jax.decoding.options import decoding_options
 from salmonn_jax.errors import UserError, check_choice
@@ -28,32 +28,6 @@ from salmonn_jax.prompts import TEXT_SLOT, add_audio_placeholder, encode_answer,
 from salmonn_jax.sharding import Placement, clip_sharding, num_data_shards, replicated, row_sharding
 
 Audio = AudioSource | None  # see `salmonn_jax.audio.files.load_audio`; None is a prompt without audio
-
-
-class Window(NamedTuple):
-    """An encoder window that the model got."""
-
-    start_seconds: float
-    end_seconds: float
-    answer: str | None  # answer to this window alone; None if all windows were in one prompt
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """A generated answer. With `too_long="chunk_answers"`, the answers to all windows of the clip, joined.
-
-    The score is the sum of the log-probabilities of the tokens, divided by their number to the power of the length
-    penalty. For a beam search it is `sequences_scores` of transformers, so it contains the repetition penalty, and
-    hf4.28 counts one token more for an answer that was cut. Greedy decoding and sampling have the length penalty 1, and
-    the log-probabilities are those of the model. Joined answers have the mean of their scores.
-    """
-
-    text: str
-    token_ids: list[int]  # includes the stop token if finish_reason is "stop"
-    num_tokens: int  # number of token_ids
-    score: float
-    finish_reason: str  # "stop" if the answer ends with a stop token, "length" if it was cut at max_new_tokens
-    windows: tuple[Window, ...]  # empty without a clip
 
 
 class Model:
@@ -208,7 +182,10 @@ class Model:
             for row, index in enumerate(indices):
                 decoded[index] = decoder.DecodeResult(*(field[row] for field in result))
         rows = (decoded[index] for index in range(len(segments)))
-        return [self._generation(request, [next(rows) for _ in request.segments]) for request in requests]
+        return [
+            join_answers(request, [next(rows) for _ in request.segments], self.tokenizer, self._stop_token_ids)
+            for request in requests
+        ]
 
     def max_batch_size(self, generation_config: GenerationConfig, num_prompt_tokens: int) -> int:
         """Returns the largest batch size whose memory fits, a power of two of rows per data shard, at most 32.
@@ -255,26 +232,6 @@ class Model:
             lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
             batch,
             shardings,
-        )
-
-    def _generation(self, request: Request, rows: Sequence[decoder.DecodeResult]) -> Generation:
-        """Joins the answers to the segments of a request."""
-        token_ids = [row.tokens[: row.length].tolist() for row in rows]
-        finished = [ids[-1] in self._stop_token_ids for ids in token_ids]
-        # A stop token need not be special for the tokenizer, so it is removed here.
-        texts = [
-            self.tokenizer.decode(ids[:-1] if stops else ids) for ids, stops in zip(token_ids, finished, strict=True)
-        ]
-        one_by_one = len(rows) == len(request.windows) > 1
-        return Generation(
-            text=" ".join(text for text in texts if text) if one_by_one else texts[0],
-            token_ids=[token for ids in token_ids for token in ids],
-            num_tokens=sum(len(ids) for ids in token_ids),
-            score=float(np.mean([row.score for row in rows])),
-            finish_reason="stop" if all(finished) else "length",
-            windows=tuple(
-                Window(start, end, texts[i] if one_by_one else None) for i, (start, end) in enumerate(request.windows)
-            ),
         )
 
     def encode_audio(

@@ -46,7 +46,7 @@ class DecodeResult(NamedTuple):
 
     tokens: Array  # int32[rows, new_tokens], padded with the first stop token
     length: Array  # int32[rows] tokens of each answer, the stop token included
-    score: Array  # float32[rows] see `salmonn_jax.api.Generation`
+    score: Array  # float32[rows] see `salmonn_jax.decoding.answers.Generation`
 
 
 class DecodeState(NamedTuple):
