@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
@@ -14,6 +14,7 @@ from salmonn_jax.files import refuse_lfs_pointer
 from salmonn_jax.paths import Path, PathLike, as_path
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Tokenizer interface used by prompts, data and decoding."""
 
