@@ -245,6 +245,7 @@ def test_compare_refuses_a_checkpoint_of_another_kind(converted, capsys, changes
 def test_compare_refuses_a_language_model_of_another_size(converted, tmp_path, capsys):
     torch_checkpoints.require_packages("tokenizers")
     llm = torch_checkpoints.write_llama(tmp_path / "llm")
+    capsys.readouterr()  # the progress of transformers, which wrote it
     with pytest.raises(UserError, match=r"was not converted from these checkpoints: .*down_proj\.weight has shape"):
         convert.main(["compare", "--model", str(converted), "--llm", str(llm), str(MINI.clip_path(0))])
     assert capsys.readouterr() == ("", "")

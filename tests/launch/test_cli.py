@@ -49,7 +49,7 @@ def test_an_unknown_option_is_one_line(monkeypatch, capsys, verb):
         ("submit", ["gke", "debug", "--restarts", "-1"], "argument --restarts: '-1': must be a whole number of at"),
         ("prepare", ["inspect", "debug", "--batches", "0"], "argument --batches: '0': must be a whole number of at"),
         ("prepare", ["minicorpus", "--workers", "0"], "argument --workers: '0': must be a whole number of at least 1"),
-        ("generate", ["--batch-size", "two"], "argument --batch-size: invalid int value: 'two'"),
+        ("generate", ["--batch-size", "two"], "argument --batch-size: 'two': must be a whole number"),
         ("generate", ["--model"], "argument --model: expected one argument"),
         ("convert", [], "the following arguments are required: verb"),
         ("convert", ["to-onnx"], "argument verb: invalid choice: 'to-onnx'"),
