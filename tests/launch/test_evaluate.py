@@ -188,6 +188,7 @@ def test_faults_of_a_manifest_are_found_before_the_model_is_loaded(evaluate, fol
     assert not (folder / "e").exists()
 
 
+@pytest.mark.slow
 def test_every_task_of_the_prompt_file_is_evaluated(evaluate, folder, capsys):
     """Field case 16: `task: asr` was predicted whole, and then ended with "unknown task"."""
     from data_pipelines.transforms.prompt_templates import PromptTemplates

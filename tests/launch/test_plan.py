@@ -59,6 +59,7 @@ def test_debug_on_a_slice(debug_plan):
     assert 0 < train["needed"] < made["hbm"]
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compiler
 def test_gradients_are_summed_in_float32(compiler, tmp_path):
     """Activations are bfloat16, and the chips exchange four bytes for each trained parameter."""
