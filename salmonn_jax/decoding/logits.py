@@ -63,7 +63,9 @@ def sample(
     logits = logits / numbers.temperature
     order = jnp.argsort(-logits, axis=-1)
     ordered = jnp.take_along_axis(logits, order, axis=-1)
-    in_top_k = (numbers.top_k == 0) | (ordered >= jnp.take(ordered, numbers.top_k - 1, axis=-1)[:, None])
+    # An index outside the vocabulary would give NaN, and no token would be left.
+    last = jnp.minimum(numbers.top_k, ordered.shape[-1]) - 1
+    in_top_k = (numbers.top_k == 0) | (ordered >= jnp.take(ordered, last, axis=-1)[:, None])
     probabilities = jax.nn.softmax(jnp.where(in_top_k, ordered, -jnp.inf), axis=-1)
     more_probable = jnp.cumsum(probabilities, axis=-1) - probabilities  # probability of the tokens before each
     ordered = jnp.where(in_top_k & (more_probable < numbers.top_p), ordered, -jnp.inf)

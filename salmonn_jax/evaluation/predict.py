@@ -51,7 +51,7 @@ class AnsweringModel(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """How predictions are made.
+    """Settings of `predict`.
 
     Attributes:
       generation_config: settings of decoding.
@@ -68,7 +68,7 @@ class PredictOptions:
 
 
 class BatchTiming(NamedTuple):
-    """What a batch took. `bucket` is that of its items."""
+    """Duration and size of one batch. `bucket` is the padded length of its prompts, in tokens."""
 
     bucket: int
     rows: int
@@ -78,7 +78,7 @@ class BatchTiming(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What is ready before the model answers: the request, or an error in its place."""
+    """Row whose clip was read: its request for the model, or an error if it cannot be used."""
 
     fields: dict[str, Any]
     audio_seconds: float

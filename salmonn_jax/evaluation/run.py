@@ -35,7 +35,7 @@ MERGE_TIMEOUT_SECONDS = 3600  # how long processes wait for the last batch of th
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is evaluated, and how.
+    """Rows to evaluate, and the settings with which they are evaluated.
 
     Attributes:
       rows: all rows.
@@ -162,7 +162,7 @@ def _predict_share(
 
 
 def _open_timing(path: Path) -> GrowingFile:
-    """Opens the file with one line per batch: what it took. It is apart from the predictions, which can be compared."""
+    """Opens the file of batch timings. Predictions are in another file, because they are compared byte by byte."""
     return open_growing(path, len(path.read_bytes()) if path.exists() else 0)
 
 

@@ -1,4 +1,4 @@
-"""What the answers of a loaded model depend on, and what they are computed on. Used by `launch.evaluate`."""
+"""Settings of an evaluation that are part of its keys, and the mesh of a process. Used by `launch.evaluate`."""
 
 from __future__ import annotations
 

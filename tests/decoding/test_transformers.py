@@ -216,7 +216,8 @@ def test_batches_of_other_sizes():
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.5, 5, 1.0), (1.0, 0, 0.6), (1.3, 8, 0.8)]
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.5, 5, 1.0), (1.0, 0, 0.6), (1.3, 8, 0.8), (1.0, 50, 1.0)],  # 50: all 12 tokens
 )
 def test_sampling_draws_from_their_distribution(temperature, top_k, top_p):
     """Each of 20,000 rows draws once; the frequencies are the probabilities of transformers' processors."""
