@@ -227,50 +227,58 @@ def evaluate(
       UserError: the data sets, the model or the settings are wrong, or `output` holds another evaluation.
       RunError: the preflight or too many predictions failed.
     """
-    import jax
-
-    import salmonn_jax
     from data_pipelines.evaluation.rows import EvaluationRows
     from data_pipelines.transforms.prompt_templates import PromptTemplates
-    from salmonn_jax import distributed
-    from salmonn_jax.errors import UserError
-    from salmonn_jax.evaluation.predict import PredictOptions
-    from salmonn_jax.evaluation.run import Evaluation, run_evaluation
-    from salmonn_jax.evaluation.settings import evaluation_settings, local_mesh, prompt_bucket, session
+    from salmonn_jax import distributed, model_directory
+    from salmonn_jax.evaluation import settings
+    from salmonn_jax.evaluation.lock import exclusive
+    from salmonn_jax.evaluation.run import run_evaluation
     from salmonn_jax.evaluation.tasks import check_task
 
-    mesh = local_mesh(options.mesh)
+    mesh = settings.local_mesh(options.mesh)
+    files = model_directory.open_model(model)
     prompt_templates = PromptTemplates.load_for_evaluation(options.prompt_templates)
     rows = EvaluationRows(sources, prompt_templates, check_task)
-    max_failures = check_rows(rows, len(options.conditions), options.max_failures)
-    loaded = salmonn_jax.load(model, mesh=mesh)
-    if loaded.tokenizer is None:
-        raise UserError(f"{model} has no language model and cannot answer; choose a whole SALMONN with --model")
-    if jax.process_count() > 1:
-        distributed.preflight(output)
-    evaluation = Evaluation(
-        rows=rows,
+    evaluation = settings.make_evaluation(
+        files,
+        model,
+        rows,
+        generation_config,
+        mesh,
+        too_long=options.too_long,
+        channels=options.channels,
+        max_failures=check_rows(rows, len(options.conditions), options.max_failures),
         conditions=options.conditions,
-        settings=evaluation_settings(loaded, model, generation_config, options.too_long, options.channels),
-        sources=rows.describe_sources(),
-        session=session(mesh),
-        options=PredictOptions(
-            generation_config=generation_config,
-            too_long=options.too_long,
-            batch_size=options.batch_size,
-            max_failures=max_failures,
-        ),
-        bucket=prompt_bucket(loaded, generation_config.max_new_tokens),
+        batch_size=options.batch_size,
         preflight=options.preflight,
     )
-    with distributed.exit_on_peer_failure():
-        is_finished = run_evaluation(loaded, evaluation, output)
-    if not is_finished:
-        return None
-    num_failures = (
-        write_scores(output, rows, f"Evaluation of {model.name}", notes) if distributed.is_main_process() else 0
-    )
+    evaluation.check_settings(output)
+    warn_about_metrics(rows)
+    with exclusive(output):
+        if distributed.process_shard()[1] > 1:
+            distributed.preflight(output)
+        loaded = settings.load_evaluated(files, model, mesh)
+        with distributed.exit_on_peer_failure():
+            is_finished = run_evaluation(loaded, evaluation, output)
+        if not is_finished:
+            return None
+        num_failures = (
+            write_scores(output, rows, f"Evaluation of {model.name}", notes) if distributed.is_main_process() else 0
+        )
     return num_failures + len(rows.rejected)
+
+
+def warn_about_metrics(rows: EvaluationRows) -> None:
+    """Prints a warning of one line if some metrics of the rows cannot be computed on this machine."""
+    from salmonn_jax import distributed
+    from salmonn_jax.evaluation.scoring.obstacles import find_obstacles
+
+    if distributed.is_main_process() and (obstacles := find_obstacles(rows.tasks)):
+        print(
+            f"warning: some scores will not be computed here: {'; '.join(obstacles)}. The predictions are made all the "
+            "same; launch.score scores them later",
+            file=sys.stderr,
+        )
 
 
 def check_rows(rows: EvaluationRows, num_conditions: int, max_failures: int | None) -> int:

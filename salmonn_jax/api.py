@@ -402,6 +402,11 @@ def _refuse_chunk_answers(too_long: str, method: str) -> None:
         raise UserError(f"too_long='chunk_answers' is for generate; for {method} choose error, truncate or chunk")
 
 
+def default_dtype() -> str:
+    """Returns the dtype that `load` chooses: bfloat16 on accelerators, and float32 on CPUs."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def load(directory: PathLike, *, mesh: Mesh | None = None, dtype: str | None = None) -> Model:
     """Loads a model directory, or the latest checkpoint of a run directory.
 
@@ -415,8 +420,7 @@ def load(directory: PathLike, *, mesh: Mesh | None = None, dtype: str | None = N
     Raises:
       UserError: the directory is neither a model nor a run directory, or its bucket cannot be reached.
     """
-    if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = dtype or default_dtype()
     path = as_path(directory)
     check_readable(path)
     return Model(model_directory.load_model(path, Placement(mesh, dtype), dtype), mesh)

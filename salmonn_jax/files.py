@@ -139,7 +139,8 @@ def open_batches(path: Path, keep_bytes: int = 0) -> BatchFile:
 
     Args:
       path: the file, which is created if it does not exist. In a bucket the batches become numbered objects beside it,
-        `STEM-000000.SUFFIX` and so on, each of which appears when its upload is complete.
+        `STEM-START-000000.SUFFIX` and so on, each of which appears when its upload is complete. START is random, so
+        that two jobs never write the same object.
       keep_bytes: number of bytes of an existing local file that are kept.
     """
     return _NumberedObjects(path) if paths.is_url(path) else _SyncedFile(path, keep_bytes)
@@ -167,9 +168,7 @@ class _NumberedObjects:
 
     def __init__(self, path: Path):
         self._path, self._waiting, self._next_upload = path, bytearray(), 0.0
-        # Objects of earlier starts are kept. Numbers may have gaps.
-        numbers = [other.stem.rpartition("-")[2] for other in path.parent.glob(f"{path.stem}-*{path.suffix}")]
-        self._number = max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+        self._start, self._number = uuid.uuid4().hex[:8], 0
 
     def write_batch(self, data: bytes) -> None:
         self._waiting += data
@@ -181,7 +180,7 @@ class _NumberedObjects:
 
     def _upload(self) -> None:
         if self._waiting:
-            name = f"{self._path.stem}-{self._number:06}{self._path.suffix}"
+            name = f"{self._path.stem}-{self._start}-{self._number:06}{self._path.suffix}"
             self._path.with_name(name).write_bytes(bytes(self._waiting))
             self._number, self._waiting = self._number + 1, bytearray()
         self._next_upload = time.monotonic() + BATCH_UPLOAD_SECONDS

@@ -16,6 +16,7 @@ directory gives the model of its latest whole checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -51,6 +52,23 @@ class BaseWeights:
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelFiles:
+    """What a model or run directory says about its model. The base weights are not read."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer | None  # None if the model has no language model
+    base: BaseWeights
+    delta_path: Path | None  # checkpoint of the delta; None if the model has none
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of base and delta together, as in `LoadedModel`. It reads the delta."""
+        return _model_fingerprint(
+            self.base, None if self.delta_path is None else weights.fingerprint_checkpoint(self.delta_path, "float32")
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class LoadedModel:
     """A model loaded from a directory."""
 
@@ -69,6 +87,20 @@ def read_model_config(directory: PathLike) -> ModelConfig:
     return configuration.from_dict(ModelConfig, read_config_json(directory)["model"])
 
 
+def open_model(directory: PathLike) -> ModelFiles:
+    """Opens a model or run directory without reading its base weights.
+
+    Raises:
+      UserError: the directory is neither, or files are missing.
+    """
+    directory = as_path(directory)
+    description = read_config_json(directory)
+    config = configuration.from_dict(ModelConfig, description["model"])
+    base = find_base(directory, description)
+    tokenizer = None if config.llama is None else load_tokenizer(directory)
+    return ModelFiles(config, tokenizer, base, latest_delta(directory))
+
+
 def load_model(directory: PathLike, placement: Placement = LOCAL, activation_dtype: str = "float32") -> LoadedModel:
     """Loads a model or run directory.
 
@@ -80,14 +112,10 @@ def load_model(directory: PathLike, placement: Placement = LOCAL, activation_dty
     Raises:
       UserError: the directory is neither, or files are missing or do not match.
     """
-    directory = as_path(directory)
-    description = read_config_json(directory)
-    config = configuration.from_dict(ModelConfig, description["model"])
-    base = find_base(directory, description)
+    files = open_model(directory)
+    config, base, delta_path = files.config, files.base, files.delta_path
     structure = parameters.model_structure(config, activation_dtype)
-    tokenizer = None if config.llama is None else load_tokenizer(directory)
     params = weights.load(base.path, placement)
-    delta_path = latest_delta(directory)
     delta = {} if delta_path is None else weights.load(delta_path, _delta_placement(placement))
     shapes = structure.shapes
     loaded_shapes = {path: value.shape for path, value in (params | delta).items()}
@@ -99,10 +127,10 @@ def load_model(directory: PathLike, placement: Placement = LOCAL, activation_dty
             f"{directory} has weights that do not match its config.json: {mismatched[0]} and {len(mismatched) - 1} "
             "more are missing, unknown or have another shape; convert or copy the model again"
         )
-    fingerprint = (
-        base.fingerprint if delta_path is None else _combine_fingerprints(base.fingerprint, weights.fingerprint(delta))
+    fingerprint = _model_fingerprint(base, None if delta_path is None else weights.fingerprint(delta))
+    return LoadedModel(
+        config, structure, params | delta, files.tokenizer, base, delta_path, frozenset(delta), fingerprint
     )
-    return LoadedModel(config, structure, params | delta, tokenizer, base, delta_path, frozenset(delta), fingerprint)
 
 
 def _delta_placement(placement: Placement) -> Callable[[str, jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
@@ -267,5 +295,8 @@ def write_fingerprint(path: Path, fingerprint: str) -> BaseWeights:
     return BaseWeights(path, fingerprint)
 
 
-def _combine_fingerprints(*fingerprints: str) -> str:
-    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()
+def _model_fingerprint(base: BaseWeights, delta_fingerprint: str | None) -> str:
+    """Returns the fingerprint of a model from that of its base and that of its delta, if it has one."""
+    if delta_fingerprint is None:
+        return base.fingerprint
+    return hashlib.sha256(f"{base.fingerprint} {delta_fingerprint}".encode()).hexdigest()

@@ -160,11 +160,19 @@ def fingerprint(params: Params) -> str:
     return _combine_digests({path: _param_digest(path, x, [np.asarray(x)]) for path, x in params.items()})
 
 
-def fingerprint_checkpoint(path: Path) -> str:
-    """Returns the fingerprint of parameters on disk, with one piece in memory at a time."""
-    return _combine_digests(
-        {name: _param_digest(name, x, (piece for _, piece in x.pieces())) for name, x in open_params(path).items()}
-    )
+def fingerprint_checkpoint(path: Path, dtype: str | None = None) -> str:
+    """Returns the fingerprint of parameters on disk, with one piece in memory at a time.
+
+    Args:
+      path: path of the checkpoint.
+      dtype: dtype to which the parameters are converted; None for the dtypes on disk.
+    """
+    digests = {}
+    for name, param in open_params(path).items():
+        target = np.dtype(dtype or param.dtype)
+        pieces = (piece.astype(target, copy=False) for _, piece in param.pieces())
+        digests[name] = _param_digest(name, jax.ShapeDtypeStruct(param.shape, target), pieces)
+    return _combine_digests(digests)
 
 
 def _param_digest(path: str, value: Any, pieces: Iterable[np.ndarray]) -> str:

@@ -51,6 +51,7 @@ class EvaluationRows:
 
     Attributes:
       rejected: rows that cannot be used.
+      tasks: task, metric and language of the other rows, each once.
 
     Raises:
       UserError: a task or metric is unknown, a task has no prompt template, two rows have the same id or are the same,
@@ -65,6 +66,7 @@ class EvaluationRows:
     ):
         self.sources, self._prompt_templates, self._check_task = list(sources), prompt_templates, check_task
         self.rejected: list[RejectedRow] = []
+        self.tasks: set[tuple[str, str, str]] = set()
         self._checked_tasks: set[tuple[str, str]] = set()
         self._digests = [hashlib.sha256() for _ in self.sources]
         usable: list[tuple[int, int]] = []
@@ -81,6 +83,7 @@ class EvaluationRows:
                     continue
                 self._digests[i].update(_to_json(example, source.rows.spans(j)))
                 self._check_unique(example, i, j, seen)
+                self.tasks.add((example.task, example.metric, example.language))
                 usable.append((i, j))
         if self.rejected and not usable:
             first = self.rejected[0]

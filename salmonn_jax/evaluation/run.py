@@ -63,6 +63,10 @@ class Evaluation:
         names = sorted(f"{source['name']}/{source['split']}" for source in self.sources)
         return {**self.settings, "conditions": list(self.conditions), "sources": names}
 
+    def check_settings(self, output: Path) -> None:
+        """Raises UserError if the output directory holds an evaluation with other settings."""
+        run_file.check_settings(output, self.run_settings)
+
 
 def run_evaluation(model: AnsweringModel, evaluation: Evaluation, output: Path) -> bool:
     """Makes the missing predictions and merges those of all processes into `predictions.jsonl`.
@@ -82,7 +86,7 @@ def run_evaluation(model: AnsweringModel, evaluation: Evaluation, output: Path) 
       RunError: the preflight or too many predictions failed, or predictions are missing after all processes ended.
     """
     shard = distributed.process_shard()
-    run_file.check_settings(output, evaluation.run_settings)
+    evaluation.check_settings(output)
     items = plan.plan_predictions(
         evaluation.rows,
         distributed.sum_over_processes(plan.hash_clips(evaluation.rows, shard)),
@@ -168,6 +172,7 @@ def _open_timing(path: Path) -> GrowingFile:
 
 def _finish(output: Path, evaluation: Evaluation, items: Sequence[plan.Item], num_compilations: int) -> None:
     """Merges the predictions, and writes and prints their numbers."""
+    evaluation.check_settings(output)  # in a bucket, another job may have started in between
     ids = {item.key: evaluation.rows.fields(item.index)["id"] for item in items}
     num_left_out = merge_predictions(output, ids)
     if num_left_out:

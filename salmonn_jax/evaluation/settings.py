@@ -1,4 +1,7 @@
-"""Settings of an evaluation that are part of its keys, and the mesh of a process. Used by `launch.evaluate`."""
+"""An evaluation before its model is loaded: the settings that are part of its keys, and the mesh of a process.
+
+`launch.evaluate` and the commands that generate training data use it.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,35 @@ import hashlib
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
 
-from salmonn_jax.api import Model
+import salmonn_jax
+from salmonn_jax.api import Model, default_dtype
+from salmonn_jax.audio.files import Channels
+from salmonn_jax.audio.windows import DecodingTooLong
 from salmonn_jax.config import GenerationConfig, to_dict
 from salmonn_jax.decoding.batching import bucket_length
 from salmonn_jax.errors import UserError, unknown_name
-from salmonn_jax.model_directory import tokenizer_fingerprint
+from salmonn_jax.evaluation.plan import Rows
+from salmonn_jax.evaluation.predict import PredictOptions
+from salmonn_jax.evaluation.predictions import Condition
+from salmonn_jax.evaluation.run import Evaluation
+from salmonn_jax.model_directory import ModelFiles, tokenizer_fingerprint
 from salmonn_jax.paths import Path
 from salmonn_jax.prompts import add_audio_placeholder, encode_prompt, stop_tokens
 from salmonn_jax.sharding import MESH_AXES, make_mesh
+
+
+class DescribedRows(Rows, Protocol):
+    """Rows that describe their data sets, such as `data_pipelines.evaluation.rows.EvaluationRows`."""
+
+    def describe_sources(self) -> Sequence[Mapping[str, Any]]:
+        """Returns the data sets as JSON values, each with its name and split."""
+        ...
 
 
 def local_mesh(axis_sizes: Mapping[str, int]) -> Mesh:
@@ -51,14 +69,80 @@ def check_local_mesh(axis_sizes: Mapping[str, int], num_devices: int) -> None:
         )
 
 
+def make_evaluation(
+    model: ModelFiles,
+    directory: Path,
+    rows: DescribedRows,
+    generation_config: GenerationConfig,
+    mesh: Mesh,
+    *,
+    too_long: DecodingTooLong,
+    channels: Channels,
+    max_failures: int,
+    conditions: Sequence[Condition] = ("audio",),
+    batch_size: int | None = None,
+    preflight: bool = True,
+) -> Evaluation:
+    """Returns an evaluation of a model, before its weights are loaded.
+
+    Args:
+      model: the opened model directory.
+      directory: model or run directory.
+      rows: all rows.
+      generation_config: settings of decoding.
+      mesh: mesh of this process.
+      too_long: what happens to long clips (see `salmonn_jax.audio.windows`).
+      channels: channel of the recordings that is used.
+      max_failures: see `PredictOptions`.
+      conditions: see `Evaluation`.
+      batch_size: see `PredictOptions`.
+      preflight: see `Evaluation`.
+
+    Raises:
+      UserError: the model has no language model, or its context has no room for the new tokens.
+    """
+    if model.tokenizer is None:
+        raise UserError(f"{directory} has no language model and cannot answer; choose a whole SALMONN with --model")
+    context = model.config.llama.max_position_embeddings
+    if generation_config.max_new_tokens >= context:
+        raise UserError(
+            f"--max-new-tokens {generation_config.max_new_tokens}: must be below {context}, the tokens of the language "
+            "model's context"
+        )
+    return Evaluation(
+        rows=rows,
+        conditions=conditions,
+        settings=evaluation_settings(model, directory, generation_config, too_long, channels),
+        sources=rows.describe_sources(),
+        session=session(mesh),
+        options=PredictOptions(
+            generation_config=generation_config, too_long=too_long, batch_size=batch_size, max_failures=max_failures
+        ),
+        bucket=prompt_bucket(model, generation_config.max_new_tokens),
+        preflight=preflight,
+    )
+
+
+def load_evaluated(files: ModelFiles, directory: Path, mesh: Mesh) -> Model:
+    """Loads the weights of an opened model directory.
+
+    Raises:
+      UserError: as `salmonn_jax.load`, or a training run has written another checkpoint since the directory was opened.
+    """
+    model = salmonn_jax.load(directory, mesh=mesh)
+    if model.fingerprint != files.fingerprint:
+        raise UserError(f"{directory} has got another checkpoint while it was loaded; run the same command again")
+    return model
+
+
 def evaluation_settings(
-    model: Model, directory: Path, generation_config: GenerationConfig, too_long: str, channels: str
+    model: ModelFiles, directory: Path, generation_config: GenerationConfig, too_long: str, channels: str
 ) -> dict[str, Any]:
     """Returns all settings on which an answer depends, beside its row, as JSON values.
 
     Args:
-      model: the loaded model.
-      directory: directory from which it was loaded.
+      model: the opened model directory.
+      directory: model or run directory.
       generation_config: settings of decoding.
       too_long: what happens to long clips.
       channels: channel of the recordings that is used.
@@ -69,7 +153,7 @@ def evaluation_settings(
         "model.fingerprint": model.fingerprint,
         "model.config": hashlib.sha256(config.encode()).hexdigest(),
         "model.tokenizer": tokenizer_fingerprint(directory),
-        "model.dtype": str(model.module.dtype),
+        "model.dtype": default_dtype(),
         "prompt_template": model.config.prompt_template,
         "stop_token_ids": list(stop_tokens(model.config.stop_token_ids, model.tokenizer)),
         "too_long": too_long,
@@ -87,11 +171,11 @@ def session(mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def prompt_bucket(model: Model, max_new_tokens: int) -> Callable[[str, bool], int]:
+def prompt_bucket(model: ModelFiles, max_new_tokens: int) -> Callable[[str, bool], int]:
     """Returns a function from a prompt, and whether it has a clip of one window, to the length to which it is padded.
 
     Args:
-      model: the model.
+      model: the opened model directory.
       max_new_tokens: maximum number of tokens of an answer.
     """
     max_seq_len = model.config.llama.max_position_embeddings - max_new_tokens

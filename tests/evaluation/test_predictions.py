@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 
@@ -202,6 +203,11 @@ def test_every_batch_is_synced_to_the_disk(tmp_path, monkeypatch):
         assert synced == [len(to_line(make("1"))), sum(len(to_line(make(key))) for key in "123")]
 
 
+def _number(file) -> str:
+    """Returns the number in the name of an object of process 1."""
+    return re.fullmatch(r"predictions-1-[0-9a-f]{8}-(\d{6})\.jsonl", file.name)[1]
+
+
 def test_a_log_in_a_bucket_is_numbered_objects(bucket, monkeypatch):
     monkeypatch.setattr(files, "BATCH_UPLOAD_SECONDS", 1000)
     directory = as_path("gs://lab/eval")
@@ -210,15 +216,17 @@ def test_a_log_in_a_bucket_is_numbered_objects(bucket, monkeypatch):
         log.append([make("1")])  # uploaded at once, and the next ones when the file is closed
         log.append([make("2")])
         log.append([make("3")])
-        assert [file.name for file in find_prediction_files(directory)] == ["predictions-1-000000.jsonl"]
+        assert [_number(file) for file in find_prediction_files(directory)] == ["000000"]
     with PredictionLog(path, find_prediction_files(directory)) as log:
         assert log.completed_keys() == {"1", "2", "3"}
         log.append([make("4")])
-    names = [f"predictions-1-{number:06}.jsonl" for number in range(3)]
-    assert [file.name for file in find_prediction_files(directory)] == names
-    assert merge_predictions(directory, dict.fromkeys("1234", "a")) == 0
+        # Another job that writes to the same directory: none of its objects replaces one of this job.
+        with PredictionLog(path, find_prediction_files(directory)) as other:
+            other.append([make("5")])
+    assert sorted(map(_number, find_prediction_files(directory))) == ["000000", "000000", "000000", "000001"]
+    assert merge_predictions(directory, dict.fromkeys("12345", "a")) == 0
     assert [file.name for file in find_prediction_files(directory)] == ["predictions.jsonl"]
-    assert [prediction.key for prediction in read_predictions(directory / "predictions.jsonl")] == list("1234")
+    assert [prediction.key for prediction in read_predictions(directory / "predictions.jsonl")] == list("12345")
 
 
 def test_a_missing_file_raises_user_error(tmp_path):

@@ -56,6 +56,8 @@ class Metric:
       unit: see `Unit`.
       settings: what determines the value beside the texts: normaliser, tokenizer, parser, predicate.
       packages: names of the distributions whose versions are recorded with the score.
+      require: raises what `measure` raises if a package or program is missing. None if `measure` itself is fast enough
+        to find this out.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Metric:
     unit: Unit = "percent"
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     packages: tuple[str, ...] = ()
+    require: Callable[[], object] | None = None
 
 
 def ratio(sums: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from salmonn_jax.errors import import_optional
-from salmonn_jax.evaluation.metrics.base import Measurement, Metric, NotComputed, mean, ratio
+from salmonn_jax.evaluation.metrics.base import Measurement, Metric, NotComputed, Unit, mean, ratio
 from salmonn_jax.evaluation.predictions import Prediction
 
 Captions = dict[int, list[str]]
@@ -34,7 +34,7 @@ def meteor() -> Metric:
         statistics = np.array([(v, 1.0) for v in values], np.float64).reshape(-1, 2)
         return Measurement(np.array(scored, int), statistics, ratio, corpus_value=float(value))
 
-    return _metric("meteor", "METEOR, higher is better", measure, "percent")
+    return _metric("meteor", "METEOR, higher is better", measure, "percent", _require_tokenizer)
 
 
 def cider() -> Metric:
@@ -44,7 +44,7 @@ def cider() -> Metric:
         scored, references, captions = _tokenize(predictions)
         return mean(scored, _cider_scores(references, captions))
 
-    return _metric("cider", "CIDEr-D, higher is better", measure, "points")
+    return _metric("cider", "CIDEr-D, higher is better", measure, "points", _require_tokenizer)
 
 
 def spice() -> Metric:
@@ -55,7 +55,7 @@ def spice() -> Metric:
         scored, references, captions = _tokenize(predictions)
         return mean(scored, _spice_scores(references, captions))
 
-    return _metric("spice", "SPICE, higher is better", measure, "percent")
+    return _metric("spice", "SPICE, higher is better", measure, "percent", _require_spice)
 
 
 def spider() -> Metric:
@@ -67,11 +67,18 @@ def spider() -> Metric:
         values = (_cider_scores(references, captions) + _spice_scores(references, captions)) / 2
         return mean(scored, values)
 
-    return _metric("spider", "SPIDEr, higher is better", measure, "points")
+    return _metric("spider", "SPIDEr, higher is better", measure, "points", _require_spice)
 
 
-def _metric(name: str, title: str, measure: Callable[[Sequence[Prediction]], Measurement], unit: Any) -> Metric:
-    return Metric(name, title, measure, unit, {"tokenizer": "PTB, without punctuation"}, ("pycocoevalcap",))
+def _metric(
+    name: str,
+    title: str,
+    measure: Callable[[Sequence[Prediction]], Measurement],
+    unit: Unit,
+    require: Callable[[], object],
+) -> Metric:
+    settings = {"tokenizer": "PTB, without punctuation"}
+    return Metric(name, title, measure, unit, settings, ("pycocoevalcap",), require)
 
 
 def _library(name: str) -> Any:
@@ -118,6 +125,11 @@ def _tokenize_lines(texts: Sequence[str]) -> list[str]:
 
 def _cider_scores(references: Captions, captions: Captions) -> np.ndarray:
     return np.asarray(_library("pycocoevalcap.cider.cider").Cider().compute_score(references, captions)[1])
+
+
+def _require_tokenizer() -> None:
+    """Raises UserError or NotComputed if captions cannot be tokenised."""
+    _library("pycocoevalcap.tokenizer.ptbtokenizer")
 
 
 def _require_spice() -> None:
