@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
-from data_pipelines import minicorpus
+from data_pipelines import minicorpus, utterances
 from data_pipelines.examples import Example
 from data_pipelines.sources import tones
 from data_pipelines.sources.audio import AudioRules
@@ -42,6 +42,15 @@ def _minicorpus(data_dir: Path) -> Corpus:
         evaluation_sources=lambda split: minicorpus.sources_with_audio(data_dir, split),
         tokenizer_dir=data_dir,
         notes=minicorpus.notes(data_dir),
+    )
+
+
+def _utterances(data_dir: Path) -> Corpus:
+    return Corpus(
+        open_source=lambda source, split: utterances.open_source(data_dir, source, split),
+        evaluation_sources=lambda split: utterances.sources_with_audio(data_dir, split),
+        tokenizer_dir=None,
+        notes=utterances.notes(data_dir),
     )
 
 
@@ -102,6 +111,7 @@ def _files(data_dir: str, rules: AudioRules) -> Corpus:
 
 CORPORA: dict[str, Callable[[str, AudioRules], Corpus]] = {
     "minicorpus": lambda data_dir, rules: _minicorpus(as_path(data_dir)),
+    "utterances": lambda data_dir, rules: _utterances(as_path(data_dir)),
     "tones": lambda data_dir, rules: _tones(as_path(data_dir)),
     "files": _files,
 }

