@@ -28,6 +28,7 @@ install_import_hook(
         *(f"salmonn_jax.models.{name}" for name in ("common", "encoder", "llama", "lora", "qformer", "salmonn")),
         "salmonn_jax.models.beats.encoder",
         "salmonn_jax.models.whisper.encoder",
+        "salmonn_jax.training.ctc",
         "salmonn_jax.training.step",
     ],
     "beartype.beartype",

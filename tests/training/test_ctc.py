@@ -16,7 +16,8 @@ from salmonn_jax.config import DataConfig, Recipe
 from salmonn_jax.configs import get_preset
 from salmonn_jax.models.parameters import ModelStructure
 from salmonn_jax.prompts import TEXT_SLOT
-from salmonn_jax.training.step import batch_loss, batch_num_valid_audio_tokens, ctc_losses, ctc_token_counts
+from salmonn_jax.training.ctc import batch_num_valid_audio_tokens, ctc_losses, ctc_token_counts
+from salmonn_jax.training.step import batch_loss
 
 BLANK = 3
 
