@@ -34,11 +34,6 @@ def audio_rules(model: ModelConfig, data: DataConfig) -> AudioRules:
     )
 
 
-def source_names(data: DataConfig) -> tuple[str, ...]:
-    """Returns the names of the sources, in the order of `Batch.source_index`."""
-    return tuple(sorted({*data.mixture, *data.replay}))
-
-
 def find_tokenizer_dir(corpus: Corpus, model_dir: Path | None) -> Path:
     """Returns the directory of the tokenizer: the model to start from, or else the corpus.
 
@@ -73,7 +68,7 @@ def make_training_data(
     Raises:
       UserError: a source does not exist or has no examples, or the mixture or the sizes are inconsistent.
     """
-    sources = {name: corpus.open_source(name, "train") for name in source_names(data)}
+    sources = {name: corpus.open_source(name, "train") for name in data.source_names}
     for name, source in sources.items():
         _check_not_empty(name, source)
     means = {}

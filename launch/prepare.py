@@ -183,7 +183,7 @@ def _prepare_corpus(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     """Runs `prepare inspect`: prints a summary of training batches and optionally writes it as a page."""
     from data_pipelines import corpora, inspect
-    from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data, source_names
+    from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data
     from launch.train import require_model, resolve_preset
     from salmonn_jax.tokenizer import load_tokenizer
 
@@ -194,7 +194,7 @@ def _inspect(options: argparse.Namespace) -> None:
     data = make_training_data(corpus, tokenizer, model, data_config, seed=preset.recipe.seed)
     with contextlib.closing(data):
         summary = inspect.inspect_batches(
-            data, options.batches, source_names(data_config), tokenizer, model.num_audio_tokens, options.samples
+            data, options.batches, data_config.source_names, tokenizer, model.num_audio_tokens, options.samples
         )
     print(inspect.format_table(summary, data.shares))
     for source, counts in data.counts().items():

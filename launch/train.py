@@ -136,6 +136,7 @@ def train(preset: Preset, output: Path, model_dir: Path | None, *, watchdog_minu
     from data_pipelines import corpora
     from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data
     from data_pipelines.rejection_log import RejectionLog
+    from data_pipelines.stream.training_data import placed_examples
     from salmonn_jax import distributed, sharding
     from salmonn_jax.models.parameters import describe_trainable
     from salmonn_jax.preemption import StopRequest
@@ -146,6 +147,7 @@ def train(preset: Preset, output: Path, model_dir: Path | None, *, watchdog_minu
     from salmonn_jax.training.loop import train as train_loop
     from salmonn_jax.training.metric_writer import open_metric_writer
     from salmonn_jax.training.step import init_train_state
+    from salmonn_jax.training.telemetry import Telemetry
 
     recipe, model = preset.recipe, preset.model
     mesh = sharding.make_mesh(recipe.mesh)
@@ -178,8 +180,11 @@ def train(preset: Preset, output: Path, model_dir: Path | None, *, watchdog_minu
         )
         state = init_state(run.trainable)
         checkpoints = Checkpoints(output, max_to_keep=recipe.max_to_keep)
+        num_examples: dict[str, int] = {}
         if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(abstract_like(state), data)
+            state, data_state = checkpoints.restore(abstract_like(state))
+            data.set_state(data_state)
+            num_examples = placed_examples(data_state)
             print(
                 f"{output}: resuming from step {checkpoints.latest_step()} of {recipe.num_train_steps}", file=sys.stderr
             )
@@ -201,6 +206,7 @@ def train(preset: Preset, output: Path, model_dir: Path | None, *, watchdog_minu
                     data,
                     mesh,
                     checkpoints,
+                    Telemetry(recipe.data.source_names, num_examples),
                     metric_writer,
                     watchdog,
                     stop_request,

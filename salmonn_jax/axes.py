@@ -21,6 +21,7 @@ AXES = {
     "keys": "tokens that are attended to: those of the row, or the slots of the KV cache",
     "beams": "beams of a row in a beam search; one otherwise",
     "candidates": "candidates for the next beams, and finished answers",
+    "sources": "sources of the training mixture",
     "targets": "predicted tokens of a row: one less than its tokens",
     "transcript": "tokens of a clip's transcript",
     "new_tokens": "tokens that are decoded",

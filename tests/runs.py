@@ -19,11 +19,25 @@ def debug_preset(data_dir: pathlib.Path, **changes: Any) -> Preset:
     return dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, data=data, **changes))
 
 
+def step_metrics(run: pathlib.Path) -> dict[int, dict[str, float]]:
+    """Returns the logged metrics of each step. Fails if a step is logged twice."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = {line.pop("step"): line for line in lines if "loss" in line}
+    assert len(steps) == sum("loss" in line for line in lines)
+    return steps
+
+
 def losses(run: pathlib.Path) -> dict[int, tuple[float, float]]:
     """Returns (loss, gradient norm) of each logged step. Fails if a step is logged twice."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len({line["step"] for line in lines}) == len(lines)
-    return {line["step"]: (line["loss"], line["gradient_norm"]) for line in lines}
+    return {step: (metrics["loss"], metrics["gradient_norm"]) for step, metrics in step_metrics(run).items()}
+
+
+def shares(run: pathlib.Path) -> dict[int, dict[str, float]]:
+    """Returns the realised shares of the sources of each logged step, by metric name."""
+    return {
+        step: {name: value for name, value in metrics.items() if name.startswith("share/")}
+        for step, metrics in step_metrics(run).items()
+    }
 
 
 def copy_run(run: pathlib.Path, copy: pathlib.Path, *, last_step: int) -> pathlib.Path:

@@ -62,6 +62,7 @@ class PackIterator(grain.DatasetIterator[PackedRows]):
         self._waiting: list[tuple[SampleRef, Segment]] = []  # ordered by waiting time, longest first
         self._restored: collections.deque[PendingSample] = collections.deque()  # waiting samples of a restored state
         self._rejected: collections.Counter[tuple[str, str]] = collections.Counter()  # by source and reason
+        self._placed: collections.Counter[str] = collections.Counter()  # examples in all rows so far, by source
 
     def __next__(self) -> PackedRows:
         self._fill_buffer()
@@ -71,6 +72,7 @@ class PackIterator(grain.DatasetIterator[PackedRows]):
         rows = PACKINGS[dataset.data.packing](sizes, capacity)
         packed = PackedRows(capacity, [[self._waiting[index][1] for index in row] for row in rows])
         placed = {index for row in rows for index in row}
+        self._placed.update(self._waiting[index][0].source for index in placed)
         self._waiting = [waiting for index, waiting in enumerate(self._waiting) if index not in placed]
         self._step += 1
         return packed
@@ -97,6 +99,7 @@ class PackIterator(grain.DatasetIterator[PackedRows]):
             "step": self._step,
             "waiting": [list(ref) for ref in waiting],
             "rejected": [[*key, count] for key, count in sorted(self._rejected.items())],
+            "placed": dict(sorted(self._placed.items())),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -108,3 +111,4 @@ class PackIterator(grain.DatasetIterator[PackedRows]):
         refs = [SampleRef(*ref) for ref in state["waiting"]]
         self._restored = collections.deque(samples.pool.read([ref for ref in refs if ref.source in samples.shares]))
         self._rejected = collections.Counter({(source, reason): n for source, reason, n in state["rejected"]})
+        self._placed = collections.Counter(state.get("placed", {}))  # earlier commits did not store it

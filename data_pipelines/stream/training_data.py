@@ -155,6 +155,15 @@ class TrainingData:
         self._close()
 
 
+def placed_examples(states: Mapping[str, Any]) -> dict[str, int]:
+    """Returns how many examples of each source the batches had, in total over streams.
+
+    Args:
+      states: states of streams by index (see `TrainingData.get_state`).
+    """
+    return dict(sum((Counter(state.get("placed", {})) for state in states.values()), Counter()))
+
+
 def _close(pool: ReaderPool, iterator: grain.DatasetIterator) -> None:
     pool.close()  # first, so that the iterator does not wait for reads that have not started
     iterator.close()

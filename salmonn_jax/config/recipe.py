@@ -120,6 +120,11 @@ class DataConfig:
         return self
 
     @property
+    def source_names(self) -> tuple[str, ...]:
+        """Returns the names of the sources, in the order of `Batch.source_index`."""
+        return tuple(sorted({*self.mixture, *self.replay}))
+
+    @property
     def stream_examples_per_step(self) -> int:
         """Returns an estimate of the examples that a stream places in a step: the larger of its rows and clip slots."""
         return max(self.rows, self.clips) // self.streams

@@ -106,15 +106,14 @@ class Checkpoints:
         }
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
-    def restore(self, abstract_state: TrainState, data_iterator: DataIterator) -> TrainState:
+    def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Restores the latest checkpoint.
 
         Args:
           abstract_state: shapes, dtypes and shardings of the training state (see `abstract_like`).
-          data_iterator: iterator whose state is restored.
 
         Returns:
-          The restored training state.
+          The training state, and the states of the data streams of all processes by stream index.
         """
         items = {
             DELTA: ocp.args.StandardRestore(unflatten_params(abstract_state.trainable)),
@@ -122,9 +121,9 @@ class Checkpoints:
             DATA: StreamStatesRestore(),
         }
         restored = self._manager.restore(self.latest_step(), args=ocp.args.Composite(**items))
-        data_iterator.set_state(restored[DATA])
         optimizer = restored[OPTIMIZER]
-        return TrainState(optimizer["step"], flatten_params(restored[DELTA]), optimizer["state"])
+        state = TrainState(optimizer["step"], flatten_params(restored[DELTA]), optimizer["state"])
+        return state, restored[DATA]
 
     def close(self) -> None:
         """Waits until all checkpoints are saved, and closes the manager."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,10 +17,19 @@ from salmonn_jax.preemption import StopRequest
 from salmonn_jax.training.checkpoint import Checkpoints, DataIterator
 from salmonn_jax.training.metric_writer import MetricWriter
 from salmonn_jax.training.step import TrainState, make_train_step
+from salmonn_jax.training.telemetry import Telemetry
 
 
 class DivergenceError(RunError):
     """Error for a training step whose loss is not finite."""
+
+
+class PendingMetrics(NamedTuple):
+    """Metrics of a step that may still be running."""
+
+    step: int
+    metrics: dict[str, Any]  # arrays on the devices
+    seconds: dict[str, float]  # see `Telemetry.take_seconds`
 
 
 def train(
@@ -30,6 +40,7 @@ def train(
     data_iterator: DataIterator,
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
+    telemetry: Telemetry,
     metric_writer: MetricWriter,
     watchdog: Watchdog,
     stop_request: StopRequest,
@@ -48,6 +59,7 @@ def train(
       data_iterator: yields the part of each batch that this process reads.
       mesh: device mesh.
       checkpoints: checkpoints of the run; closed at the end.
+      telemetry: names the metrics of the steps and measures the time of the loop.
       metric_writer: receives the metrics of each step.
       watchdog: gets a heartbeat for each finished step.
       stop_request: the loop ends when a stop is requested and the current step is finished.
@@ -59,26 +71,34 @@ def train(
       DivergenceError: the loss of a step is not finite. No checkpoint contains that step.
     """
     train_step = make_train_step(recipe, structure, mesh)
-    pending = None
+    pending: PendingMetrics | None = None
+
+    def write_pending() -> None:
+        if pending is not None:
+            _write_metrics(pending, telemetry, metric_writer)
+            watchdog.heartbeat()
+
     with jax.transfer_guard("disallow"):
         num_steps = int(jax.device_get(state.step))
         for step in range(num_steps, recipe.num_train_steps):
             if stop_request.reached(step):
                 break
             if step % recipe.save_every == 0 and step != checkpoints.latest_step():
-                _write_metrics(metric_writer, watchdog, pending)  # first, so that a diverged step is not saved
+                write_pending()  # first, so that a diverged step is not saved
                 pending = None
                 metric_writer.flush()
-                checkpoints.save(state, data_iterator)
-            local_batch: Batch = next(data_iterator)
+                with telemetry.measure("checkpoint_seconds"):
+                    checkpoints.save(state, data_iterator)
+            with telemetry.measure("data_wait_seconds"):
+                local_batch: Batch = next(data_iterator)
             with jax.transfer_guard_host_to_device("allow"):  # the only transfer to devices in a step
                 batch = sharding.make_global_batch(local_batch, mesh, recipe.data.streams)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            with jax.profiler.StepTraceAnnotation("train", step_num=step), telemetry.measure_compilation(train_step):
                 state, metrics = train_step(state, frozen, batch)
-            _write_metrics(metric_writer, watchdog, pending)
-            pending = step + 1, metrics
+            write_pending()
+            pending = PendingMetrics(step + 1, metrics, telemetry.take_seconds())
             num_steps = step + 1
-        _write_metrics(metric_writer, watchdog, pending)
+        write_pending()
         if num_steps != checkpoints.latest_step():
             metric_writer.flush()
             checkpoints.save(state, data_iterator)
@@ -87,21 +107,15 @@ def train(
     return num_steps
 
 
-def _write_metrics(
-    metric_writer: MetricWriter, watchdog: Watchdog, pending: tuple[int, dict[str, jax.Array]] | None
-) -> None:
-    """Waits for the metrics of a step, given as (step number, metrics), and logs them. None is ignored.
+def _write_metrics(pending: PendingMetrics, telemetry: Telemetry, metric_writer: MetricWriter) -> None:
+    """Waits for the metrics of a step and logs them.
 
     Raises:
       DivergenceError: the loss is not finite.
     """
-    if pending is None:
-        return
-    step, metrics = pending
-    values = {key: float(value) for key, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"]):
+    metrics = jax.device_get(pending.metrics)
+    if not math.isfinite(metrics["loss"]):
         raise DivergenceError(
-            f"the loss of step {step} is {values['loss']}; lower lr_schedule.peak_lr or check the data"
+            f"the loss of step {pending.step} is {metrics['loss']}; lower lr_schedule.peak_lr or check the data"
         )
-    metric_writer.log(step, values)
-    watchdog.heartbeat()
+    metric_writer.log(pending.step, telemetry.step_values(metrics, pending.seconds))

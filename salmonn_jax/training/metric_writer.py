@@ -77,25 +77,19 @@ class FileMetricWriter:
         self._progress_bar = tqdm(
             total=num_train_steps, initial=start_step, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0
         )
-        self._last_log_time = time.monotonic()
         self._program_start: float | None = program_start
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        now = time.monotonic()
         if self._program_start is not None:
-            startup_seconds = now - self._program_start
+            startup_seconds = time.monotonic() - self._program_start
             self._progress_bar.write(f"the first step ended {startup_seconds:.1f} s after the start", file=sys.stderr)
             self._program_start = None
-        seconds, self._last_log_time = now - self._last_log_time, now
-        values = dict(metrics)
-        for key in ("examples", "audio_seconds"):
-            values[f"{key}_per_second"] = values.pop(key) / seconds
-        self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
-        for key, value in values.items():
+        self._file.write(json.dumps({"step": step, **metrics}).encode() + b"\n")
+        for key, value in metrics.items():
             self._summary_writer.add_scalar(key, value, step)
         self._progress_bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, {values['examples_per_second']:.0f} examples/s, "
-            f"{values['audio_seconds_per_second']:.0f} s audio/s",
+            f"loss {metrics['loss']:.3f}, {metrics['examples_per_second']:.0f} examples/s, "
+            f"{metrics['audio_seconds_per_second']:.0f} s audio/s",
             refresh=False,
         )
         self._progress_bar.update(step - self._progress_bar.n)

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float32, Int32, Shaped
 
 from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import SAMPLE_RATE, ModelConfig, Recipe
+from salmonn_jax.models import parameters
 from salmonn_jax.models.parameters import ModelStructure, Params, trainable_paths
 from salmonn_jax.models.salmonn import answer_losses
 from salmonn_jax.training.accumulation import split_batch, sum_over_micro_batches
@@ -35,6 +36,14 @@ class TrainState(NamedTuple):
 def init_train_state(recipe: Recipe, trainable: Params) -> TrainState:
     """Returns the state before the first step. It can be traced by JAX."""
     return TrainState(jnp.zeros((), jnp.int32), trainable, make_optimizer(recipe).init(trainable))
+
+
+class SourceSums(NamedTuple):
+    """Sums over the answer tokens of each source, float32[sources], in the order of `DataConfig.source_names`."""
+
+    loss: Array
+    correct: Array  # teacher-forced tokens that the model predicts right
+    targets: Array  # answer tokens
 
 
 class LossTotals(NamedTuple):
@@ -62,7 +71,8 @@ def batch_loss(
     num_shards: int,
     dropout_key: Array | None,
     totals: LossTotals | None = None,
-) -> tuple[Array, dict[str, Array]]:
+    lora_scale: Array | float | None = None,
+) -> tuple[Array, dict[str, Any]]:
     """Computes the loss of a batch: the mean over all answer tokens, as in the original, plus the weighted CTC loss.
 
     Args:
@@ -75,15 +85,16 @@ def batch_loss(
       dropout_key: random key of dropout; None turns dropout off.
       totals: totals of the global batch, so that the results of its micro-batches can be summed. By default those of
         `batch`.
+      lora_scale: factor of the adapters; by default that of the model.
 
     Returns:
-      The loss as a float32 scalar, and a dictionary of float32 scalars: `loss` (without CTC), `accuracy` of the
-      teacher-forced answer tokens, and `ctc` if `recipe.ctc_weight` is not 0.
+      The loss as a float32 scalar, and a dictionary: the float32 scalars `loss` (without CTC), `accuracy` of the
+      teacher-forced answer tokens, and `ctc` if `recipe.ctc_weight` is not 0, and the `SourceSums` as `source_sums`.
     """
     model = structure.merge(trainable, frozen)
     logits, audio_tokens = model(
         batch,
-        lora_scale=structure.config.lora.scale,
+        lora_scale=structure.config.lora.scale if lora_scale is None else lora_scale,
         num_shards=num_shards,
         dropout_key=dropout_key,
         remat_policy=recipe.remat_policy,
@@ -91,7 +102,11 @@ def batch_loss(
     losses, target_mask = answer_losses(logits, batch, structure.config.pad_classes)
     totals = loss_totals(recipe, structure.config, batch) if totals is None else totals
     correct = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & target_mask
-    metrics = {"loss": losses.sum() / totals.targets, "accuracy": correct.sum() / totals.targets}
+    metrics: dict[str, Any] = {"loss": losses.sum() / totals.targets, "accuracy": correct.sum() / totals.targets}
+    num_sources, source_index = len(recipe.data.source_names), batch.source_index[:, 1:]
+    metrics["source_sums"] = SourceSums(
+        *(sum_by_source(values, source_index, num_sources) for values in (losses, correct, target_mask))
+    )
     if not recipe.ctc_weight:
         return metrics["loss"], metrics
     num_valid = batch_num_valid_audio_tokens(structure.config, batch.pcm_length)
@@ -100,12 +115,57 @@ def batch_loss(
     return metrics["loss"] + recipe.ctc_weight * metrics["ctc"], metrics
 
 
+def sum_by_source(
+    values: Shaped[Array, "rows _"], source_index: Int32[Array, "rows _"], num_sources: int
+) -> Float32[Array, " sources"]:
+    """Returns the sum of the values of each source.
+
+    A comparison with each index needs no scatter, and on a mesh the only collective is the sum of short vectors.
+
+    Args:
+      values: numbers or truth values of tokens.
+      source_index: index of the source of each token; -1 belongs to none.
+      num_sources: number of sources.
+    """
+    is_source = source_index[..., None] == jnp.arange(num_sources)
+    return jnp.where(is_source, values[..., None].astype(jnp.float32), 0).sum((0, 1))
+
+
+def batch_counts(batch: Batch, num_sources: int) -> dict[str, Array]:
+    """Returns how much a batch has of what is counted per second or per source.
+
+    Args:
+      batch: the global batch.
+      num_sources: number of sources.
+
+    Returns:
+      The float32 scalars `clips`, `audio_seconds` and `tokens` (without padding), and `source_examples`, the examples
+      of each source as float32[sources].
+    """
+    is_token = batch.segments > 0
+    return {
+        "clips": (batch.pcm_length > 0).sum(dtype=jnp.float32),
+        "audio_seconds": batch.pcm_length.sum(dtype=jnp.float32) / SAMPLE_RATE,
+        "tokens": is_token.sum(dtype=jnp.float32),
+        "source_examples": sum_by_source(is_token & (batch.positions == 0), batch.source_index, num_sources),
+    }
+
+
+def gradient_norms(gradient: Params) -> dict[str, Array]:
+    """Returns the norm of the whole gradient and of that of each trained module, as float32 scalars by metric name."""
+    norms = {"gradient_norm": optax.global_norm(gradient)}
+    for module, paths in parameters.trainable_modules(gradient, parameters.MODULES).items():
+        if paths:
+            norms[f"gradient_norm/{module}"] = optax.global_norm([gradient[path] for path in paths])
+    return norms
+
+
 def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Callable:
     """Returns the jitted training step `(state, frozen, batch) -> (state, metrics)`.
 
-    `state` is donated. Frozen parameters have the shardings of `salmonn_jax.sharding.FROZEN_RULES`. Metrics are
-    float32 scalars: those of `batch_loss`, `gradient_norm`, `learning_rate`, and the `examples` and `audio_seconds` of
-    the batch.
+    `state` is donated. Frozen parameters have the shardings of `salmonn_jax.sharding.FROZEN_RULES`. Metrics are those
+    of `batch_loss`, `batch_counts` and `gradient_norms`, and the `learning_rate`. `salmonn_jax.training.telemetry`
+    names and divides them.
 
     Args:
       recipe: recipe of the run.
@@ -121,13 +181,13 @@ def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Ca
         p: placement(p, leaf).sharding for p, leaf in structure.shapes.items() if p not in trainable_set
     }
 
-    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
 
         totals = loss_totals(recipe, structure.config, batch)
 
-        def metrics_and_gradient(batch: Batch, dropout_key: Array) -> tuple[dict[str, Array], Params]:
-            def loss(trainable: Params) -> tuple[Array, dict[str, Array]]:
+        def metrics_and_gradient(batch: Batch, dropout_key: Array) -> tuple[dict[str, Any], Params]:
+            def loss(trainable: Params) -> tuple[Array, dict[str, Any]]:
                 return batch_loss(recipe, structure, trainable, frozen, batch, num_shards, dropout_key, totals)
 
             # Only trainable parameters are differentiated, so frozen ones need no memory for gradients.
@@ -141,9 +201,8 @@ def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Ca
             metrics, gradient = sum_over_micro_batches(metrics_and_gradient, micro_batches, dropout_key)
         updates, optimizer_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": schedule(state.step)}
-        metrics["examples"] = batch.segments.max(axis=1).sum().astype(jnp.float32)
-        metrics["audio_seconds"] = batch.pcm_length.astype(jnp.float32).sum() / SAMPLE_RATE
+        metrics |= batch_counts(batch, len(recipe.data.source_names)) | gradient_norms(gradient)
+        metrics["learning_rate"] = schedule(state.step)
         return TrainState(state.step + 1, trainable, optimizer_state), metrics
 
     return jax.jit(

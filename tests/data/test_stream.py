@@ -16,6 +16,7 @@ import pytest
 from data_pipelines.examples import Rejection
 from data_pipelines.rejection_log import RejectionLog
 from data_pipelines.stream.mixture import normalise
+from data_pipelines.stream.training_data import placed_examples
 from data_pipelines.transforms.samples import SampleRef
 from salmonn_jax.configs import get_preset
 from salmonn_jax.configs.salmonn import STAGE2_MIXTURE
@@ -127,15 +128,18 @@ def test_a_mixture_that_changes_goes_on_with_every_source():
 
 
 def test_a_source_that_is_mixed_in_no_longer_is_dropped():
-    """Checks that waiting samples of a removed source are dropped from a restored state."""
-    data = stream()
+    """Checks that waiting samples of a removed source are dropped from a restored state, and are not counted."""
+    data, counts = stream(), collections.Counter()
     for _ in range(3):
-        next(data)
+        counts.update(source for source, _ in examples(next(data)))
     two = stream(dataclasses.replace(DATA, mixture={"speech": 0.5, "text": 0.5}))
     two.set_state(json.loads(json.dumps(data.get_state())))
     events = sorted(SIZES).index("events")
-    assert all(source != events for _ in range(3) for source, _ in examples(next(two)))
+    placed = [source for _ in range(3) for source, _ in examples(next(two))]
+    assert events not in placed
     assert two.counts()["events"] == data.counts()["events"]
+    counts.update(placed)
+    assert placed_examples(two.get_state()) == {name: counts[i] for i, name in enumerate(sorted(SIZES))}
 
 
 def test_the_seed_decides_the_order():
@@ -202,6 +206,7 @@ def test_a_state_is_small():
     whole = next(iter(stream().get_state().values())) | {"samples": state}
     whole["waiting"] = [["librispeech_phones", 640_000_000]] * config.lookahead
     whole["rejected"] = [[name, "undecodable", 1_000_000] for name in config.mixture]
+    whole["placed"] = dict.fromkeys(config.mixture, 10000000)
     assert len(json.dumps(whole)) <= 4096
 
 
@@ -211,6 +216,7 @@ def test_shares_of_what_is_trained_on():
         counts.update(source for source, _ in examples(next(data)))
     total = counts.total()
     for number, name in enumerate(sorted(SIZES)):
+        assert placed_examples(data.get_state())[name] == counts[number]
         # What waits in the windows, and one a stream.
         assert abs(counts[number] - total * SHARES[name]) <= 8 + 8 * 16 * SHARES[name]
 

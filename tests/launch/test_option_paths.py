@@ -295,7 +295,7 @@ def test_metrics_and_events_in_a_bucket(bucket):
             paths.as_path("gs://lab/run"), name="run", start_step=start_step, num_train_steps=4, program_start=0.0
         )
         for step in steps:
-            writer.log(step, {"loss": 1.0 / step, "examples": 1.0, "audio_seconds": 1.0})
+            writer.log(step, {"loss": 1.0 / step, "examples_per_second": 1.0, "audio_seconds_per_second": 1.0})
         writer.flush()
         flushed = bucket.files()["gs://lab/run/metrics.jsonl"]
         writer.close()

@@ -18,7 +18,7 @@ from launch import cli, train
 from salmonn_jax.checkpoint_files import find_damage
 from salmonn_jax.model_directory import load_model
 from salmonn_jax.training.metric_writer import FileMetricWriter
-from tests.runs import copy_run, debug_preset, losses
+from tests.runs import copy_run, debug_preset, losses, shares, step_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE_HIT = "Persistent compilation cache hit for 'jit_train_step'"
@@ -57,6 +57,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, debug_run, monkeypatc
     run_command(monkeypatch, folder, "debug", "--output", "killed")
     assert "killed: resuming from step" in capsys.readouterr().err
     assert losses(folder / "killed") == losses(debug_run)
+    assert shares(folder / "killed") == shares(debug_run)
 
 
 def test_sigterm_saves_after_the_current_step_and_the_run_goes_on(folder, debug_run, monkeypatch, capsys):
@@ -129,6 +130,23 @@ def test_a_second_start_compiles_nothing_again(folder):
 def test_every_step_is_logged_once(debug_run):
     assert list(losses(debug_run)) == [1, 2, 3, 4, 5, 6]
     assert any((debug_run / "tensorboard").iterdir())
+
+
+def test_logged_metrics(debug_run):
+    """The names of docs/training.md. Seconds of checkpoints and compilation are logged where there are some."""
+    modules = ("query_tokens", "qformer", "norms", "projection", "adapters")
+    always = {"loss", "accuracy", "learning_rate", "data_wait_seconds", "gradient_norm"}
+    always |= {f"{name}/{source}" for name in ("loss", "accuracy", "share") for source in ("tones", "words")}
+    always |= {f"gradient_norm/{module}" for module in modules}
+    always |= {f"{name}_per_second" for name in ("clips", "audio_seconds", "tokens", "examples")}
+    logged = step_metrics(debug_run)
+    seconds = {step: metrics.keys() - always for step, metrics in logged.items()}
+    assert all(always <= metrics.keys() for metrics in logged.values())
+    assert seconds.pop(1) == {"compile_seconds"}
+    assert seconds == {step: {"checkpoint_seconds"} if step in (3, 5) else set() for step in range(2, 7)}
+    assert logged[6]["share/tones"] + logged[6]["share/words"] == pytest.approx(1)
+    for metrics in logged.values():
+        assert metrics["tokens_per_second"] > metrics["examples_per_second"] > metrics["clips_per_second"] > 0
 
 
 def test_a_diverged_step_ends_the_run_and_is_not_saved(folder, monkeypatch, capsys):

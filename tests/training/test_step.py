@@ -21,7 +21,7 @@ from salmonn_jax.models import parameters
 from salmonn_jax.tokenizer import load_tokenizer
 from salmonn_jax.training import optimizer
 from salmonn_jax.training.accumulation import sum_over_micro_batches
-from salmonn_jax.training.step import init_train_state, make_train_step
+from salmonn_jax.training.step import gradient_norms, init_train_state, make_train_step
 
 MODEL, RECIPE = get_preset("debug").model, get_preset("debug").recipe
 
@@ -92,6 +92,43 @@ def test_sharded_equals_unsharded(batches, unsharded, sizes):
     for path in set(alone.trainable) - UNUSED:
         value = alone.trainable[path]
         np.testing.assert_allclose(spread.trainable[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_metrics_by_source_add_up(batches, unsharded):
+    """Sums over sources are those of the batch, and counts are those of its arrays."""
+    for batch, metrics in zip(batches, unsharded[2], strict=True):
+        sums = metrics["source_sums"]
+        np.testing.assert_allclose(sums.loss.sum() / sums.targets.sum(), metrics["loss"], rtol=1e-6)
+        np.testing.assert_allclose(sums.correct.sum() / sums.targets.sum(), metrics["accuracy"], rtol=1e-6)
+        first_tokens = (batch.segments > 0) & (batch.positions == 0)
+        for index in range(len(RECIPE.data.source_names)):
+            is_source = batch.source_index == index
+            assert sums.targets[index] == (batch.loss_mask & is_source).sum() > 0
+            assert metrics["source_examples"][index] == (first_tokens & is_source).sum() > 0
+        assert metrics["tokens"] == (batch.segments > 0).sum() and metrics["clips"] == (batch.pcm_length > 0).sum()
+        np.testing.assert_allclose(metrics["audio_seconds"], batch.pcm_length.sum() / 16_000, rtol=1e-6)
+
+
+def test_loss_of_one_source(batches, unsharded):
+    """With answers of one source alone, its loss is the loss of the batch."""
+    is_words = batches[0].source_index == RECIPE.data.source_names.index("words")
+    batch = batches[0]._replace(loss_mask=batches[0].loss_mask & is_words)
+    _, _, (metrics,) = take_steps(RECIPE, one_device(), [batch])
+    whole = unsharded[2][0]["source_sums"]
+    np.testing.assert_allclose(metrics["source_sums"].loss, [0, whole.loss[1]], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], whole.loss[1] / whole.targets[1], rtol=1e-5)
+    np.testing.assert_array_equal(metrics["source_sums"].correct, [0, whole.correct[1]])
+
+
+def test_gradient_norms_by_module(unsharded):
+    gradient = {"query_tokens": [3.0, 4.0], "qformer/b": [12.0], "llama/q_proj/lora_a": [84.0], "llama/norm": [13.0]}
+    norms = gradient_norms({path: jnp.array(value) for path, value in gradient.items()})
+    modules = {"query_tokens": 5, "qformer": 12, "adapters": 84, "llm": 13}
+    assert norms == {"gradient_norm": pytest.approx(86.9770)} | {
+        f"gradient_norm/{name}": pytest.approx(norm) for name, norm in modules.items()
+    }
+    logged = {name.partition("/")[2] for name in unsharded[2][0] if name.startswith("gradient_norm/")}
+    assert logged == set(RECIPE.trainable)
 
 
 @pytest.mark.parametrize(
