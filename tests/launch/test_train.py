@@ -142,7 +142,7 @@ def test_logged_metrics(debug_run):
     logged = step_metrics(debug_run)
     seconds = {step: metrics.keys() - always for step, metrics in logged.items()}
     assert all(always <= metrics.keys() for metrics in logged.values())
-    assert seconds.pop(1) == {"compile_seconds"}
+    assert seconds.pop(1) == {"checkpoint_seconds", "compile_seconds"}
     assert seconds == {step: {"checkpoint_seconds"} if step in (3, 5) else set() for step in range(2, 7)}
     assert logged[6]["share/tones"] + logged[6]["share/words"] == pytest.approx(1)
     for metrics in logged.values():
