@@ -22,7 +22,7 @@ from data_pipelines.stream.mixture import normalise
 from data_pipelines.stream.packing import PACKINGS, ExampleSize, StepCapacity, step_capacities
 from data_pipelines.stream.sample_dataset import PendingSample, SampleIterDataset, mixing_schedule
 from data_pipelines.transforms.samples import SampleRef
-from launch.train import resolve_preset
+from launch.presets import resolve_preset
 from salmonn_jax.config import SAMPLE_RATE, DataConfig
 from salmonn_jax.configs import get_preset
 from salmonn_jax.configs.preset import Preset

@@ -25,7 +25,7 @@ from data_pipelines.stream.training_data import BATCHES_AHEAD, TrainingData
 from data_pipelines.transforms.encode import encode_config
 from data_pipelines.transforms.prompt_templates import PromptTemplates
 from data_pipelines.transforms.samples import Encoder, SampleReader
-from launch.train import resolve_preset
+from launch.presets import resolve_preset
 from salmonn_jax.config import SAMPLE_RATE
 from salmonn_jax.tokenizer import load_tokenizer
 

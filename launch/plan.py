@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from launch import cli
-from launch.train import require_model, resolve_preset
+from launch.presets import require_model, resolve_preset
 
 if TYPE_CHECKING:
     import jax

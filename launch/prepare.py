@@ -184,7 +184,7 @@ def _inspect(options: argparse.Namespace) -> None:
     """Runs `prepare inspect`: prints a summary of training batches and optionally writes it as a page."""
     from data_pipelines import corpora, inspect
     from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data
-    from launch.train import require_model, resolve_preset
+    from launch.presets import require_model, resolve_preset
     from salmonn_jax.tokenizer import load_tokenizer
 
     preset = require_model(resolve_preset(options.config, options.overrides, options.model))

@@ -35,8 +35,8 @@ from typing import Any
 from launch import cli
 from launch.gke import GkeBackend
 from launch.job import SIGTERM_EXIT_CODE, Backend, Command, Job, referenced_buckets, to_mounted_path
+from launch.presets import require_model, resolve_preset
 from launch.tpu_vm import TpuVmBackend
-from launch.train import require_model, resolve_preset
 from salmonn_jax.errors import UserError
 
 BACKEND_OPTIONS = {"tpu-vm": ("package", "zone", "project"), "gke": ("image",)}  # options of only one backend

@@ -17,7 +17,7 @@ import pytest
 import data_pipelines
 import salmonn_jax
 from launch import cli, train
-from launch.train import require_model, resolve_preset
+from launch.presets import require_model, resolve_preset
 from salmonn_jax import config as configuration
 from salmonn_jax.config import AdamW, Lion, ModelConfig, Recipe, WarmupConstant, WarmupCosine, apply_overrides
 from salmonn_jax.configs import PRESETS, get_preset
