@@ -22,7 +22,7 @@ def clock(monkeypatch) -> types.SimpleNamespace:
     return clock
 
 
-def step(loss, correct, targets, examples, **scalars):
+def step(loss, correct, targets, examples, /, **scalars):
     """Returns metrics of the train step as numpy arrays."""
     arrays = {name: np.float32(value) for name, value in scalars.items()}
     sums = SourceSums(*(np.float32(values) for values in (loss, correct, targets)))
