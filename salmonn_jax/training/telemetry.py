@@ -78,7 +78,7 @@ class Telemetry:
         now = time.monotonic()
         seconds = now - self._last_step_time - self._untrained_seconds
         self._last_step_time, self._untrained_seconds = now, 0.0
-        return seconds
+        return max(seconds, 1e-6)
 
 
 def source_means(source_names: Sequence[str], sums: Any) -> dict[str, float]:
