@@ -21,7 +21,7 @@ from launch import cli
 if TYPE_CHECKING:
     from salmonn_jax.api import Generation, Model
     from salmonn_jax.config import GenerationConfig
-    from salmonn_jax.decoding.batching import Request
+    from salmonn_jax.decoding.requests import Request
     from salmonn_jax.paths import Path
 
 

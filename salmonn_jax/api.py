@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,21 +12,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from salmonn_jax import model_directory
-from salmonn_jax.audio.files import AudioError, AudioSource, Channels, load_audio
-from salmonn_jax.audio.windows import DecodingTooLong, apply_too_long, split_windows
+from salmonn_jax.audio.files import AudioSource, Channels
+from salmonn_jax.audio.windows import DecodingTooLong
 from salmonn_jax.batch import Batch, Segment, collate
 from salmonn_jax.config import GenerationConfig, from_dict
 from salmonn_jax.decoding import decoder, memory
 from salmonn_jax.decoding.answers import Generation, join_answers
-from salmonn_jax.decoding.batching import MAX_BATCH_SIZE, Request, bucket_length, prompt_batches, window_times
+from salmonn_jax.decoding.batching import MAX_BATCH_SIZE, bucket_length, prompt_batches
 from salmonn_jax.decoding.options import decoding_options
+from salmonn_jax.decoding.requests import Audio, Request, clip_name, make_request, pair_prompts, read_windows
 from salmonn_jax.errors import UserError, check_choice
 from salmonn_jax.models.salmonn import Salmonn, answer_losses
 from salmonn_jax.paths import PathLike, as_path, check_readable
-from salmonn_jax.prompts import TEXT_SLOT, add_audio_placeholder, encode_answer, encode_prompt, stop_tokens
+from salmonn_jax.prompts import TEXT_SLOT, encode_answer, stop_tokens
 from salmonn_jax.sharding import Placement, clip_sharding, num_data_shards, replicated, row_sharding
-
-Audio = AudioSource | None  # see `salmonn_jax.audio.files.load_audio`; None is a prompt without audio
 
 
 class Model:
@@ -76,14 +74,14 @@ class Model:
             the context of the language model is too short, or the model has no language model or no audio encoder.
         """
         generation_config = from_dict(GenerationConfig, settings)
-        clips, prompts = self._pair_prompts(audio, prompt)
+        clips, prompts = pair_prompts(audio, prompt)
         options = {
             "max_new_tokens": generation_config.max_new_tokens,
             "too_long": too_long,
             "channels": channels,
         }
         requests = [
-            self.make_request(clip, text, name=_name(clip, i), **options)
+            self.make_request(clip, text, name=clip_name(clip, i), **options)
             for i, (clip, text) in enumerate(zip(clips, prompts, strict=True))
         ]
         return self.answer(requests, generation_config, batch_size=batch_size)
@@ -112,27 +110,17 @@ class Model:
           AudioError: the clip cannot be read, or is too long.
           UserError: see `generate`.
         """
-        if self.config.llama is None:
-            raise UserError("this model has no language model and cannot generate answers; load a whole SALMONN")
-        check_choice("too_long", too_long, DecodingTooLong)
-        check_choice("channels", channels, Channels)
-        windows = () if audio is None else self._read_windows(audio, too_long, channels, name)
-        groups = [[window] for window in windows] if windows and too_long == "chunk_answers" else [windows]
-        segments = tuple(self._encode_prompt(group, prompt) for group in groups)
-        longest, context = max(len(segment.tokens) for segment in segments), self.config.llama.max_position_embeddings
-        if longest + max_new_tokens > context:
-            too_few = f"are more than the {context} tokens of the language model's context"
-            if len(segments[0].clips) > 1:
-                raise AudioError(
-                    "too long",
-                    f"{name} has {len(windows)} windows: {longest} tokens and {max_new_tokens} new tokens {too_few}; "
-                    "choose too_long (--too-long) truncate or chunk_answers",
-                )
-            raise UserError(
-                f"{longest} tokens and {max_new_tokens} new tokens {too_few}; "
-                "shorten the prompt, or lower max_new_tokens or shorten the answer"
-            )
-        return Request(segments, window_times(windows))
+        _check_options(too_long, channels)
+        return make_request(
+            self.config,
+            self.tokenizer,
+            audio,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            too_long=too_long,
+            channels=channels,
+            name=name,
+        )
 
     def answer(
         self, requests: Sequence[Request], generation_config: GenerationConfig, *, batch_size: int | None = None
@@ -258,9 +246,14 @@ class Model:
           UserError: a clip cannot be read or is too long, or the model has no audio encoder.
         """
         _refuse_chunk_answers(too_long, "encode_audio")
-        clips = [self._read_windows(clip, too_long, channels, _name(clip, i)) for i, clip in enumerate(_as_list(audio))]
-        if not clips:
+        _check_options(too_long, channels)
+        sources = audio if isinstance(audio, list) else [audio]
+        if not sources:
             raise UserError("no clips; give at least one")
+        clips = [
+            read_windows(self.config, clip, too_long=too_long, channels=channels, name=clip_name(clip, i))
+            for i, clip in enumerate(sources)
+        ]
         batch = self._collate([Segment([], [], 0, windows) for windows in clips], 0)
         encoded = np.asarray(self._encode(self.module, batch.pcm, batch.pcm_length).astype(jnp.float32))
         if len(encoded) == len(clips):
@@ -296,7 +289,7 @@ class Model:
           UserError: see `generate`; or the numbers of answers and clips differ.
         """
         _refuse_chunk_answers(too_long, "score")
-        clips, prompts = self._pair_prompts(audio, prompt)
+        clips, prompts = pair_prompts(audio, prompt)
         answers = [answer] if isinstance(answer, str) else answer
         if len(answers) != len(prompts):
             raise UserError(f"{len(answers)} answers for {len(prompts)} clips; give one answer per clip")
@@ -304,7 +297,12 @@ class Model:
         for i, (clip, text) in enumerate(zip(clips, prompts, strict=True)):
             answer_ids = encode_answer(self.tokenizer, answers[i], stop_token_ids=self.config.stop_token_ids)
             (segment,) = self.make_request(
-                clip, text, max_new_tokens=len(answer_ids), too_long=too_long, channels=channels, name=_name(clip, i)
+                clip,
+                text,
+                max_new_tokens=len(answer_ids),
+                too_long=too_long,
+                channels=channels,
+                name=clip_name(clip, i),
             ).segments
             segments.append(
                 segment._replace(
@@ -315,41 +313,6 @@ class Model:
         losses = np.asarray(self._answer_losses(self.module, self._collate(segments, seq_len)))
         scores = [-losses[i, segment.prompt_length - 1 : len(segment.tokens) - 1] for i, segment in enumerate(segments)]
         return scores if isinstance(audio, list) else scores[0]
-
-    def _pair_prompts(self, audio: Audio | list[Audio], prompt: str | Sequence[str]) -> tuple[list[Audio], list[str]]:
-        """Returns lists of clips and prompts of the same length. Raises UserError if the numbers differ or are 0."""
-        clips = _as_list(audio)
-        prompts = [prompt] * len(clips) if isinstance(prompt, str) else list(prompt)
-        if len(prompts) != len(clips):
-            raise UserError(
-                f"{len(prompts)} prompts for {len(clips)} clips; give one prompt for all clips or one per clip"
-            )
-        if not clips:
-            raise UserError("no clips and no questions; give at least one (audio=None asks without a clip)")
-        return clips, prompts
-
-    def _read_windows(
-        self, audio: AudioSource, too_long: DecodingTooLong, channels: Channels, name: str
-    ) -> tuple[np.ndarray, ...]:
-        """Reads a clip as encoder windows, int16[samples] each. Raises AudioError if it is too long."""
-        if self.config.qformer is None:
-            raise UserError("this model has no Q-Former and cannot encode audio; load a whole SALMONN")
-        pcm, window_samples = load_audio(audio, channels=channels), self.config.audio.window_samples
-        fix = "choose too_long (--too-long) truncate, chunk or chunk_answers"
-        return tuple(split_windows(apply_too_long(pcm, window_samples, too_long, name=name, fix=fix), window_samples))
-
-    def _encode_prompt(self, windows: Sequence[np.ndarray], prompt: str) -> Segment:
-        """Encodes a prompt about the clip with these windows, or without a clip, as a segment without an answer."""
-        counts = [self.config.num_valid_audio_tokens(len(window)) for window in windows]
-        encoded_prompt = encode_prompt(
-            self.tokenizer,
-            self.config.prompt_template,
-            add_audio_placeholder(prompt, num_clips=1 if windows else 0),
-            valid_audio_token_counts=[counts] if windows else [],
-            num_audio_tokens=self.config.num_audio_tokens,
-            add_bos_token=self.config.add_bos_token,
-        )
-        return Segment(encoded_prompt.tokens, encoded_prompt.audio_slots, len(encoded_prompt.tokens), tuple(windows))
 
     def _collate(self, segments: Sequence[Segment], seq_len: int) -> Batch:
         """Builds a batch with one row per segment."""
@@ -387,13 +350,10 @@ class Model:
         )
 
 
-def _as_list(audio: Audio | list[Audio]) -> list[Audio]:
-    return audio if isinstance(audio, list) else [audio]
-
-
-def _name(audio: Audio, index: int) -> str:
-    """Returns the path of a clip, or its number."""
-    return os.fspath(audio) if isinstance(audio, str | os.PathLike) else f"clip {index + 1}"
+def _check_options(too_long: str, channels: str) -> None:
+    """Raises UserError if an option is none of its choices."""
+    check_choice("too_long", too_long, DecodingTooLong)
+    check_choice("channels", channels, Channels)
 
 
 def _refuse_chunk_answers(too_long: str, method: str) -> None:

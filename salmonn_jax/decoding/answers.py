@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from salmonn_jax.decoding.batching import Request
 from salmonn_jax.decoding.decoder import DecodeResult
+from salmonn_jax.decoding.requests import Request
 from salmonn_jax.tokenizer import Tokenizer
 
 

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import UInt32
 
 from salmonn_jax.batch import Segment, collate
-from salmonn_jax.config import SAMPLE_RATE, ModelConfig
+from salmonn_jax.config import ModelConfig
 from salmonn_jax.decoding.decoder import PromptBatch
 
 SHORTEST_BUCKET = 32  # tokens
 MAX_BATCH_SIZE = 32  # rows of a batch, for each data shard, if the caller sets no batch size
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt about one clip, or without a clip, ready to be decoded.
-
-    Attributes:
-      segments: encoded prompts: one, or one per encoder window if the windows are answered one by one.
-      windows: start and end in seconds of each encoder window that the model gets; empty without a clip.
-    """
-
-    segments: tuple[Segment, ...]
-    windows: tuple[tuple[float, float], ...]
-
-
-def window_times(windows: Sequence[np.ndarray]) -> tuple[tuple[float, float], ...]:
-    """Returns start and end in seconds of consecutive windows, int16[samples] each."""
-    bounds = [0, *np.cumsum([len(window) for window in windows]).tolist()]
-    return tuple((start / SAMPLE_RATE, end / SAMPLE_RATE) for start, end in itertools.pairwise(bounds))
 
 
 def bucket_length(num_tokens: int, max_seq_len: int) -> int:
