@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from salmonn_jax.evaluation.predictions import Prediction
     from salmonn_jax.evaluation.scoring import FailureCounts, ScoreRow
+    from salmonn_jax.evaluation.scoring.agreement import Agreement
     from salmonn_jax.evaluation.scoring.compare import Comparison
     from salmonn_jax.paths import Path
 
@@ -78,6 +79,7 @@ def score(
     """
     from salmonn_jax.evaluation import scoring
     from salmonn_jax.evaluation.scoring import table
+    from salmonn_jax.evaluation.scoring.agreement import agreement, format_agreement
     from salmonn_jax.evaluation.scoring.compare import compare as compare_predictions
     from salmonn_jax.evaluation.scoring.compare import format_comparisons
     from salmonn_jax.files import atomic_write
@@ -87,15 +89,19 @@ def score(
     options = {"exclude_errors": exclude_errors, "by": by}
     rows = scoring.score(predictions, protocols=protocols, **options)
     comparisons: list[Comparison] = []
+    agreements: list[Agreement] = []
     if compare is not None:
-        comparisons = compare_predictions(predictions, read_evaluation(compare), protocols=protocols, **options)
+        others = read_evaluation(compare)
+        comparisons = compare_predictions(predictions, others, protocols=protocols, **options)
+        agreements = agreement(predictions, others, by=by)
     output.mkdir(parents=True, exist_ok=True)
     if judge is not None and judge_model is not None:
         rows = rows + _ask_judge(predictions, judge, judge_model, output, options)
     failures = scoring.count_failures(predictions, rows, by)
-    parts = (
-        {"compared_with": str(compare), "comparisons": list(map(dataclasses.asdict, comparisons))} if compare else {}
-    )
+    parts: dict[str, object] = {}
+    if compare is not None:
+        parts = {"compared_with": str(compare), "comparisons": list(map(dataclasses.asdict, comparisons))}
+        parts["agreement"] = list(map(dataclasses.asdict, agreements))
     with atomic_write(output / "scores.json") as unfinished:
         unfinished.write_text(scoring.to_json(rows, failures, exclude_errors=exclude_errors, **parts), "utf-8")
     sections = {
@@ -104,6 +110,7 @@ def score(
         "protocols": table.format_protocols(rows),
         "published values, other protocols": table.format_published(rows),
         f"compared with {compare}": comparisons and format_comparisons(comparisons, "here", "there"),
+        f"agreement with {compare}": format_agreement(agreements),
     }
     print("\n\n".join(f"{title}:\n{text}" if title else text for title, text in sections.items() if text))
     if exclude_errors:

@@ -11,6 +11,7 @@ from salmonn_jax.errors import UserError
 from salmonn_jax.evaluation import scoring
 from salmonn_jax.evaluation.metrics.base import ratio
 from salmonn_jax.evaluation.scoring import intervals
+from salmonn_jax.evaluation.scoring.agreement import agreement, format_agreement
 from salmonn_jax.evaluation.scoring.compare import compare, format_comparisons
 from salmonn_jax.evaluation.scoring.intervals import bootstrap, paired_bootstrap, wilson
 from tests.evaluation.answers import make_pairs, make_prediction
@@ -111,6 +112,27 @@ def test_runs_are_compared_on_their_common_examples():
         "p",
     ]
     assert table[2].startswith("sound  accuracy  test   audio      50     10        100.0 %  60.0 %  +40.0 [+")
+
+
+def test_agreement_of_two_runs():
+    """The third text differs, the fourth clip has an error in one run, and only one run has the fifth."""
+    ours = [
+        make_prediction("sound", "rain", t, id=str(i), score=-0.5) for i, t in enumerate(["rain", "a", "b", "", "e"])
+    ]
+    theirs = [
+        make_prediction("sound", "rain", "rain", id="0", score=-0.5),
+        make_prediction("sound", "other reference", "a", id="1", score=-0.7),
+        make_prediction("sound", "rain", "c", id="2", score=-1.5),
+        make_prediction("sound", "rain", "", id="3", error="no such file"),
+    ]
+    (row,) = agreement(ours, theirs)
+    assert (row.task, row.split, row.condition, row.count, row.identical) == ("sound", "test", "audio", 3, 2)
+    gaps = (row.score_gap, row.largest_score_gap, row.identical_score_gap)
+    assert gaps == pytest.approx((0.4, 1.0, 0.2))
+    (reverse,) = agreement(theirs, ours)
+    assert reverse == row
+    assert format_agreement([row]).endswith("audio      3      2 (66.7 %)       0.4        1        0.2")
+    assert agreement(ours[3:], theirs) == [] and format_agreement([]) == ""
 
 
 def test_runs_without_a_common_example_raise_user_error():

@@ -179,7 +179,10 @@ def test_options_of_the_command_line(evaluation, capsys, monkeypatch):
     comparisons = saved(evaluation / "new")["comparisons"]
     assert all(c["difference"] in (0.0, None) and c["left_out"] == 0 for c in comparisons)
     assert not (evaluation / "scores.json").exists()
-    assert f"compared with {evaluation}:" in capsys.readouterr().out
+    agreement = saved(evaluation / "new")["agreement"]
+    assert all(row["identical"] == row["count"] and row["largest_score_gap"] == 0 for row in agreement)
+    printed = capsys.readouterr().out
+    assert f"compared with {evaluation}:" in printed and f"agreement with {evaluation}:" in printed
 
 
 @pytest.mark.parametrize(
