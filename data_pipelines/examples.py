@@ -60,8 +60,8 @@ class BadExample(Exception):
 
     Attributes:
       reason: short category, by which rejections are counted: "missing", "unreachable", "undecodable", "incomplete",
-        "empty", "not finite", "out of range", "silent", "too long", "does not fit", "invalid", or "noise" if the
-        recording that augmentation mixes in cannot be used.
+        "empty", "not finite", "out of range", "silent", "too long", "does not fit", "invalid", "noise" if the
+        recording that augmentation mixes in cannot be used, or "not in the encoder cache".
       detail: what exactly is wrong.
     """
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from data_pipelines.corpora import Corpus, open_corpus
+from data_pipelines.encoder_cache.store import FrameStore
+from data_pipelines.encoder_cache.windows import SourceWindows
 from data_pipelines.examples import BadExample, Example
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.stream.mixture import source_shares
@@ -54,6 +56,7 @@ def make_training_data(
     *,
     seed: int,
     streams: Sequence[int] | None = None,
+    frame_store: FrameStore | None = None,
 ) -> TrainingData:
     """Returns the training data of a configuration.
 
@@ -64,6 +67,7 @@ def make_training_data(
       data: configuration of the data.
       seed: decides the order of the examples and all random choices.
       streams: indices of the streams that this process reads; all `data.streams` by default.
+      frame_store: filled store of `data.encoder_cache`, from which batches have frames; None: they have samples.
 
     Raises:
       UserError: a source does not exist or has no examples, or the mixture or the sizes are inconsistent.
@@ -89,9 +93,36 @@ def make_training_data(
         prompt_templates=PromptTemplates.load(data.prompt_templates or None),
         config=encode_config(model, data),
         rules=audio_rules(model, data),
+        frame_store=frame_store,
     )
     reader = SampleReader(sources, encoder, augmentations(data, recordings), seed=seed)
     return TrainingData(reader, data, shares, streams=streams)
+
+
+def source_windows(
+    corpus: Corpus, model: ModelConfig, data: DataConfig, splits: Sequence[str]
+) -> Iterator[SourceWindows]:
+    """Yields the encoder windows of each source of a configuration, for `data.encoder_cache`.
+
+    Args:
+      corpus: the sources.
+      model: configuration of the model.
+      data: configuration of the data.
+      splits: names of the splits.
+
+    Raises:
+      UserError: a source does not have a split.
+    """
+    for split in splits:
+        for name in data.source_names:
+            yield SourceWindows(
+                name=name,
+                split=split,
+                examples=corpus.open_source(name, split),
+                rules=audio_rules(model, data),
+                window_samples=model.audio.window_samples,
+                max_windows=data.clips // data.streams,
+            )
 
 
 def _check_not_empty(name: str, source: Sequence[Example]) -> None:

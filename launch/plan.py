@@ -164,12 +164,17 @@ def compile_train_step(preset: Preset, mesh: jax.sharding.Mesh, hbm_limit: float
     import jax
 
     from salmonn_jax import sharding
+    from salmonn_jax.batch import NO_FRAMES
     from salmonn_jax.models import parameters
     from salmonn_jax.planning import aot
+    from salmonn_jax.training.encoder_frames import stored_frames_shape
     from salmonn_jax.training.step import init_train_state, make_train_step
 
     recipe = preset.recipe
-    structure = parameters.model_structure(preset.model, recipe.activation_dtype)
+    structure, frames_shape = parameters.model_structure(preset.model, recipe.activation_dtype), NO_FRAMES
+    if recipe.data.encoder_cache:
+        parameters.check_frozen_encoders(structure, recipe.trainable)
+        structure, frames_shape = structure.without(structure.encoder_paths), stored_frames_shape(preset.model, recipe)
     weights = aot.abstract_weights(structure, recipe.trainable, recipe.frozen_dtype, mesh)
     replicated = sharding.replicated(mesh)
     state = jax.tree.map(
@@ -177,7 +182,7 @@ def compile_train_step(preset: Preset, mesh: jax.sharding.Mesh, hbm_limit: float
         jax.eval_shape(functools.partial(init_train_state, recipe), weights.trained),
     )
     sharding.check_batch(recipe.data, mesh, recipe.gradient_accumulation_steps)
-    batch = aot.abstract_batch(preset.model, recipe.data, mesh)
+    batch = aot.abstract_batch(preset.model, recipe.data, mesh, frames_shape)
     return aot.compile_train_step(make_train_step(recipe, structure, mesh), state, weights.frozen, batch, hbm_limit)
 
 

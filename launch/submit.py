@@ -115,6 +115,8 @@ def train_job(arguments: argparse.Namespace) -> Job:
         cloud_paths["data.data_dir"] = recipe.data.data_dir
     if recipe.data.prompt_templates:
         cloud_paths["data.prompt_templates"] = recipe.data.prompt_templates
+    if recipe.data.encoder_cache:
+        cloud_paths["data.encoder_cache"] = recipe.data.encoder_cache
     _check_cloud_paths(cloud_paths)
     train_arguments = ["--output", arguments.output, *(["--model", arguments.model] if arguments.model else [])]
     train_arguments += ["--sigterm-exit-code", str(SIGTERM_EXIT_CODE), *arguments.overrides]

@@ -8,10 +8,11 @@ step with a checkpoint and exit code 0; a second SIGTERM ends it at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from typing import TYPE_CHECKING
 
-from launch import cli, presets
+from launch import cli, encoder_cache, presets
 
 if TYPE_CHECKING:
     from salmonn_jax.configs.preset import Preset
@@ -99,7 +100,8 @@ def train(preset: Preset, output: Path, model_dir: Path | None, *, watchdog_minu
     sharding.check_batch(recipe.data, mesh, recipe.gradient_accumulation_steps)
     corpus = corpora.open_corpus(recipe.data.corpus, recipe.data.data_dir, audio_rules(model, recipe.data))
     tokenizer_dir = find_tokenizer_dir(corpus, model_dir)
-    data = make_training_data(
+    make_data = functools.partial(
+        make_training_data,
         corpus,
         load_tokenizer(tokenizer_dir),
         model,
@@ -107,7 +109,8 @@ def train(preset: Preset, output: Path, model_dir: Path | None, *, watchdog_minu
         seed=recipe.seed,
         streams=sharding.local_streams(mesh, recipe.data.streams),
     )
-    with contextlib.closing(data):
+    with contextlib.ExitStack() as stack:
+        data = stack.enter_context(contextlib.closing(make_data()))
         # Takes one batch and rewinds, so that errors in the data or the batch sizes are found before the run directory
         # is created.
         initial_data_state = data.get_state()
@@ -118,6 +121,11 @@ def train(preset: Preset, output: Path, model_dir: Path | None, *, watchdog_minu
         run = run_directory.open_run(recipe, model, output, model_dir, tokenizer_dir=tokenizer_dir, mesh=mesh)
         if jax.process_index() == 0:
             print(describe_trainable(run.structure.shapes, recipe.trainable), file=sys.stderr)
+        if recipe.data.encoder_cache:
+            frame_store = encoder_cache.open_store(recipe, corpus, run, mesh)
+            run = run.without_encoders()
+            data.close()
+            data = stack.enter_context(contextlib.closing(make_data(frame_store=frame_store)))
         rejection_log = RejectionLog(output / f"rejected-{jax.process_index()}.jsonl")
         data.on_reject(rejection_log.add)
         init_state = jax.jit(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int16, Int32
+from jaxtyping import Bool, Float, Int16, Int32
 
 from salmonn_jax.prompts import TEXT_SLOT
 
@@ -21,10 +21,14 @@ class Batch(NamedTuple):
     A row holds one or more segments, which are numbered from 1; 0 marks padding. Segments do not attend to each other,
     and the positions of each segment start at 0. When rows and clips are split into data shards, the rows of a shard
     use only clips of the same shard, so inserting audio tokens into text needs no communication between devices.
+
+    A clip is given by its samples or, in training with `data.encoder_cache`, by its encoder frames. The other array is
+    empty: it has no samples, or no frames.
     """
 
     pcm: Any  # int16[clips, samples], 16 kHz, zero-padded
     pcm_length: Any  # int32[clips] samples of each clip, without padding
+    frames: Any  # float[clips, frames, hidden] frames of all encoders (see `Salmonn.join_frames`), zero-padded
     tokens: Any  # int32[rows, seq]
     positions: Any  # int32[rows, seq] rotary positions
     segments: Any  # int32[rows, seq]
@@ -37,6 +41,7 @@ class Batch(NamedTuple):
 def make_batch(
     pcm: Int16[np.ndarray, "clips samples"],
     pcm_length: Int32[np.ndarray, " clips"],
+    frames: Float[np.ndarray, "clips frames hidden"],
     tokens: Int32[np.ndarray, "rows seq"],
     positions: Int32[np.ndarray, "rows seq"],
     segments: Int32[np.ndarray, "rows seq"],
@@ -49,7 +54,7 @@ def make_batch(
 
     JAX makes batches of other leaves, such as shardings, by unflattening.
     """
-    return Batch(pcm, pcm_length, tokens, positions, segments, loss_mask, audio_slot, source_index, transcript)
+    return Batch(pcm, pcm_length, frames, tokens, positions, segments, loss_mask, audio_slot, source_index, transcript)
 
 
 class Segment(NamedTuple):
@@ -61,6 +66,18 @@ class Segment(NamedTuple):
     clips: tuple[np.ndarray, ...] = ()  # int16[samples] each; a clip longer than the window is split into several
     transcript: Sequence[int] = ()  # tokens of the first clip's transcript
     source_index: int = 0  # see `Batch`
+    frame_records: tuple[int, ...] = ()  # with an encoder cache, the record of each clip's frames in it
+
+
+class FramesShape(NamedTuple):
+    """Shape and dtype of the encoder frames of a clip in a batch."""
+
+    frames: int
+    hidden: int
+    dtype: np.dtype
+
+
+NO_FRAMES = FramesShape(0, 0, np.dtype(np.float32))  # of a batch whose clips are given by their samples
 
 
 def collate(
@@ -86,20 +103,29 @@ def collate(
     return batch
 
 
-def empty_batch(num_rows: int, seq_len: int, num_clips: int, window_samples: int, transcript_len: int) -> Batch:
+def empty_batch(
+    num_rows: int,
+    seq_len: int,
+    num_clips: int,
+    window_samples: int,
+    transcript_len: int,
+    frames_shape: FramesShape = NO_FRAMES,
+) -> Batch:
     """Returns a batch that contains only padding, as numpy arrays.
 
     Args:
       num_rows: number of rows.
       seq_len: tokens per row.
       num_clips: number of clip slots.
-      window_samples: samples per clip.
+      window_samples: samples per clip; the batch has no samples if it has frames.
       transcript_len: tokens per transcript.
+      frames_shape: encoder frames of a clip.
     """
     tokens, positions, segments = (np.zeros((num_rows, seq_len), np.int32) for _ in range(3))
     return make_batch(
-        pcm=np.zeros((num_clips, window_samples), np.int16),
+        pcm=np.zeros((num_clips, 0 if frames_shape.frames else window_samples), np.int16),
         pcm_length=np.zeros(num_clips, np.int32),
+        frames=np.zeros((num_clips, frames_shape.frames, frames_shape.hidden), frames_shape.dtype),
         tokens=tokens,
         positions=positions,
         segments=segments,
@@ -122,7 +148,14 @@ def batch_slice(batch: Batch, index: int, num_slices: int) -> Batch:
     return make_batch(*(array[index * size : (index + 1) * size] for array, size in zip(batch, sizes, strict=True)))
 
 
-def fill_batch(batch: Batch, rows: Sequence[Sequence[Segment]], *, num_audio_tokens: int, clip_offset: int = 0) -> None:
+def fill_batch(
+    batch: Batch,
+    rows: Sequence[Sequence[Segment]],
+    *,
+    num_audio_tokens: int,
+    clip_offset: int = 0,
+    frames: Sequence[np.ndarray] = (),
+) -> None:
     """Writes rows of segments and their clips into an empty batch, in order.
 
     Args:
@@ -131,6 +164,7 @@ def fill_batch(batch: Batch, rows: Sequence[Sequence[Segment]], *, num_audio_tok
       rows: segments of each row.
       num_audio_tokens: audio tokens per clip.
       clip_offset: index of the first clip of `batch` in the whole batch, if `batch` is a slice.
+      frames: float[frames, hidden] encoder frames of each clip, in their order; empty if `batch` has samples.
     """
     clip = 0
     for i, row in enumerate(rows):
@@ -152,6 +186,10 @@ def fill_batch(batch: Batch, rows: Sequence[Sequence[Segment]], *, num_audio_tok
                 transcript_ids = segment.transcript[: batch.transcript.shape[1]]
                 batch.transcript[clip, : len(transcript_ids)] = transcript_ids
             for pcm in segment.clips:
-                batch.pcm[clip, : len(pcm)], batch.pcm_length[clip] = pcm, len(pcm)
+                batch.pcm_length[clip] = len(pcm)
+                if frames:
+                    batch.frames[clip, : len(frames[clip])] = frames[clip]
+                else:
+                    batch.pcm[clip, : len(pcm)] = pcm
                 clip += 1
             start = end

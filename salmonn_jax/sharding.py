@@ -158,7 +158,8 @@ def batch_shardings(mesh: Mesh, num_clips: int) -> Batch:
     and like rows otherwise.
     """
     clips = clip_sharding(mesh, num_clips)
-    return Batch(**dict.fromkeys(Batch._fields, row_sharding(mesh)) | {"pcm": clips, "pcm_length": clips})
+    of_clips = dict.fromkeys(("pcm", "pcm_length", "frames"), clips)
+    return Batch(**dict.fromkeys(Batch._fields, row_sharding(mesh)) | of_clips)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

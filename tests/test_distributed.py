@@ -110,6 +110,15 @@ def test_one_process_goes_on_where_two_stopped(folder, whole, capsys):
 
 
 @pytest.mark.slow
+def test_two_processes_fill_one_encoder_cache(folder, whole):
+    """Each encodes half of the clips on its own devices, and reads the frames of both."""
+    finish(folder, start(folder, "launch.train", "debug", "--output", "cached", "data.encoder_cache=store"))
+    assert "60 encoder windows of the data, 60 encoded now; it holds 60" in (folder / "process-0.log").read_text()
+    assert len(list((folder / "store").glob("frames-*.array_record"))) == 2
+    assert_close_losses(folder / "cached", whole)
+
+
+@pytest.mark.slow
 def test_one_process_is_killed_and_the_other_ends_with_a_message(folder, whole):
     """Checks that the same command then resumes, with the losses of the uninterrupted run."""
     words = ("launch.train", "debug", "--output", "killed", "--watchdog-minutes", "1")

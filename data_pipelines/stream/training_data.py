@@ -8,6 +8,7 @@ processes that divides the streams can restore a checkpoint.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from data_pipelines.stream.pack_dataset import PackIterDataset
 from data_pipelines.stream.rejections import RejectionMonitor
 from data_pipelines.stream.sample_dataset import ReaderPool, SampleIterDataset
 from data_pipelines.transforms.samples import SampleReader
-from salmonn_jax.batch import Batch, batch_slice, empty_batch, fill_batch
+from salmonn_jax.batch import NO_FRAMES, Batch, batch_slice, empty_batch, fill_batch
 from salmonn_jax.config import DataConfig
 
 BATCHES_AHEAD = 2
@@ -31,12 +32,13 @@ class BatchIterDataset(grain.IterDataset[Batch]):
 
     Args:
       streams: streams of this host by index.
-      reader: provides the sizes of a batch (`window_samples`, `num_audio_tokens`, `max_transcript_tokens`).
+      reader: provides the sizes of a batch (`window_samples`, `num_audio_tokens`, `max_transcript_tokens`), and the
+        store of encoder frames, if there is one.
     """
 
     def __init__(self, streams: Mapping[int, PackIterDataset], reader: SampleReader):
         super().__init__(list(streams.values()))
-        self.streams, self.config = dict(streams), reader.encoder.config
+        self.streams, self.config, self.frame_store = dict(streams), reader.encoder.config, reader.encoder.frame_store
 
     def __iter__(self) -> BatchIterator:
         return BatchIterator(self)
@@ -48,22 +50,34 @@ class BatchIterator(grain.DatasetIterator[Batch]):
     def __init__(self, dataset: BatchIterDataset):
         self._streams = {index: iter(stream) for index, stream in dataset.streams.items()}
         super().__init__(list(self._streams.values()))
-        self._config = dataset.config
+        self._config, self._frame_store = dataset.config, dataset.frame_store
 
     def __next__(self) -> Batch:
         packed = {index: next(stream) for index, stream in self._streams.items()}
         (capacity,) = {packed_rows.capacity for packed_rows in packed.values()}  # all streams have the same in a step
-        count, config = len(packed), self._config
+        count, config, store = len(packed), self._config, self._frame_store
         batch = empty_batch(
             num_rows=count * capacity.rows,
             seq_len=capacity.seq_len,
             num_clips=count * capacity.clips,
             window_samples=config.window_samples,
             transcript_len=config.max_transcript_tokens,
+            frames_shape=NO_FRAMES if store is None else store.frames_shape,
         )
+        records = {
+            index: [record for row in packed_rows.rows for segment in row for record in segment.frame_records]
+            for index, packed_rows in packed.items()
+        }
+        # All streams at once, so that the store reads in parallel.
+        frames = iter(() if store is None else store.read([x for of_stream in records.values() for x in of_stream]))
         for position, (index, packed_rows) in enumerate(packed.items()):
-            local, offset = batch_slice(batch, position, count), index * capacity.clips
-            fill_batch(local, packed_rows.rows, num_audio_tokens=config.num_audio_tokens, clip_offset=offset)
+            fill_batch(
+                batch_slice(batch, position, count),
+                packed_rows.rows,
+                num_audio_tokens=config.num_audio_tokens,
+                clip_offset=index * capacity.clips,
+                frames=list(itertools.islice(frames, len(records[index]))),
+            )
         return batch
 
     def get_state(self) -> dict[str, Any]:

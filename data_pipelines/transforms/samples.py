@@ -16,6 +16,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from data_pipelines.encoder_cache.store import FrameStore
 from data_pipelines.examples import BadExample, Example, Rejection
 from data_pipelines.sources.audio import AudioRules, fit_clip
 from data_pipelines.transforms.encode import EncodeConfig, encode_example
@@ -86,18 +87,22 @@ class _Augment(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoder(grain.transforms.RandomMap):
-    """grain transform from examples to segments. It fits the clip to `rules` and draws a prompt template at random."""
+    """grain transform from examples to segments. It fits the clip to `rules` and draws a prompt template at random.
+
+    With a store of encoder frames, it adds the records of the clip's frames, which the batch reads later.
+    """
 
     tokenizer: Tokenizer
     prompt_templates: PromptTemplates
     config: EncodeConfig
     rules: AudioRules
     source_index: int = 0  # stands for the source in a batch
+    frame_store: FrameStore | None = None
 
     def random_map(self, example: Example, rng: np.random.Generator) -> Segment:
         if example.audio is not None:
             example = dataclasses.replace(example, audio=fit_clip(example.audio, self.rules))
-        return encode_example(
+        segment = encode_example(
             example,
             int(rng.integers(2**31)),
             source_index=self.source_index,
@@ -105,6 +110,9 @@ class Encoder(grain.transforms.RandomMap):
             prompt_templates=self.prompt_templates,
             config=self.config,
         )
+        if self.frame_store is None:
+            return segment
+        return segment._replace(frame_records=self.frame_store.find_windows(segment.clips))
 
 
 class SampleReader:

@@ -289,6 +289,19 @@ class ModelConfig:
         frames = -(-max(num_samples, self.audio.minimum_samples) // (2 * HOP_LENGTH))
         return min(self.num_windows, -(-frames // self.qformer.stride_frames)) * self.qformer.num_speech_query_token
 
+    def num_valid_frames(self, num_samples: int) -> int:
+        """Returns how many encoder frames the audio tokens depend on that the LLM reads of an encoder window.
+
+        With `audio.tokens` "window" these are all.
+
+        Args:
+          num_samples: samples of audio in the encoder window.
+        """
+        if self.audio.tokens == "window" or not self.qformer:
+            return self.audio.num_frames
+        windows = self.num_valid_audio_tokens(num_samples) // self.qformer.num_speech_query_token
+        return (windows - 1) * self.qformer.stride_frames + self.qformer.window_frames
+
 
 # Fields that a recipe may change for a model that has weights: they are used in training only.
 MUTABLE_MODEL_FIELDS = ("qformer.dropout", "lora.dropout")

@@ -88,6 +88,14 @@ class DataConfig:
     gain: NonNegativeFloat = Field(0.0, description="augmentation: maximum change of loudness in dB")
     noise: Share = Field(0.0, description="augmentation: probability that noise is added to a clip, at 10 to 30 dB SNR")
     noise_source: str = Field("", description='source whose recordings are used as noise; "": white noise')
+    encoder_cache: str = Field(
+        "",
+        description="directory or URL of stored encoder frames, which a run reads in place of running its frozen "
+        'encoders, and fills first (see docs/encoder_cache.md); "": none',
+    )
+    encoder_cache_dtype: Literal["", "float32", "bfloat16", "float16"] = Field(
+        "", description='dtype of the stored frames; "": that of activations'
+    )
     max_bad_share: Share = Field(
         0.05,
         description="the run fails if significantly more than this share of the examples of a process cannot be used",
@@ -108,6 +116,14 @@ class DataConfig:
                     f"buckets has lengths {', '.join(self.buckets)}; they must be whole numbers above 0, and the "
                     f"longest seq_len={self.seq_len}"
                 )
+        augmentation = next((name for name in ("speed", "gain", "noise") if getattr(self, name)), None)
+        if self.encoder_cache and augmentation:
+            raise ValueError(
+                f"encoder_cache={self.encoder_cache} stores frames of unchanged clips; set {augmentation}=0, or leave "
+                "encoder_cache out"
+            )
+        if self.encoder_cache_dtype and not self.encoder_cache:
+            raise ValueError("encoder_cache_dtype has no effect without encoder_cache; set that, or leave both out")
         check_multiple("rows", self.rows, "streams", self.streams)
         check_multiple("clips", self.clips, "streams", self.streams)
         if self.packing == "pad" and self.clips > self.rows:
@@ -193,6 +209,7 @@ MUTABLE_DATA_FIELDS = (
     "temperature",
     "replay",
     "replay_as",
+    "encoder_cache",
     "max_bad_share",
     "num_workers",
     "read_ahead_mb",

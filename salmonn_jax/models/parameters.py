@@ -36,24 +36,44 @@ MODULES = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelStructure:
-    """Structure of a model without its parameter values. `merge` combines it with parameters into a module."""
+    """Structure of a model without its parameter values. `merge` combines it with parameters into a module.
+
+    Attributes:
+      config: configuration of the model.
+      graphdef: graph definition of the module.
+      abstract_state: state of the module, of jax.ShapeDtypeStruct.
+      unused: paths of parameters that a program does not read, such as those of the encoders if it gets their frames.
+    """
 
     config: ModelConfig
     graphdef: nnx.GraphDef
-    abstract_state: nnx.State  # of jax.ShapeDtypeStruct
+    abstract_state: nnx.State
+    unused: frozenset[str] = frozenset()
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shape of every parameter by path, with dtype float32."""
-        return {"/".join(map(str, path)): leaf.get_raw_value() for path, leaf in nnx.to_flat_state(self.abstract_state)}
+        """Returns the shape of every parameter that is used by path, with dtype float32."""
+        shapes = {
+            "/".join(map(str, path)): leaf.get_raw_value() for path, leaf in nnx.to_flat_state(self.abstract_state)
+        }
+        return {path: shape for path, shape in shapes.items() if path not in self.unused}
+
+    @property
+    def encoder_paths(self) -> frozenset[str]:
+        """Returns the paths of the parameters of the encoders, without the norms of their frames."""
+        return frozenset(path for path in self.shapes if path.split("/")[0] in self.config.encoders)
+
+    def without(self, paths: Iterable[str]) -> ModelStructure:
+        """Returns the structure for programs that do not read the parameters at these paths."""
+        return dataclasses.replace(self, unused=self.unused | frozenset(paths))
 
     def merge(self, *param_dicts: Params) -> Salmonn:
-        """Builds the module from dictionaries that together hold every parameter. It can be traced by JAX."""
+        """Builds the module from dictionaries that together hold every used parameter. It can be traced by JAX."""
         params = {path: value for param_dict in param_dicts for path, value in param_dict.items()}
-        flat = [
-            (path, leaf.replace(params["/".join(map(str, path))]))
-            for path, leaf in nnx.to_flat_state(self.abstract_state)
-        ]
+        flat = []
+        for path, leaf in nnx.to_flat_state(self.abstract_state):
+            name = "/".join(map(str, path))
+            flat.append((path, leaf if name in self.unused else leaf.replace(params[name])))
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
 
@@ -106,6 +126,24 @@ def trainable_modules(paths: Iterable[str], trainable: Iterable[str]) -> dict[st
 def trainable_paths(paths: Iterable[str], trainable: Iterable[str]) -> set[str]:
     """Returns the paths of all trained parameters. Arguments and errors are those of `trainable_modules`."""
     return {path for selected in trainable_modules(paths, trainable).values() for path in selected}
+
+
+def check_frozen_encoders(structure: ModelStructure, trainable: Iterable[str]) -> None:
+    """Raises UserError if the frames of the encoders cannot be stored: it has none, or trains some of their parameters.
+
+    Args:
+      structure: structure of the model.
+      trainable: names and patterns, see `trainable_modules`.
+    """
+    if not structure.encoder_paths:
+        raise UserError("data.encoder_cache: the model has no encoder; leave it out")
+    for entry, paths in trainable_modules(structure.shapes, trainable).items():
+        trained = sorted(structure.encoder_paths.intersection(paths))
+        if trained:
+            raise UserError(
+                f"data.encoder_cache needs frozen encoders, but trainable entry {entry!r} selects {trained[0]}; change "
+                "the entry, or leave data.encoder_cache out"
+            )
 
 
 def describe_trainable(shapes: Mapping[str, jax.ShapeDtypeStruct], trainable: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ embedding size of the language model, and they replace embeddings of the prompt.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int16, Int32
@@ -87,6 +88,29 @@ class Salmonn(nnx.Module):
             normalised.append(_pad_or_trim(frames, self.config.audio.num_frames))
         return jnp.concatenate(normalised, axis=-1)
 
+    def join_frames(self, encoder_outputs: dict[str, EncoderOutput]) -> Float[Array, "clips frames hidden"]:
+        """Returns the frames of all encoders before they are normalised, concatenated, as `Batch.frames` holds them.
+
+        Frames that do not exist are zero.
+        """
+        joined = []
+        for frames, exists in (encoder_outputs[name] for name in self.config.encoders):
+            frames = frames if exists is None else jnp.where(exists[..., None], frames, 0)
+            joined.append(_pad_or_trim(frames, self.config.audio.num_frames))
+        return jnp.concatenate(joined, axis=-1)
+
+    def split_frames(self, frames: Float[Array, "clips frames hidden"]) -> dict[str, EncoderOutput]:
+        """Returns the output of each encoder by name, the inverse of `join_frames`.
+
+        A frame whose values are all zero does not exist.
+        """
+        sizes = [encoder_config.output_size for encoder_config in self.config.encoders.values()]
+        parts = jnp.split(frames.astype(self.dtype), np.cumsum(sizes[:-1]), axis=-1)
+        return {
+            name: EncoderOutput(part, (part != 0).any(axis=-1))
+            for name, part in zip(self.config.encoders, parts, strict=True)
+        }
+
     def compute_audio_tokens(
         self, encoder_outputs: dict[str, EncoderOutput], dropout_key: Array | None = None
     ) -> Float[Array, "clips audio_tokens hidden"]:
@@ -151,7 +175,7 @@ class Salmonn(nnx.Module):
         """Runs the teacher-forced forward pass of a batch.
 
         Args:
-          batch: see `Batch`.
+          batch: see `Batch`. If it has frames, the encoders do not run.
           lora_scale: factor of the adapters; None leaves the adapters out.
           padded_length: see `run_encoders`.
           num_shards: see `merge_audio_tokens`.
@@ -162,7 +186,12 @@ class Salmonn(nnx.Module):
           Logits, of which each entry predicts the next token, and the audio tokens.
         """
         qformer_key, llama_key = split_key(dropout_key, 2)
-        audio_tokens = self.encode_audio(batch.pcm, batch.pcm_length, padded_length, qformer_key)
+        if batch.frames.size:
+            if padded_length is not None:
+                raise ValueError("padded_length has no effect on a batch with frames")
+            audio_tokens = self.compute_audio_tokens(self.split_frames(batch.frames), qformer_key)
+        else:
+            audio_tokens = self.encode_audio(batch.pcm, batch.pcm_length, padded_length, qformer_key)
         x = self.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens, num_shards)
         mask = causal_mask(batch.segments)
         hidden = self.llama(

@@ -24,7 +24,7 @@ class StepFlops:
 
     Attributes:
       features: mel filters of all front ends. Their Fourier transforms do not count as matrix products.
-      encoders: forward pass of each encoder, by name.
+      encoders: forward pass of each encoder, by name; none with `data.encoder_cache`.
       qformer: forward and backward pass of the Q-Former and the projection.
       llama: forward and backward pass of the frozen matrix products of the language model, 4 FLOPs per parameter.
       attention: forward and backward pass of the language model's attention over whole rows.
@@ -86,7 +86,8 @@ def step_flops(
     head_flops = 2 * model.llama.hidden_size * model.llama.vocab_size * tokens
     attention_flops = llama_attention_flops(model.llama, data.seq_len) * data.rows
     adapter_flops = lora_flops(model.llama, model.lora) * tokens
-    encoders = {name: encoder_classes()[name].flops(c, model.audio) for name, c in model.encoders.items()}
+    running = {} if data.encoder_cache else model.encoders
+    encoders = {name: encoder_classes()[name].flops(c, model.audio) for name, c in running.items()}
     features_flops = sum(flops.features for flops in encoders.values()) * clips
     encoder_flops = {name: flops.layers * clips for name, flops in encoders.items()}
     projection_flops = 2 * model.num_audio_tokens * model.qformer.hidden_size * model.llama.hidden_size

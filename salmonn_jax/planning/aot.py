@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from salmonn_jax import sharding
-from salmonn_jax.batch import Batch, empty_batch
+from salmonn_jax.batch import NO_FRAMES, Batch, FramesShape, empty_batch
 from salmonn_jax.config import DataConfig, GenerationConfig, ModelConfig
 from salmonn_jax.decoding import decoder, memory
 from salmonn_jax.decoding.batching import MAX_BATCH_SIZE
@@ -124,13 +124,14 @@ def abstract_weights(
     )
 
 
-def abstract_batch(model: ModelConfig, data: DataConfig, mesh: Mesh) -> Batch:
+def abstract_batch(model: ModelConfig, data: DataConfig, mesh: Mesh, frames_shape: FramesShape = NO_FRAMES) -> Batch:
     """Returns shapes, dtypes and shardings of a training batch.
 
     Args:
       model: configuration of the model.
       data: shape of the batch.
       mesh: mesh of the devices to compile for.
+      frames_shape: encoder frames of a clip, in a run with `data.encoder_cache`.
 
     Raises:
       UserError: the batch cannot be split over the mesh.
@@ -144,6 +145,7 @@ def abstract_batch(model: ModelConfig, data: DataConfig, mesh: Mesh) -> Batch:
         num_clips=data.clips // num_shards,
         window_samples=model.audio.window_samples,
         transcript_len=data.max_transcript_tokens,
+        frames_shape=frames_shape,
     )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct((num_shards * x.shape[0], *x.shape[1:]), x.dtype, sharding=s),

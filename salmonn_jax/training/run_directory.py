@@ -29,6 +29,12 @@ class RunWeights:
     trainable: Params  # float32
     frozen: Params  # `frozen_dtype` of the recipe
 
+    def without_encoders(self) -> RunWeights:
+        """Returns the weights of a run that reads frames in place of running its encoders."""
+        encoder_paths = self.structure.encoder_paths
+        frozen = {path: x for path, x in self.frozen.items() if path not in encoder_paths}
+        return RunWeights(self.structure.without(encoder_paths), self.trainable, frozen)
+
 
 def open_run(
     recipe: Recipe,
@@ -61,6 +67,8 @@ def open_run(
         raise UserError(f"ctc_blank={recipe.ctc_blank}: must be below model.llama.vocab_size={model.llama.vocab_size}")
     structure = parameters.model_structure(model, recipe.activation_dtype)
     trainable = frozenset(parameters.trainable_paths(structure.shapes, recipe.trainable))
+    if recipe.data.encoder_cache:
+        parameters.check_frozen_encoders(structure, recipe.trainable)
     placement = Placement(mesh, recipe.frozen_dtype, trainable)
     if (output / "config.json").exists():
         return _resume_run(recipe, output, model_dir, structure, placement)

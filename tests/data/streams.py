@@ -62,12 +62,17 @@ class Source:
 PROMPT_TEMPLATES = PromptTemplates("here", {"asr": ("What?", "Who speaks?")})
 
 
-def sample_reader(data=DATA, bad=0, seed=0, model=MODEL, on_read=bool):
+def audio_rules(data):
+    return AudioRules(minimum_seconds=0.5, maximum_seconds=1.0, too_long=data.too_long)
+
+
+def sample_reader(data=DATA, bad=0, seed=0, model=MODEL, on_read=bool, frame_store=None):
     encoder = Encoder(
         tokenizer=Tokenizer(),
         prompt_templates=PROMPT_TEMPLATES,
         config=encode_config(model, data),
-        rules=AudioRules(minimum_seconds=0.5, maximum_seconds=1.0, too_long=data.too_long),
+        rules=audio_rules(data),
+        frame_store=frame_store,
     )
     recordings = Source(data.noise_source) if data.noise_source else None
     sources = {name: Source(name, bad, on_read) for name in SIZES}

@@ -284,6 +284,7 @@ def test_buckets_become_mounted_paths(argument, mounted):
         ((*VM, "--output", "runs/debug"), "--output runs/debug: must be gs://BUCKET/DIRECTORY, since hosts"),
         ((*VM, "--model", "runs/base"), "--model runs/base: must be gs://BUCKET/DIRECTORY"),
         ((*VM, "data.corpus=minicorpus"), "data.data_dir .cache/tones: must be gs://"),
+        ((*VM, "data.encoder_cache=frames"), "data.encoder_cache frames: must be gs://BUCKET/DIRECTORY"),
         ((*VM, "--name", "My_Run"), "--name My_Run: must be"),
         ((*VM, "--image", "x"), "--image is an option of gke, not of tpu-vm"),
         ((*GKE, "--zone", "x"), "--zone is an option of tpu-vm, not of gke"),

@@ -83,6 +83,19 @@ def test_bytes_by_kind_are_those_of_the_program():
     assert program.needed >= program.frozen + program.trained + program.optimizer + program.batch
 
 
+def test_a_run_with_an_encoder_cache_has_frames_in_place_of_samples_and_no_encoders():
+    """Compares inputs with those of a run without, on a mesh of eight with one clip each; nothing is compiled."""
+    recipe = dataclasses.replace(DEBUG.recipe, data=dataclasses.replace(DEBUG.recipe.data, encoder_cache="store"))
+    cached, mesh = dataclasses.replace(DEBUG, recipe=recipe), sharding.make_mesh({"data": 8})
+    ours, theirs = (compile_train_step(preset, mesh, hbm_limit=1.0) for preset in (cached, DEBUG))
+    structure = parameters.model_structure(DEBUG.model)
+    assert theirs.frozen - ours.frozen == 4 * sum(structure.shapes[path].size for path in structure.encoder_paths)
+    assert (ours.trained, ours.optimizer) == (theirs.trained, theirs.optimizer)
+    assert ours.batch - theirs.batch == 4 * 50 * 32 - 2 * 16_000
+    ours, theirs = (accounting.step_flops(DEBUG.model, preset.recipe.data) for preset in (cached, DEBUG))
+    assert ours.model_flops == theirs.model_flops - theirs.features - sum(theirs.encoders.values())
+
+
 def test_replicated_weights_have_collectives_for_what_is_trained_only():
     """The collectives carry as many bytes as there are of trained parameters, and each layer's once.
 
