@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch import cli
+from launch import answering, cli
 
 if TYPE_CHECKING:
     from data_pipelines.evaluation.rows import EvaluationRows, NamedSource
@@ -60,12 +60,14 @@ def main() -> None:
     parser = make_parser()
     arguments = vars(parser.parse_args())
     generation_config = cli.pop_generation_config(arguments)
-    arguments["mesh"] = parse_mesh(arguments["mesh"])
+    arguments["mesh"] = answering.parse_mesh(arguments["mesh"])
     arguments["conditions"] = list(dict.fromkeys(arguments["conditions"]))
     options = Options(**{field.name: arguments[field.name] for field in dataclasses.fields(Options)})
     model, output, manifests = arguments["model"], arguments["output"], arguments["manifest"]
     cli.start_jax()
-    sources, notes = open_sources(manifests, arguments["corpus"], arguments["data_dir"], arguments["splits"], options)
+    sources, notes = answering.open_sources(
+        manifests, arguments["corpus"], arguments["data_dir"], arguments["splits"], options.channels
+    )
     num_failures = evaluate(model, output, sources, generation_config, options, notes=notes)
     if num_failures is None:
         sys.exit(arguments["sigterm_exit_code"])
@@ -86,23 +88,8 @@ def make_parser(
       file_to_read: type of options that read a single file.
     """
     parser = cli.make_parser("evaluate", __doc__)
-    parser.add_argument("--model", required=True, type=path, help="model or run directory")
+    answering.add_source_options(parser, "test unheard; all but train of a data set", path)
     parser.add_argument("--output", required=True, type=output_path, metavar="EVAL", help="output directory")
-    parser.add_argument(
-        "--manifest",
-        action="append",
-        type=path,
-        metavar="FILE|DIR",
-        help="manifest (.jsonl), annotation file of the original (.json), data set of launch.prepare, or directory of "
-        "these; may be given several times",
-    )
-    parser.add_argument("--corpus", help="instead of --manifest: name of a corpus (default: minicorpus)")
-    parser.add_argument("--data-dir", type=path, help="directory of the corpus (default: .cache/minicorpus)")
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        help="splits of a corpus or directory (default: test unheard; all but train of a data set)",
-    )
     parser.add_argument(
         "--conditions",
         nargs="+",
@@ -116,87 +103,10 @@ def make_parser(
         metavar="FILE",
         help="prompts of rows without their own: JSON, {task: prompt} (default: the test prompts of the original)",
     )
-    parser.add_argument(
-        "--mesh",
-        nargs="+",
-        default=[],
-        metavar="AXIS=SIZE",
-        help="division of the devices of each host, such as tensor=4 (default: all on the axis data)",
-    )
-    parser.add_argument("--batch-size", type=cli.positive_int, help="rows per batch and host (default: from memory)")
-    parser.add_argument(
-        "--max-failures",
-        type=cli.non_negative_int,
-        metavar="N",
-        help="end after more than N predictions with an error (default: 10 %% of them, at least 10); with it, missing "
-        "files are errors of this kind",
-    )
-    parser.add_argument(
-        "--no-preflight",
-        dest="preflight",
-        action="store_false",
-        help="go on although the first 16 answers are all empty or do not depend on the clip",
-    )
-    parser.add_argument(
-        "--sigterm-exit-code",
-        type=int,
-        default=0,
-        metavar="CODE",
-        help="exit code of an unfinished evaluation that SIGTERM ended (default: %(default)s)",
-    )
+    answering.add_run_options(parser)
     cli.add_audio_options(parser, "error", "truncate", "chunk", "chunk_answers")
     cli.add_generation_options(parser)
     return parser
-
-
-def parse_mesh(words: Sequence[str]) -> dict[str, int]:
-    """Returns the sizes in `AXIS=SIZE` words. Raises UserError if a word has another form or a size is below 1."""
-    from salmonn_jax.errors import UserError
-
-    sizes = {}
-    for word in words:
-        axis, equals, size = word.partition("=")
-        if not equals or not size.isdecimal() or int(size) < 1:
-            raise UserError(f"--mesh {word}: must be AXIS=SIZE with a size of at least 1, such as tensor=4")
-        sizes[axis] = int(size)
-    return sizes
-
-
-def open_sources(
-    manifests: Sequence[Path] | None,
-    corpus: str | None,
-    data_dir: Path | None,
-    splits: Sequence[str] | None,
-    options: Options,
-) -> tuple[list[NamedSource], Sequence[str]]:
-    """Opens the data sets of the command line.
-
-    Args:
-      manifests: manifests and directories; None for a corpus.
-      corpus: name of a corpus; None for the mini-corpus if there are no manifests.
-      data_dir: directory of the corpus; None for that of the quickstart.
-      splits: splits of a corpus or directory; None for the default ones.
-      options: options of the evaluation.
-
-    Returns:
-      The data sets, and notes about them for the report.
-
-    Raises:
-      UserError: a data set does not exist, or both manifests and a corpus are given.
-    """
-    from data_pipelines.evaluation import open as data_sets
-    from data_pipelines.sources.audio import AudioRules
-    from salmonn_jax.errors import UserError
-    from salmonn_jax.paths import as_path
-
-    # The data sets return whole clips; the model applies `too_long`.
-    rules = AudioRules(channels=options.channels, too_long="chunk")
-    if manifests:
-        if corpus or data_dir:
-            raise UserError(f"{'--corpus' if corpus else '--data-dir'} is not used with --manifest; omit it")
-        return data_sets.open_manifests(manifests, splits, rules), ()
-    data_dir = as_path(".cache/minicorpus") if data_dir is None else data_dir
-    return data_sets.open_corpus(corpus or "minicorpus", data_dir, splits or data_sets.DEFAULT_SPLITS, rules)
 
 
 def evaluate(
@@ -247,7 +157,7 @@ def evaluate(
         mesh,
         too_long=options.too_long,
         channels=options.channels,
-        max_failures=check_rows(rows, len(options.conditions), options.max_failures),
+        max_failures=answering.check_rows(rows, len(options.conditions), options.max_failures),
         conditions=options.conditions,
         batch_size=options.batch_size,
         preflight=options.preflight,
@@ -279,44 +189,6 @@ def warn_about_metrics(rows: EvaluationRows) -> None:
             "same; launch.score scores them later",
             file=sys.stderr,
         )
-
-
-def check_rows(rows: EvaluationRows, num_conditions: int, max_failures: int | None) -> int:
-    """Reports rows that cannot be used and files that do not exist, before the model is loaded.
-
-    Args:
-      rows: all rows.
-      num_conditions: number of conditions under which a row is predicted.
-      max_failures: option of the command line; None if it is not given.
-
-    Returns:
-      The number of predictions with an error after which the evaluation ends.
-
-    Raises:
-      UserError: files are missing and `max_failures` does not allow it, or too many rows cannot be used.
-    """
-    from salmonn_jax import distributed
-    from salmonn_jax.errors import UserError
-
-    limit = max(10, len(rows) * num_conditions // 10) if max_failures is None else max_failures
-    missing, example = rows.missing_files(distributed.process_shard())
-    num_missing = int(distributed.sum_over_processes(np.array([missing]))[0])
-    if num_missing:
-        what = f"missing audio files: {num_missing}{f', the first is {example}' if example else ''}"
-        if max_failures is None or num_missing > max_failures:
-            raise UserError(f"{what}; correct the manifest, or accept them as errors with --max-failures {num_missing}")
-        print(f"warning: {what}", file=sys.stderr)
-    if rows.rejected and distributed.is_main_process():
-        for row in rows.rejected[:10]:
-            print(f"warning: {row.place} cannot be used: {row.reason}", file=sys.stderr)
-        print(f"warning: {len(rows.rejected)} rows cannot be used and have no prediction", file=sys.stderr)
-    if len(rows.rejected) > limit:
-        first = rows.rejected[0]
-        raise UserError(
-            f"{len(rows.rejected)} rows cannot be used, more than --max-failures {limit}; the first is {first.place}: "
-            f"{first.reason}"
-        )
-    return limit
 
 
 def write_scores(output: Path, rows: EvaluationRows, title: str, notes: Sequence[str]) -> int:

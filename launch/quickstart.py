@@ -27,7 +27,8 @@ def main() -> None:
 
     cli.start_jax()
     from data_pipelines import minicorpus
-    from launch.evaluate import Options, evaluate, open_sources
+    from launch.answering import open_sources
+    from launch.evaluate import Options, evaluate
     from launch.train import train
     from salmonn_jax.config import GenerationConfig
     from salmonn_jax.configs import get_preset
@@ -41,7 +42,7 @@ def main() -> None:
         train(get_preset(name), output / name, model)
         model = output / name
     options = Options(conditions=("audio", "silence"))
-    sources, notes = open_sources(None, data.corpus, as_path(data.data_dir), None, options)
+    sources, notes = open_sources(None, data.corpus, as_path(data.data_dir), None, options.channels)
     evaluate(model, output / "evaluation", sources, GenerationConfig(**GREEDY), options, notes=notes)
     print(f"quickstart: {(time.monotonic() - start_time) / 60:.1f} minutes")
 

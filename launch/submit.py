@@ -135,7 +135,7 @@ def evaluate_job(arguments: argparse.Namespace, words: list[str]) -> Job:
       UserError: an option is missing or wrong, the mesh does not fit the hosts, or a path is not in a bucket.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from launch import evaluate
+    from launch import answering, evaluate
     from salmonn_jax.evaluation.settings import check_local_mesh
     from salmonn_jax.planning import topologies
 
@@ -145,7 +145,7 @@ def evaluate_job(arguments: argparse.Namespace, words: list[str]) -> Job:
     options = vars(evaluate.make_parser(path=str, output_path=str, file_to_read=str).parse_args(words))
     cli.pop_generation_config(dict(options))
     topology = topologies.get_topology(arguments.topology, arguments.slices)
-    check_local_mesh(evaluate.parse_mesh(options["mesh"]), topology.chips // topology.hosts)
+    check_local_mesh(answering.parse_mesh(options["mesh"]), topology.chips // topology.hosts)
     if not options["manifest"] and not options["data_dir"]:
         raise UserError("missing arguments: --manifest; the hosts have no corpus of their own")
     paths = {

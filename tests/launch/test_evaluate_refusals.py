@@ -120,15 +120,16 @@ def test_other_settings_are_refused(evaluate, folder, capsys, request):
 
 def test_an_evaluation_of_another_model_is_refused(evaluate, folder, debug_run, capsys, monkeypatch, no_weights):
     """An earlier checkpoint of the same run is another model."""
-    from launch.evaluate import Options, open_sources
+    from launch.answering import open_sources
+    from launch.evaluate import Options
     from launch.evaluate import evaluate as run
     from salmonn_jax.config import GenerationConfig
     from salmonn_jax.errors import UserError
     from salmonn_jax.evaluation import run_file, settings
 
     earlier = copy_run(debug_run, folder / "run", last_step=4)
-    options = Options(channels="first")
-    sources, _ = open_sources([write(folder / "m.jsonl", SOUNDS)], None, None, None, options)
+    options = Options()
+    sources, _ = open_sources([write(folder / "m.jsonl", SOUNDS)], None, None, None, options.channels)
     config = GenerationConfig(num_beams=1, max_new_tokens=4)
     model_settings = settings.evaluation_settings(open_model(debug_run), debug_run, config, "error", "first")
     model_settings |= {"conditions": ["audio"], "sources": ["m/test"]}
