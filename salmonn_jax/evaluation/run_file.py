@@ -30,6 +30,9 @@ def read_run(directory: Path) -> dict[str, Any]:
         raise UserError(
             f'{path} was not written by this version (no "format": {FORMAT_VERSION}); choose another --output'
         )
+    for name, kind in (("settings", dict), ("sessions", list)):
+        if not isinstance(run.get(name), kind):
+            raise UserError(f"{path} is damaged: {name} is missing or of another type; choose another --output")
     return run
 
 

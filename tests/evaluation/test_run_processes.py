@@ -6,11 +6,13 @@ import json
 import os
 import pathlib
 import random
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -21,11 +23,19 @@ from tests.evaluation.stub import StubRows
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(output: pathlib.Path, seconds: float, **environment: object) -> subprocess.Popen:
+def start(
+    output: pathlib.Path, seconds: float, preexec_fn: Callable[[], object] | None = None, **environment: object
+) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.evaluation.stub", str(output), "63", "4", str(seconds)]
     environment = os.environ | {name: str(value) for name, value in environment.items()}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=preexec_fn,
     )
 
 
@@ -98,6 +108,19 @@ def test_twenty_kills(tmp_path):
     evaluate(tmp_path / "whole", StubRows(range(63)))
     kill_repeatedly(tmp_path / "killed", 20)
     assert merged(tmp_path / "killed") == merged(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_evaluation_and_the_same_command_resumes(tmp_path):
+    """A limit on the size of files takes the place of a full disk: a write ends in the middle of a line."""
+    limit = 2500
+    process = start(tmp_path / "full", 0, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert "OSError: [Errno 27] File too large" in process.communicate(timeout=120)[1]
+    left = (tmp_path / "full" / "predictions-0.jsonl").read_bytes()
+    assert len(left) == limit and not left.endswith(b"\n")
+    evaluate(tmp_path / "full", StubRows(range(63)))
+    evaluate(tmp_path / "whole", StubRows(range(63)))
+    assert merged(tmp_path / "full") == merged(tmp_path / "whole")
 
 
 def test_two_processes_stop_at_sigterm_and_go_on(tmp_path):
