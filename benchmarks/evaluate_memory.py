@@ -1,8 +1,8 @@
 """Memory of evaluating many short clips: python -m benchmarks.evaluate_memory
 
 For each number of clips, another process evaluates a manifest with so many recordings: it checks and hashes them,
-decodes them ahead of a model that only counts samples, writes and merges the predictions, scores them and writes the
-report. Prints the peak of its resident memory.
+decodes them ahead of a model, writes and merges the predictions, scores them and writes the report. Prints the peak of
+its resident memory. The model only counts samples, or is that of --model, which answers greedily with four tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import soundfile
 
+import launch.evaluate
 from data_pipelines.evaluation.open import open_manifests
-from data_pipelines.evaluation.rows import EvaluationRows
+from data_pipelines.evaluation.rows import EvaluationRows, NamedSource
 from data_pipelines.sources.audio import AudioRules
 from data_pipelines.transforms.prompt_templates import PromptTemplates
-from launch.evaluate import write_scores
+from launch.evaluate import Options
 from salmonn_jax.config import SAMPLE_RATE, GenerationConfig
 from salmonn_jax.decoding.answers import Generation, Window
 from salmonn_jax.evaluation.predict import PredictOptions
@@ -66,10 +67,21 @@ def write_manifest(folder: pathlib.Path, num_clips: int, seconds: float) -> path
     return path
 
 
-def evaluate(manifest: pathlib.Path, output: pathlib.Path) -> None:
-    """Evaluates a manifest with `CountingModel` and prints the peak of the resident memory in MB and the seconds."""
+def evaluate(manifest: pathlib.Path, output: pathlib.Path, model: pathlib.Path | None) -> None:
+    """Evaluates a manifest and prints the peak of the resident memory in MB and the seconds."""
     start = time.perf_counter()
     sources = open_manifests([manifest], None, AudioRules(too_long="chunk"))
+    if model is None:
+        evaluate_counting(sources, output)
+    else:
+        config = GenerationConfig(num_beams=1, max_new_tokens=4)
+        launch.evaluate.evaluate(model, output, sources, config, Options(batch_size=32, preflight=False))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peak_mb": peak, "seconds": time.perf_counter() - start}))
+
+
+def evaluate_counting(sources: Sequence[NamedSource], output: pathlib.Path) -> None:
+    """Evaluates data sets with `CountingModel`."""
     rows = EvaluationRows(sources, PromptTemplates.load_for_evaluation(), check_task)
     rows.missing_files((0, 1))
     options = PredictOptions(generation_config=GenerationConfig(), too_long="error", batch_size=8, max_failures=10)
@@ -83,9 +95,7 @@ def evaluate(manifest: pathlib.Path, output: pathlib.Path) -> None:
         bucket=lambda prompt, has_audio: 32,
     )
     run_evaluation(CountingModel(), evaluation, output)
-    write_scores(output, rows, "memory", ())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"peak_mb": peak, "seconds": time.perf_counter() - start}))
+    launch.evaluate.write_scores(output, rows, "memory", ())
 
 
 def main() -> None:
@@ -96,15 +106,19 @@ def main() -> None:
     )
     parser.add_argument("--clips", type=int, nargs="+", default=[200, 20_000], help="numbers of clips")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a clip (default: %(default)s)")
+    parser.add_argument(
+        "--model", type=pathlib.Path, help="model or run directory, in place of one that counts samples"
+    )
     parser.add_argument("--child", nargs=2, type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        evaluate(*arguments.child)
+        evaluate(*arguments.child, arguments.model)
         return
     for num_clips in arguments.clips:
         with tempfile.TemporaryDirectory() as folder:
             manifest = write_manifest(pathlib.Path(folder), num_clips, arguments.seconds)
             command = [sys.executable, "-m", "benchmarks.evaluate_memory", "--child", manifest, f"{folder}/evaluation"]
+            command += [] if arguments.model is None else ["--model", arguments.model]
             process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             result = json.loads(process.stdout.splitlines()[-1])
             print(f"{num_clips:6} clips: peak {result['peak_mb']:.0f} MB, {result['seconds']:.0f} s")
