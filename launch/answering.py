@@ -77,7 +77,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_mesh(words: Sequence[str]) -> dict[str, int]:
-    """Returns the sizes in `AXIS=SIZE` words. Raises UserError if a word has another form or a size is below 1."""
+    """Returns the sizes in `AXIS=SIZE` words. Raises UserError for a word of another form, a size below 1, or an axis
+    given twice."""
     from salmonn_jax.errors import UserError
 
     sizes = {}
@@ -85,6 +86,8 @@ def parse_mesh(words: Sequence[str]) -> dict[str, int]:
         axis, equals, size = word.partition("=")
         if not equals or not size.isdecimal() or int(size) < 1:
             raise UserError(f"--mesh {word}: must be AXIS=SIZE with a size of at least 1, such as tensor=4")
+        if axis in sizes:
+            raise UserError(f"--mesh {word}: the axis {axis} is given twice; omit one")
         sizes[axis] = int(size)
     return sizes
 

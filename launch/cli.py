@@ -17,7 +17,7 @@ import absl.logging
 
 from salmonn_jax import paths
 from salmonn_jax.accelerators import use_cpu_without_accelerator
-from salmonn_jax.errors import AudioWarning, RunError, UserError
+from salmonn_jax.errors import AudioWarning, RunError, UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from salmonn_jax.config import GenerationConfig
@@ -205,8 +205,8 @@ def print_error(error: Exception) -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point and turns errors into one line on stderr and an exit code.
 
-    Bad input (UserError) exits with 2, a failed run (RunError) or a disk or network failure (OSError) with 1, and
-    an interrupt by the user with 130.
+    Bad input (UserError) exits with 2, an interrupt by the user with 130; a failed run (RunError), a disk or network
+    failure (OSError) and too little memory of a device exit with 1.
     """
     # Warnings of libraries are of no use to the user. Errors are raised as exceptions.
     absl.logging.set_verbosity(absl.logging.ERROR)
@@ -224,7 +224,12 @@ def run(main: Callable[[], None]) -> None:
         print_error(error)
         sys.exit(1)
     except Exception as error:
-        if not paths.is_client_error(error):
+        if is_out_of_memory(error):
+            error = RunError(
+                f"{str(error).splitlines()[0]}; choose a smaller batch (--batch-size, or data.rows and data.clips of a "
+                "run), shorter answers, or more devices (mesh)"
+            )
+        elif not paths.is_client_error(error):
             raise
         print_error(error)
         sys.exit(1)

@@ -7,6 +7,7 @@ extra `score`. An answer that is missing because of an error counts as wrong.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import sys
 from typing import TYPE_CHECKING
@@ -46,7 +47,11 @@ def main() -> None:
     )
     parser.add_argument("--judge-model", metavar="NAME", help="name of the judging model at that address")
     arguments = vars(parser.parse_args())
-    arguments["protocols"] = dict(map(_parse_protocol, arguments.pop("protocol")))
+    protocols = list(map(_parse_protocol, arguments.pop("protocol")))
+    arguments["protocols"] = dict(protocols)
+    for task, count in collections.Counter(task for task, _ in protocols).items():
+        if count > 1:
+            raise UserError(f"--protocol names the task {task} twice; omit one")
     if bool(arguments["judge"]) != bool(arguments["judge_model"]):
         raise UserError("--judge and --judge-model must be given together")
     score(**arguments)
@@ -84,8 +89,14 @@ def score(
     from salmonn_jax.evaluation.scoring.compare import format_comparisons
     from salmonn_jax.files import atomic_write
 
-    output = output or evaluation
     predictions = read_evaluation(evaluation)
+    output = output or evaluation
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be written to: {error.strerror or error}; choose another directory with --output"
+        ) from None
     options = {"exclude_errors": exclude_errors, "by": by}
     rows = scoring.score(predictions, protocols=protocols, **options)
     comparisons: list[Comparison] = []
@@ -94,7 +105,6 @@ def score(
         others = read_evaluation(compare)
         comparisons = compare_predictions(predictions, others, protocols=protocols, **options)
         agreements = agreement(predictions, others, by=by)
-    output.mkdir(parents=True, exist_ok=True)
     if judge is not None and judge_model is not None:
         rows = rows + _ask_judge(predictions, judge, judge_model, output, options)
     failures = scoring.count_failures(predictions, rows, by)

@@ -38,6 +38,13 @@ class AudioWarning(UserWarning):
     """Audio that the model gets only in part. The message is one line; entry points print it on stderr."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether an exception says that JAX could not allocate memory on a device."""
+    return type(error).__name__ == "JaxRuntimeError" and any(
+        words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")
+    )
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Returns the error for a name that is not among the known ones.
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.evaluation.sources import RowSource, file_exists
+from data_pipelines.evaluation.sources import RowSource, find_missing
 from data_pipelines.examples import BadExample, Example
 from data_pipelines.sources.manifest_entry import AudioSpan
 from data_pipelines.transforms.prompt_templates import PromptTemplates
@@ -147,7 +147,7 @@ class EvaluationRows:
             source, position = self._source(index)
             files |= dict.fromkeys(span.path for span in source.rows.spans(position) or ())
         with concurrent.futures.ThreadPoolExecutor(_READER_THREADS) as pool:
-            missing = [file for file, exists in zip(files, pool.map(file_exists, files), strict=True) if not exists]
+            missing = list(filter(None, pool.map(find_missing, files)))
         return len(missing), missing[0] if missing else ""
 
     def describe_sources(self) -> list[dict[str, Any]]:

@@ -188,15 +188,21 @@ def _hash_file(path: str) -> str:
     return digest.hexdigest()
 
 
-def file_exists(path: str) -> bool:
-    """Returns whether there is a file at a local path or in a bucket. Files at other URLs are taken to exist."""
+def find_missing(path: str) -> str:
+    """Returns the path of a file that does not exist, with the reason if its URL cannot be opened; "" if it exists.
+
+    Files at URLs outside buckets are taken to exist.
+    """
     try:
         location = paths.check_file_location(path)
         if "://" not in location:
-            return os.path.isfile(location)
-        return not location.startswith(("gs://", "gcs://", "s3://")) or paths.as_path(location).exists()
-    except (OSError, ValueError, UserError):
-        return False
+            return "" if os.path.isfile(location) else path
+        is_in_bucket = location.startswith(("gs://", "gcs://", "s3://"))
+        return path if is_in_bucket and not paths.as_path(location).exists() else ""
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError):
+        return path
 
 
 def _first_line(error: Exception) -> str:

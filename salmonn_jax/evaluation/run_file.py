@@ -44,13 +44,15 @@ def check_settings(directory: Path, settings: Mapping[str, Any]) -> None:
       settings: settings by name, as JSON values.
 
     Raises:
-      UserError: a setting differs. The message names it and both values.
+      UserError: a setting differs; the message names it and both values. Or the directory is that of a model.
     """
     run = read_run(directory)
     if not run:
         has_predictions = any(directory.glob("predictions*.jsonl"))
         if has_predictions:
             raise UserError(f"{directory} has predictions but no {RUN_FILE}; choose another --output")
+        if (directory / "config.json").exists():
+            raise UserError(f"{directory} is a model or run directory; choose another --output")
         return
     earlier = run["settings"]
     for name in sorted(set(earlier) | set(settings)):

@@ -6,6 +6,7 @@ import importlib
 import pathlib
 import sys
 
+import jax
 import pytest
 
 from launch import cli
@@ -77,3 +78,20 @@ def test_a_line_break_in_a_message_is_a_space(capsys, error, code):
     with pytest.raises(SystemExit) as stopped:
         cli.run(fail)
     assert (stopped.value.code, capsys.readouterr().err) == (code, "error: a b.wav: empty\n")
+
+
+def test_too_little_memory_of_a_device_is_one_line(capsys):
+    def fail():
+        raise jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 87276823336 bytes.\nmore")
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(fail)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1
+    assert line.startswith("error: INTERNAL: Out of memory allocating 87276823336 bytes.; choose a s")
+
+    def fail_otherwise():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        cli.run(fail_otherwise)

@@ -169,6 +169,29 @@ def test_an_output_that_cannot_be_written_is_one_line(evaluate, folder, capsys, 
         assert told.startswith(f"error: {output} cannot be written to: {reason}")
 
 
+def test_a_model_directory_is_no_output(evaluate, folder, debug_run, capsys, no_weights):
+    before = sorted(path.name for path in debug_run.iterdir())
+    assert evaluate(debug_run, "--manifest", write(folder / "m.jsonl", SOUNDS)) == 2
+    assert "is a model or run directory; choose another --output" in capsys.readouterr().err
+    assert sorted(path.name for path in debug_run.iterdir()) == before
+
+
+def test_a_url_that_needs_a_package_is_told(evaluate, folder, capsys, no_weights):
+    lines = [*SOUNDS, SOUNDS[0] | {"id": "u", "audio": "ftps://host/a.wav"}]
+    assert evaluate(folder / "e", "--manifest", write(folder / "m.jsonl", lines)) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("error: missing audio files: 1, the first is ftps://host/a.wav: unknown scheme 'ftps'")
+
+
+@pytest.mark.parametrize(("name", "value"), [("settings", None), ("sessions", "x")])
+def test_a_damaged_run_file_is_one_line(evaluate, folder, capsys, no_weights, name, value):
+    (folder / "e").mkdir()
+    content = {"format": 1, "settings": {}, "sessions": []} | {name: value}
+    (folder / "e" / "run.json").write_text(json.dumps(content))
+    assert evaluate(folder / "e", "--manifest", write(folder / "m.jsonl", SOUNDS)) == 2
+    assert f"run.json is damaged: {name} is missing or of another type" in capsys.readouterr().err
+
+
 def test_metrics_that_cannot_be_computed_are_told_first(evaluate, folder, capsys, monkeypatch, no_weights):
     monkeypatch.setattr("shutil.which", lambda name: None)  # no Java
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
@@ -188,6 +211,7 @@ def test_metrics_that_cannot_be_computed_are_told_first(evaluate, folder, capsys
     [
         (["--mesh", "tensor"], "--mesh tensor: must be AXIS=SIZE"),
         (["--mesh", "tensor=0"], "--mesh tensor=0: must be AXIS=SIZE with a size of at least 1"),
+        (["--mesh", "tensor=2", "tensor=4"], "--mesh tensor=4: the axis tensor is given twice"),
         (["--mesh", "tensor=3"], "--mesh tensor=3 has 3 devices, but each process has 8; the sizes must divide them"),
         (["--mesh", "data=4"], "--mesh data=4 has 4 devices, but each process has 8"),
         (["--mesh", "tensr=4"], "unknown mesh axis 'tensr'; did you mean 'tensor'?"),

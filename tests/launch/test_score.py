@@ -194,6 +194,9 @@ def test_options_of_the_command_line(evaluation, capsys, monkeypatch):
         (["--by", "accent"], "--by accent: no prediction has it; it must be one of: source, language, speaker"),
         (["--judge", "http://localhost:1/v1"], "--judge and --judge-model must be given together"),
         (["--compare", "gone"], "gone has no predictions.jsonl"),
+        (["--protocol", "asr=wer", "asr=cer"], "--protocol names the task asr twice; omit one"),
+        (["--output", __file__], "cannot be written to: File exists; choose another directory with --output"),
+        (["--output", f"{__file__}/x"], "cannot be written to: Not a directory; choose another directory with"),
     ],
 )
 def test_wrong_options_are_one_line(evaluation, words, message, capsys, monkeypatch):
