@@ -29,6 +29,7 @@ AXES = {
     "in_features": "input size of a layer",
     "out_features": "output size of a layer",
     "heads": "attention heads",
+    "kv_heads": "heads of keys and values, which several attention heads may share",
     "head_size": "size of an attention head",
     "half_head": "rotary frequencies: half the size of an attention head",
     "vocab": "vocabulary",

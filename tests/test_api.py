@@ -167,7 +167,7 @@ def test_a_long_clip(model):
     ):
         with pytest.raises(UserError, match=r"clip 1 is 2\.5 s, the window 1 s; choose too_long"):
             method()
-    options = {"num_beams": 1, "max_new_tokens": NEW}
+    options = {"num_beams": 1, "max_new_tokens": NEW, "batch_size": 3}
     (cut,), (first, *others) = (
         model.generate(long, prompt, too_long="truncate", **options),
         model.generate(windows, prompt, **options),

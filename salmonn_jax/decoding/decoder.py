@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float32, Int32
 from salmonn_jax.decoding.logits import apply_penalties, sample
 from salmonn_jax.decoding.options import DecodingNumbers, DecodingOptions
 from salmonn_jax.decoding.search import SearchState, advance_beams, append_tokens, initial_state
-from salmonn_jax.models.llama import DecodingCache, KeysAndValues, Llama, causal_mask, log_probabilities
+from salmonn_jax.models.llama import KeysAndValues, Llama, causal_mask, log_probabilities
 from salmonn_jax.models.salmonn import Salmonn
 
 ROW_AXES = ("data", "fsdp")  # mesh axes over which rows are split
@@ -54,7 +54,7 @@ class DecodeState(NamedTuple):
 
     step: Array  # int32 scalar: tokens decoded so far
     search: SearchState
-    cache: DecodingCache
+    cache: KeysAndValues
 
 
 def embed_prompts(model: Salmonn, prompts: PromptBatch) -> EmbeddedPrompts:
@@ -105,12 +105,11 @@ def prefill(
     num_rows, seq_len, _ = prompts.embeddings.shape
     positions = jnp.broadcast_to(jnp.arange(seq_len), (num_rows, seq_len))
     mask = causal_mask(_prompt_mask(prompts).astype(jnp.int32))
-    hidden, prompt = llama.prefill(prompts.embeddings, positions, mask, lora_scale=_lora_scale(numbers, options))
+    hidden, cache = llama.prefill(
+        prompts.embeddings, positions, mask, lora_scale=_lora_scale(numbers, options), num_free=_num_slots(options)
+    )
     last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)
     logits = jnp.repeat(llama.logits(last), options.num_beams, axis=1)
-    num_layers, _, num_heads, _, head_size = prompt.keys.shape
-    empty = jnp.zeros((num_layers, num_rows, num_heads, _num_slots(options), head_size), prompt.keys.dtype)
-    cache = DecodingCache(prompt, KeysAndValues(empty, empty))
     search = _select(prompts, initial_state(num_rows, options), logits, 0, numbers, options, mesh)
     return _constrain_state(DecodeState(jnp.ones((), jnp.int32), search, cache), mesh)
 
@@ -144,14 +143,15 @@ def decode_step(
         _cache_mask(prompts, search, last),
         lora_scale=_lora_scale(numbers, options),
     )
-    decoded = KeysAndValues(
+    slot = prompts.embeddings.shape[1] + last * options.num_beams
+    cache = KeysAndValues(
         *(
-            jax.lax.dynamic_update_slice_in_dim(old, added, last * options.num_beams, axis=3)
-            for old, added in zip(state.cache.decoded, new, strict=True)
+            jax.lax.dynamic_update_slice_in_dim(old, added, slot, axis=3)
+            for old, added in zip(state.cache, new, strict=True)
         )
     )
     search = _select(prompts, search, llama.logits(hidden), state.step, numbers, options, mesh)
-    return _constrain_state(DecodeState(state.step + 1, search, DecodingCache(state.cache.prompt, decoded)), mesh)
+    return _constrain_state(DecodeState(state.step + 1, search, cache), mesh)
 
 
 def _select(
@@ -221,7 +221,7 @@ def state_shardings(state: DecodeState, mesh: Mesh) -> DecodeState:
     Rows are split over the data axes, and the heads of the cache over `tensor` if it divides their number.
     """
     rows = NamedSharding(mesh, PartitionSpec(ROW_AXES))
-    head_axis = "tensor" if state.cache.prompt.keys.shape[2] % mesh.shape["tensor"] == 0 else None
+    head_axis = "tensor" if state.cache.keys.shape[2] % mesh.shape["tensor"] == 0 else None
     cache = NamedSharding(mesh, PartitionSpec(None, ROW_AXES, head_axis))
     return DecodeState(
         NamedSharding(mesh, PartitionSpec()),

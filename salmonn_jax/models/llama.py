@@ -8,7 +8,7 @@ use the same layers and differ in the attention.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -47,21 +47,15 @@ SHARDING_RULES: ShardingRules = (
 
 
 class KeysAndValues(NamedTuple):
-    """Keys, after the rotary embedding, and values of tokens in all layers. Heads are those of keys."""
+    """Keys, after the rotary embedding, and values of tokens in all layers. Heads are those of keys.
+
+    As cache of decoding, the first entries are the prompt of the row, which its beams share. Token t of beam b is in
+    entry `prompt tokens + t * beams + b`. Entries stay where they were written when beams are reordered; the mask of
+    `Llama.decode` says which of them belong to a beam.
+    """
 
     keys: Array  # float[layers, rows, heads, keys, head_size]
     values: Array  # float[layers, rows, heads, keys, head_size]
-
-
-class DecodingCache(NamedTuple):
-    """Keys and values that the next tokens of all beams attend to.
-
-    The beams of a row share the keys and values of their prompt. Those of decoded tokens stay where they were written,
-    when beams are reordered; the mask of `Llama.decode` says which of them belong to a beam.
-    """
-
-    prompt: KeysAndValues
-    decoded: KeysAndValues  # token t of beam b was written to slot t * beams + b
 
 
 Attend = Callable[[Array, Array, Array], Array]  # attention of one layer: queries, keys and values to outputs
@@ -199,26 +193,35 @@ class Llama(nnx.Module):
         mask: Bool[Array, "rows seq keys"],
         *,
         lora_scale: Array | float | None,
+        num_free: int,
     ) -> tuple[Float[Array, "rows seq hidden"], KeysAndValues]:
-        """Runs the layers on prompts. Arguments and hidden states are those of a call.
+        """Runs the layers on prompts. Other arguments and hidden states are those of a call.
+
+        Args:
+          x: see `__call__`.
+          positions: see `__call__`.
+          mask: see `__call__`.
+          lora_scale: see `__call__`.
+          num_free: entries of the cache for decoded tokens.
 
         Returns:
-          Hidden states, and the keys and values of the prompts.
+          Hidden states, and the cache: keys and values of the prompts, followed by zeros.
         """
         rotation, attend = rotary_cos_sin(positions, self.config), _masked_attention(mask)
 
         def body(x, layer):
             x, keys, values = layer(x, rotation, attend, lora_scale)
-            return x, KeysAndValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
+            free = ((0, 0), (0, 0), (0, num_free), (0, 0))
+            return x, KeysAndValues(*(jnp.pad(y.swapaxes(1, 2), free) for y in (keys, values)))
 
-        x, prompt = scan_layers("llama", body, x, self.layers)
-        return self.norm(x), prompt
+        x, cache = scan_layers("llama", body, x, self.layers)
+        return self.norm(x), cache
 
     def decode(
         self,
         x: Float[Array, "rows beams hidden"],
         positions: Int32[Array, "rows beams"],
-        cache: DecodingCache,
+        cache: KeysAndValues,
         mask: Bool[Array, "rows beams keys"],
         *,
         lora_scale: Array | float | None,
@@ -229,23 +232,16 @@ class Llama(nnx.Module):
           x: embeddings.
           positions: rotary positions.
           cache: keys and values of earlier tokens.
-          mask: keys of the prompt, and then slots of `cache.decoded`, that each beam may attend to.
+          mask: entries of the cache that each beam may attend to.
           lora_scale: factor of the adapters; None leaves the adapters out.
 
         Returns:
           Hidden states, and the keys and values of these tokens: one for each beam.
         """
-        num_beams = x.shape[1]
         rotation = rotary_cos_sin(positions, self.config)
-        itself = jnp.broadcast_to(jnp.eye(num_beams, dtype=bool), (*mask.shape[:2], num_beams))
-        mask = jnp.concatenate([mask, itself], axis=-1)
 
         def body(x, layer, past):
-            def attend(q, k, v):
-                new = KeysAndValues(k.swapaxes(1, 2), v.swapaxes(1, 2))
-                return _cached_attention(q, (past.prompt, past.decoded, new), mask)
-
-            x, keys, values = layer(x, rotation, attend, lora_scale)
+            x, keys, values = layer(x, rotation, functools.partial(_cached_attention, past, mask), lora_scale)
             return x, KeysAndValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
 
         x, new = scan_layers("llama", body, x, self.layers, cache)
@@ -263,28 +259,33 @@ def _masked_attention(mask: Bool[Array, "rows seq keys"]) -> Attend:
 
 
 def _cached_attention(
-    q: Float[Array, "rows beams heads head_size"], past: Sequence[KeysAndValues], mask: Bool[Array, "rows beams keys"]
+    past: KeysAndValues,
+    mask: Bool[Array, "rows beams keys"],
+    q: Float[Array, "rows beams heads head_size"],
+    k: Float[Array, "rows beams kv_heads head_size"],
+    v: Float[Array, "rows beams kv_heads head_size"],
 ) -> Float[Array, "rows beams heads head_size"]:
-    """Attends to several blocks of keys and values with one softmax, without joining the blocks in memory.
+    """Attends to cached keys and values of one layer, and of each token to itself.
 
     Args:
+      past: float[rows, kv_heads, keys, head_size] each.
+      mask: cached keys that each query may attend to.
       q: queries.
-      past: float[rows, heads of keys, keys of the block, head_size] each.
-      mask: keys of all blocks that each query may attend to.
+      k: keys of the same tokens.
+      v: values of the same tokens.
     """
     num_rows, num_beams, num_heads, head_size = q.shape
-    num_kv_heads = past[0].keys.shape[1]
-    q = q.reshape(num_rows, num_beams, num_kv_heads, -1, head_size)
-    scores = [jnp.einsum("rbhgd,rhkd->rhbgk", q, block.keys, preferred_element_type=jnp.float32) for block in past]
-    scores = jnp.concatenate(scores, axis=-1) / head_size**0.5
-    scores = jnp.where(mask[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    bounds = np.cumsum([block.keys.shape[2] for block in past])[:-1]
-    outputs = [
-        jnp.einsum("rhbgk,rhkd->rbhgd", part, block.values)
-        for part, block in zip(jnp.split(weights, bounds, axis=-1), past, strict=True)
-    ]
-    return sum(outputs[1:], outputs[0]).reshape(num_rows, num_beams, num_heads, head_size)
+    q = q.reshape(num_rows, num_beams, k.shape[2], -1, head_size).transpose(0, 2, 1, 3, 4)  # heads that share a key
+    k, v = (x.transpose(0, 2, 1, 3)[:, :, :, None] for x in (k, v))
+    scores = jnp.einsum("rhbgd,rhkd->rhbgk", q, past.keys, preferred_element_type=jnp.float32) / head_size**0.5
+    scores = jnp.where(mask[:, None, :, None], scores, -jnp.inf)
+    own_score = (q.astype(jnp.float32) * k.astype(jnp.float32)).sum(axis=-1, keepdims=True) / head_size**0.5
+    # One softmax over both, without joining them in memory.
+    largest = jnp.maximum(scores.max(axis=-1, keepdims=True), own_score)
+    weights, own_weight = jnp.exp(scores - largest), jnp.exp(own_score - largest)
+    outputs = jnp.einsum("rhbgk,rhkd->rhbgd", weights.astype(q.dtype), past.values, preferred_element_type=jnp.float32)
+    outputs = (outputs + own_weight * v.astype(jnp.float32)) / (weights.sum(axis=-1, keepdims=True) + own_weight)
+    return outputs.astype(q.dtype).transpose(0, 2, 1, 3, 4).reshape(num_rows, num_beams, num_heads, head_size)
 
 
 def log_probabilities(logits: Float32[Array, "*batch vocab"], pad_classes: int) -> Float32[Array, "*batch vocab"]:
