@@ -131,6 +131,10 @@ class Model:
           requests: prompts, made for the same `max_new_tokens`.
           generation_config: settings of decoding.
           batch_size: see `generate`.
+
+        Raises:
+          UserError: requests were made for another `max_new_tokens`, `batch_size` is below 1, a batch does not fit into
+            memory, or a score is not finite, as with weights that are NaN.
         """
         if not requests:
             return []
@@ -167,6 +171,11 @@ class Model:
         for indices, batch in batches:
             embedded = self._embed_prompts(self.module, self._place(batch))
             result = jax.device_get(self._decode(self.module.llama, embedded, numbers, options=options))
+            if not np.isfinite(result.score).all():
+                raise UserError(
+                    "the model gives scores that are not finite, so its answers mean nothing; look for NaN in its "
+                    "weights, or try float32 if activations overflow"
+                )
             for row, index in enumerate(indices):
                 decoded[index] = decoder.DecodeResult(*(field[row] for field in result))
         rows = (decoded[index] for index in range(len(segments)))

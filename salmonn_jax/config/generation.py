@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from salmonn_jax.config.typed import STRICT, NonNegativeInt, PositiveInt
@@ -30,26 +30,30 @@ class GenerationConfig:
     min_length: NonNegativeInt = Field(
         1, description="tokens before the first stop token; hf4.28 counts the start token too"
     )
+    # Bounds keep the arithmetic of the decoder, which is float32, finite.
     length_penalty: float = Field(
-        1.0, description="a finished beam's score is divided by its number of tokens to this power"
+        1.0, ge=-8, le=8, description="a finished beam's score is divided by its number of tokens to this power"
     )
     early_stopping: Literal[False, True, "never"] = Field(
         False,
         description="true: stop when num_beams answers are finished; false: estimate whether a better one can "
         'follow; "never": stop when none can follow',
     )
-    repetition_penalty: PositiveFloat = Field(
-        1.0, description="divides positive logits of tokens that the answer has, multiplies negative ones"
+    repetition_penalty: float = Field(
+        1.0,
+        ge=1e-3,
+        le=1e3,
+        description="divides positive logits of tokens that the answer has, multiplies negative ones",
     )
     do_sample: bool = Field(False, description="draw tokens instead of choosing the most probable ones")
-    temperature: PositiveFloat = Field(1.0, description="divides the logits before a token is drawn")
+    temperature: float = Field(1.0, ge=1e-6, le=1e6, description="divides the logits before a token is drawn")
     top_k: NonNegativeInt = Field(0, description="draw from this many most probable tokens; 0: from all")
     top_p: float = Field(
         1.0, gt=0, le=1, description="draw from the most probable tokens whose probabilities sum to this"
     )
     seed: NonNegativeInt = Field(0, description="seed of sampling; each request has its own random numbers")
-    lora_multiplier: NonNegativeFloat = Field(
-        1.0, description="factor of the adapters' scale; 0 leaves the adapters out"
+    lora_multiplier: float = Field(
+        1.0, ge=0, le=1e6, description="factor of the adapters' scale; 0 leaves the adapters out"
     )
     compat: Literal["hf4.28", "hf5"] = Field("hf4.28", description="version of transformers whose rules apply")
 

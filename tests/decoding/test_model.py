@@ -100,17 +100,19 @@ def test_bucket_lengths():
 
 
 def test_without_adapters_the_answer_is_that_of_the_base_model(model, clips):
-    """The adapters are strong here, so that their scale matters."""
-    strong, base = copy.copy(model), copy.copy(model)
-    strong.module, base.module = (jax.tree.map(lambda x: x, model.module) for _ in range(2))
-    for name in model.config.lora.target_modules:
-        lora_b = getattr(model.module.llama.layers, name).lora_b[...]
-        getattr(strong.module.llama.layers, name).lora_b = nnx.Param(jnp.ones_like(lora_b))
-        getattr(base.module.llama.layers, name).lora_b = nnx.Param(jnp.zeros_like(lora_b))
+    """The adapters are strong here, so that their scale matters, or broken."""
+    strong, base, broken = (copy.copy(model) for _ in range(3))
+    for changed, value in ((strong, 1.0), (base, 0.0), (broken, np.nan)):
+        changed.module = jax.tree.map(lambda x: x, model.module)
+        for name in model.config.lora.target_modules:
+            lora_b = getattr(model.module.llama.layers, name).lora_b[...]
+            getattr(changed.module.llama.layers, name).lora_b = nnx.Param(jnp.full_like(lora_b, value))
     options = {"num_beams": 1, "max_new_tokens": NEW}
     asked = clips[:3], PROMPTS[:3]
     off, without = strong.generate(*asked, lora_multiplier=0, **options), base.generate(*asked, **options)
-    assert off == without
+    assert off == without == broken.generate(*asked, lora_multiplier=0, **options)
+    with pytest.raises(UserError, match="scores that are not finite"):
+        broken.generate(*asked, **options)
     on, half = strong.generate(*asked, **options), strong.generate(*asked, lora_multiplier=0.5, **options)
     assert len({answer.score for answer in (off[0], half[0], on[0])}) == 3
 

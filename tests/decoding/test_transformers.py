@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
@@ -204,6 +205,25 @@ def test_grid():
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`")
 def test_whole_grid():
     assert_equal(ALL)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_beams": 1, "max_new_tokens": 1},
+        {"num_beams": 4, "max_new_tokens": 1},
+        {"num_beams": VOCAB + 6, "max_new_tokens": 3},  # the first step has fewer candidates than beams
+        {"num_beams": 3, "max_new_tokens": 4, "min_length": 4},  # no answer may end
+    ],
+    ids=str,
+)
+def test_odd_sizes(changes):
+    assert_equal([dataclasses.replace(settings(num_beams=1), **changes)])
+
+
+def test_the_smallest_temperature_is_greedy():
+    config = settings(num_beams=1, do_sample=True, temperature=1e-6)
+    assert [a.ids for a in ours(config)] == [a.ids for a in ours(settings(num_beams=1))]
 
 
 def test_batches_of_other_sizes():
