@@ -60,7 +60,7 @@ def open_store(
     distributed.barrier("the encoder cache is described")
     if not (location / DESCRIPTION).is_file():
         raise UserError(f"data.encoder_cache={location} must be a directory or URL that all processes share")
-    store = FrameStore(location, frames_shape)
+    store = FrameStore(location, encoder.description, frames_shape)
     corpus_identity = {"corpus": data.corpus, "data_dir": str(paths.absolute(paths.as_path(data.data_dir)))}
     complete = CompleteSources(store, corpus_identity)
     sources = list(source_windows(corpus, model, data, splits))
@@ -69,7 +69,7 @@ def open_store(
     filled = _fill(incomplete, store, encoder, model)
     distributed.barrier("the encoder cache is filled", FILL_TIMEOUT_SECONDS)
     if incomplete:
-        store = FrameStore(location, frames_shape)
+        store = FrameStore(location, encoder.description, frames_shape)
     found = distributed.sum_over_processes(np.asarray([filled.num_encoded, *filled.num_windows], np.int32))
     if distributed.is_main_process():
         complete = CompleteSources(store, corpus_identity)
@@ -112,7 +112,7 @@ def _fill(sources: Sequence[SourceWindows], store: FrameStore, encoder: FrameEnc
         bar = stack.enter_context(
             tqdm.tqdm(total=total, unit="example", desc="encoder cache", disable=not total or shard[0] > 0)
         )
-        writer = stack.enter_context(FrameWriter(store.location))
+        writer = stack.enter_context(FrameWriter(store))
         background = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
 
         def write(batch: list[KeyedWindow], frames: np.ndarray) -> None:

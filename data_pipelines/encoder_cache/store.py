@@ -1,11 +1,12 @@
 """Reading of a store of encoder frames, which `data.encoder_cache` names.
 
     encoders.json                      what the frames depend on: encoders, weights, audio, dtype; written once
-    frames-RANDOM.array_record         shard: a record with the frames of each encoder window, then one with their keys
+    frames-HASH-RANDOM.array_record    shard: a record with the frames of each encoder window, then one with their keys
     complete/HASH.json                 a source whose windows are all in the store (see `windows`)
 
-A key is a hash of the samples of an encoder window. Shards are never changed and appear when they are whole, so that
-several processes and runs can add to a store while others read it.
+A key is a hash of the samples of an encoder window. The name of a shard has a hash of `encoders.json`, so that frames
+of other encoders are never read. Shards are never changed and appear when they are whole, so that several processes and
+runs can add to a store while others read it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from salmonn_jax.errors import AudioWarning, RunError, UserError
 from salmonn_jax.files import atomic_write
 from salmonn_jax.paths import Path
 
-DESCRIPTION, SHARD_PREFIX, SHARD_SUFFIX = "encoders.json", "frames-", ".array_record"
+DESCRIPTION, SHARD_SUFFIX = "encoders.json", ".array_record"
 KEY_BYTES = 16
 _OPENING_THREADS = 32  # they wait for the storage most of the time
 
@@ -69,12 +70,12 @@ def check_description(location: Path, description: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def convert_write_errors(location: Path) -> Iterator[None]:
-    """Converts errors of the first write to a store, such as a missing permission, to UserError."""
+def convert_write_errors(location: Path, error_class: type[Exception] = UserError) -> Iterator[None]:
+    """Converts errors of writing to a store, such as a missing permission or a full disk, to `error_class`."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        raise UserError(
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
+        raise error_class(
             f"data.encoder_cache={location} lacks encoder windows of the data and cannot be written to ({error}); "
             "choose another directory"
         ) from None
@@ -102,15 +103,19 @@ class FrameStore:
 
     Args:
       location: directory or URL of the store. array_record opens local files and gs://.
+      description: see `check_description`.
       frames_shape: shape and dtype of the frames of a window, padded to the length of the window.
 
     Attributes:
+      shard_prefix: start of the names of its shards.
       size: bytes of all shards.
     """
 
-    def __init__(self, location: Path, frames_shape: FramesShape):
+    def __init__(self, location: Path, description: dict[str, Any], frames_shape: FramesShape):
         self.location, self.frames_shape = location, frames_shape
-        shards = _open_shards(location)
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+        self.shard_prefix = f"frames-{digest[:16]}-"
+        shards = _open_shards(location, self.shard_prefix)
         self.size = sum(shard.size for shard in shards)
         # A range after the path makes array_record skip the last record, and counting the records again.
         self._records = (
@@ -186,9 +191,9 @@ class FrameStore:
         return " or ".join(sorted(shards))
 
 
-def _open_shards(location: Path) -> list[_Shard]:
+def _open_shards(location: Path, prefix: str) -> list[_Shard]:
     """Returns the shards of a store, in the order of their names, and warns about those that cannot be read."""
-    names = sorted(p.name for p in location.iterdir() if p.name.startswith(SHARD_PREFIX) and p.suffix == SHARD_SUFFIX)
+    names = sorted(p.name for p in location.iterdir() if p.name.startswith(prefix) and p.suffix == SHARD_SUFFIX)
     with concurrent.futures.ThreadPoolExecutor(_OPENING_THREADS) as pool:
         return [shard for shard in pool.map(lambda name: _open_shard(location / name), names) if shard is not None]
 

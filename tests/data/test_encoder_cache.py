@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pickle
+import time
 
 import numpy as np
 import pytest
 
 from data_pipelines.encoder_cache import store as store_module
+from data_pipelines.encoder_cache import writer as writer_module
 from data_pipelines.encoder_cache.store import FrameStore, check_description, window_key
 from data_pipelines.encoder_cache.windows import CompleteSources, SourceWindows
 from data_pipelines.encoder_cache.writer import FrameWriter
@@ -20,6 +23,7 @@ from salmonn_jax.errors import AudioWarning, RunError, UserError
 from tests.data.streams import DATA, SIZES, WINDOW, Source, audio_rules, equal, stream
 
 FRAMES = FramesShape(50, 3, np.dtype("float32"))
+DESCRIPTION = {"weights": "0123"}
 CHUNK = dataclasses.replace(DATA, too_long="chunk")
 
 
@@ -33,15 +37,19 @@ def sources(data) -> list[SourceWindows]:
     return [SourceWindows(name, "train", Source(name), audio_rules(data), WINDOW, 6) for name in SIZES]
 
 
+def open_store(location, frames_shape=FRAMES, description=DESCRIPTION) -> FrameStore:
+    return FrameStore(location, description, frames_shape)
+
+
 def fill(location, data, names=tuple(SIZES)) -> FrameStore:
     """Writes the windows of sources to a store."""
-    with FrameWriter(location) as writer:
+    with FrameWriter(open_store(location)) as writer:
         for source in sources(data):
             if source.name in names:
                 for windows in source.read((0, 1)):
                     for window in windows:
                         writer.add(window.key, fake_frames(window.samples))
-    return FrameStore(location, FRAMES)
+    return open_store(location)
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +114,17 @@ def test_the_index_finds_every_key_and_no_other(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     keys = [high + low for high in (rng.bytes(8), rng.bytes(8)) for low in (rng.bytes(8), rng.bytes(8), rng.bytes(8))]
     for _ in range(2):  # two writers, as in a lost race
-        with FrameWriter(tmp_path) as writer:
+        with FrameWriter(open_store(tmp_path)) as writer:
             for number, key in enumerate(keys):
                 writer.add(key, np.full((4, 3), number, np.float32))
-        assert (writer.num_windows, writer.num_bytes) == (6, 6 * 48)
     assert len(list(tmp_path.glob("frames-*.array_record"))) == 4
-    store = pickle.loads(pickle.dumps(FrameStore(tmp_path, FRAMES)))
+    store = pickle.loads(pickle.dumps(open_store(tmp_path)))
     frames = store.read([store.find(key) for key in reversed(keys)])
     assert [x.shape for x in frames] == [(4, 3)] * 6
     assert [x[0, 0] for x in frames] == [5, 4, 3, 2, 1, 0]
     assert store.find(rng.bytes(16)) is None and store.find(keys[0][:8] + keys[0][:8]) is None
     assert store.index_bytes == 12 * 20
-    assert not len(FrameStore(tmp_path / "..", FRAMES)) and FrameStore(tmp_path / "..", FRAMES).read([]) == []
+    assert not len(open_store(tmp_path / "..")) and open_store(tmp_path / "..").read([]) == []
 
 
 def test_keys_depend_on_the_samples_alone():
@@ -132,19 +139,28 @@ def test_frames_keep_their_dtype(tmp_path, dtype):
 
     shape = FramesShape(50, 3, np.dtype(dtype))
     frames = np.random.default_rng(0).normal(size=(7, 3)).astype(dtype)
-    with FrameWriter(tmp_path) as writer:
+    with FrameWriter(open_store(tmp_path)) as writer:
         writer.add(bytes(16), frames)
-    (found,) = FrameStore(tmp_path, shape).read([0])
+    (found,) = open_store(tmp_path, shape).read([0])
     assert found.dtype == frames.dtype
     np.testing.assert_array_equal(found, frames)
 
 
 def test_an_interrupted_writer_keeps_what_it_has(tmp_path):
-    with contextlib.suppress(KeyboardInterrupt), FrameWriter(tmp_path) as writer:
+    with contextlib.suppress(KeyboardInterrupt), FrameWriter(open_store(tmp_path)) as writer:
         writer.add(window_key(np.arange(9, dtype=np.int16)), np.ones((2, 3), np.float32))
         raise KeyboardInterrupt
-    assert len(FrameStore(tmp_path, FRAMES)) == 1
+    assert len(open_store(tmp_path)) == 1
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    """The shard is written to /dev/full, whose every write fails."""
+    monkeypatch.setattr(writer_module, "atomic_write", lambda path: contextlib.nullcontext("/dev/full"))
+    full = pytest.raises(RunError, match=r"cannot be written to .*No space left on device")
+    with full, FrameWriter(open_store(tmp_path)) as writer:
+        for _ in range(100):
+            writer.add(bytes(16), np.ones((1000, 1000), np.float32))
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
@@ -154,7 +170,7 @@ def test_a_partial_shard_is_not_used(tmp_path, keep):
     (shard,) = tmp_path.glob("frames-*")
     shard.write_bytes(shard.read_bytes()[: int(shard.stat().st_size * keep)])
     with pytest.warns(AudioWarning, match=f"{shard.name} cannot be used .*; delete it if it is damaged"):
-        assert len(FrameStore(tmp_path, FRAMES)) == 0
+        assert len(open_store(tmp_path)) == 0
 
 
 def test_a_damaged_record_is_named_when_it_is_read(tmp_path):
@@ -164,9 +180,26 @@ def test_a_damaged_record_is_named_when_it_is_read(tmp_path):
     content = bytearray(shard.read_bytes())
     content[content.index(store.read([len(store) - 1])[0].tobytes())] ^= 255
     shard.write_bytes(content)
-    store = FrameStore(tmp_path, FRAMES)
+    store = open_store(tmp_path)
     with pytest.raises(RunError, match=f"the encoder cache is damaged .*; delete .*{shard.name} and run"):
         store.read(range(len(store)))
+
+
+def test_shards_of_other_encoders_are_not_read(tmp_path):
+    """Two runs may start a store at the same time, before either sees the description of the other."""
+    fill(tmp_path, CHUNK, ("events",))
+    assert len(open_store(tmp_path)) and not len(open_store(tmp_path, description={"weights": "4567"}))
+
+
+def test_unfinished_shards_of_killed_processes_are_deleted_after_a_day(tmp_path):
+    with FrameWriter(open_store(tmp_path)) as writer:
+        writer.add(bytes(16), np.ones((2, 3), np.float32))
+        (unfinished,) = tmp_path.glob("*.unfinished")
+        old = unfinished.with_name(unfinished.name.replace("frames-", "frames-0"))
+        old.touch()
+        os.utime(old, (0, time.time() - 25 * 3600))
+        with FrameWriter(open_store(tmp_path)):
+            assert list(tmp_path.glob("*.unfinished")) == [unfinished]
 
 
 def test_the_description_of_a_store_is_compared(tmp_path):
@@ -224,13 +257,13 @@ def test_a_complete_source_is_not_read_again_unless_something_changed(tmp_path, 
     changed = [dataclasses.replace(example, audio=example.audio + np.int16(1)) for example in examples]
     assert complete.num_windows(dataclasses.replace(speech, examples=changed)) is None
     next(tmp_path.glob("frames-*")).unlink()
-    assert CompleteSources(FrameStore(tmp_path, FRAMES), {"data_dir": "here"}).num_windows(speech) is None
+    assert CompleteSources(open_store(tmp_path), {"data_dir": "here"}).num_windows(speech) is None
 
 
 def test_a_store_that_grows_is_read_as_it_was_opened(tmp_path):
     before = fill(tmp_path, CHUNK, ("events",))
     fill(tmp_path, CHUNK, ("speech",))
-    assert len(before) < len(FrameStore(tmp_path, FRAMES))
+    assert len(before) < len(open_store(tmp_path))
     with pytest.raises(BadExample):
         before.find_windows([Source("speech")[80].audio])
     frames = before.read(before.find_windows([Source("events")[3].audio]))[0]
