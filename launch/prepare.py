@@ -185,12 +185,13 @@ def _inspect(options: argparse.Namespace) -> None:
     from data_pipelines import corpora, inspect
     from data_pipelines.from_config import audio_rules, find_tokenizer_dir, make_training_data
     from launch.presets import require_model, resolve_preset
+    from salmonn_jax.model_directory import config_dir
     from salmonn_jax.tokenizer import load_tokenizer
 
     preset = require_model(resolve_preset(options.config, options.overrides, options.model))
     model, data_config = preset.model, preset.recipe.data
     corpus = corpora.open_corpus(data_config.corpus, data_config.data_dir, audio_rules(model, data_config))
-    tokenizer = load_tokenizer(find_tokenizer_dir(corpus, options.model))
+    tokenizer = load_tokenizer(find_tokenizer_dir(corpus, options.model and config_dir(options.model)))
     data = make_training_data(corpus, tokenizer, model, data_config, seed=preset.recipe.seed)
     with contextlib.closing(data):
         summary = inspect.inspect_batches(

@@ -19,7 +19,7 @@ DELTA, OPTIMIZER, DATA = "delta", "optimizer", "data"  # directories of a checkp
 # Orbax writes these after all other files of a checkpoint.
 _COMMIT_FILES = ("commit_success.txt", "_CHECKPOINT_METADATA")
 # Metadata without which Orbax fails, beside the arrays and their own metadata.
-_JSON_FILES = ("_CHECKPOINT_METADATA", "*/_METADATA", "*/_sharding", "*/array_metadatas/*")
+_JSON_FILES = ("_CHECKPOINT_METADATA", "*/_METADATA", "*/_sharding", "*/array_metadatas/*", "metrics/metrics")
 _NO_CHECKPOINT, _NONE_WHOLE = -1, -2
 # Failures of the network, of permissions or for want of memory or open files, which are no damage: error numbers, and
 # status codes in tensorstore's messages.
@@ -49,6 +49,18 @@ def newest_whole_checkpoint(run_dir: Path) -> Path | None:
             "from the initial weights again"
         )
     return None if step == _NO_CHECKPOINT else run_dir / CHECKPOINTS_DIR / str(step)
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Raises UserError if a checkpoint does not exist or is not whole. Every process calls it; process 0 reads it."""
+    damage = None
+    if distributed.is_main_process():
+        damage = find_damage(checkpoint) if checkpoint.is_dir() else "it does not exist"
+    if distributed.broadcast_from_main(damage is not None):
+        known = ", ".join(path.name for path in checkpoint_paths(checkpoint.parent.parent)) or "none"
+        raise UserError(
+            f"checkpoint {checkpoint} is not whole ({damage or 'see process 0'}); choose another one of: {known}"
+        )
 
 
 def _find_newest_whole(run_dir: Path) -> int:

@@ -10,7 +10,7 @@
 
 The weights of a model are those of its base, except for the parameters in its delta. `config.json` names the base,
 which may be in another directory, and its fingerprint. Both kinds of directory can be loaded as a model; a run
-directory gives the model of its latest whole checkpoint.
+directory gives the model of its latest whole checkpoint, and RUN/checkpoints/N that of this checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jax
 
 from salmonn_jax import config as configuration
 from salmonn_jax import distributed, weights
-from salmonn_jax.checkpoint_files import DELTA, newest_whole_checkpoint
+from salmonn_jax.checkpoint_files import CHECKPOINTS_DIR, DELTA, check_checkpoint, newest_whole_checkpoint
 from salmonn_jax.config import ModelConfig
 from salmonn_jax.errors import UserError
 from salmonn_jax.files import atomic_write, copy_file
@@ -97,7 +97,7 @@ def open_model(directory: PathLike) -> ModelFiles:
     description = read_config_json(directory)
     config = configuration.from_dict(ModelConfig, description["model"])
     base = find_base(directory, description)
-    tokenizer = None if config.llama is None else load_tokenizer(directory)
+    tokenizer = None if config.llama is None else load_tokenizer(config_dir(directory))
     return ModelFiles(config, tokenizer, base, latest_delta(directory))
 
 
@@ -105,7 +105,7 @@ def load_model(directory: PathLike, placement: Placement = LOCAL, activation_dty
     """Loads a model or run directory.
 
     Args:
-      directory: model or run directory.
+      directory: model or run directory, or a checkpoint in one, RUN/checkpoints/N.
       placement: dtype and sharding of each parameter.
       activation_dtype: dtype in which the model computes.
 
@@ -138,9 +138,16 @@ def _delta_placement(placement: Placement) -> Callable[[str, jax.ShapeDtypeStruc
     return lambda path, leaf: dataclasses.replace(placement, trainable_paths=frozenset([path]))(path, leaf)
 
 
+def config_dir(directory: PathLike) -> Path:
+    """Returns the directory of `config.json` and the tokenizer: the run of RUN/checkpoints/N, or else the directory."""
+    directory = as_path(directory)
+    is_checkpoint = directory.name.isdecimal() and directory.parent.name == CHECKPOINTS_DIR
+    return directory.parent.parent if is_checkpoint else directory
+
+
 def read_config_json(directory: PathLike) -> dict[str, Any]:
     """Returns the contents of `config.json`. Raises UserError if the directory has none of this format."""
-    path = as_path(directory) / "config.json"
+    path = config_dir(directory) / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is not a model or run directory: it has no config.json")
     try:
@@ -162,7 +169,7 @@ def find_base(directory: PathLike, description: dict[str, Any]) -> BaseWeights:
     Raises:
       UserError: the base weights are missing or have another fingerprint.
     """
-    path = join(as_path(directory), description["base"]["path"])
+    path = join(config_dir(directory), description["base"]["path"])
     if not path.is_dir():
         raise UserError(
             f"the base weights of {directory} are not at {path}; if their directory was moved, move it back"
@@ -179,9 +186,16 @@ def find_base(directory: PathLike, description: dict[str, Any]) -> BaseWeights:
 def latest_delta(directory: PathLike) -> Path | None:
     """Returns the path of the delta of a model directory or of a run's latest checkpoint; None if there is none.
 
-    A checkpoint that is not whole is reported and passed over (see `newest_whole_checkpoint`).
+    A checkpoint that is not whole is reported and passed over (see `newest_whole_checkpoint`). For RUN/checkpoints/N it
+    is that of this checkpoint.
+
+    Raises:
+      UserError: the directory is a checkpoint that does not exist or is not whole, or a run without a whole checkpoint.
     """
     directory = as_path(directory)
+    if config_dir(directory) != directory:
+        check_checkpoint(directory)
+        return directory / DELTA
     if (directory / DELTA).is_dir():
         return directory / DELTA
     checkpoint = newest_whole_checkpoint(directory)
@@ -212,7 +226,7 @@ def tokenizer_fingerprint(directory: PathLike) -> str:
     """Returns a hash of the tokenizer files of a model or run directory."""
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
-        path = as_path(directory) / name
+        path = config_dir(directory) / name
         if path.is_file():
             digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
@@ -220,6 +234,7 @@ def tokenizer_fingerprint(directory: PathLike) -> str:
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copies the tokenizer files that exist in `source` to `directory`."""
+    source = config_dir(source)
     for name in (*TOKENIZER_FILES, *_EXTRA_HF_FILES):
         if (source / name).is_file():
             copy_file(source / name, directory / name)

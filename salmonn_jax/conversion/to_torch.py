@@ -231,7 +231,7 @@ def _special_tokens(directory: Path, config: ModelConfig) -> dict[str, int | lis
     `eos_token_id` is a list if there are several stop tokens, as transformers has it.
     """
     try:
-        tokenizer = load_tokenizer(directory)
+        tokenizer = load_tokenizer(model_directory.config_dir(directory))
     except UserError:  # a language model may have been converted without a tokenizer
         return {}
     stop_token_ids = stop_tokens(config.stop_token_ids, tokenizer)
