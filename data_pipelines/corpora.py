@@ -14,6 +14,7 @@ from data_pipelines.sources.audio import AudioRules
 from data_pipelines.sources.manifest import ManifestSource
 from data_pipelines.sources.prepared import open_split, split_names
 from data_pipelines.sources.tfds import TfdsSource
+from data_pipelines.sources.tfds import split_names as tfds_split_names
 from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.paths import Path, PathLike, as_path, check_readable
 
@@ -24,6 +25,7 @@ class Corpus:
 
     Attributes:
       open_source: (source, split) -> random-access sequence of examples.
+      has_split: (source, split) -> whether the source has the split.
       evaluation_sources: split -> names of the sources to evaluate in this split: those with audio. The corpus "files"
         lists every source that has the split, with or without audio.
       tokenizer_dir: directory of the tokenizer; None if the tokenizer comes with a model.
@@ -31,6 +33,7 @@ class Corpus:
     """
 
     open_source: Callable[[str, str], Sequence[Example]]
+    has_split: Callable[[str, str], bool]
     evaluation_sources: Callable[[str], Sequence[str]]
     tokenizer_dir: Path | None
     notes: Sequence[str]
@@ -39,6 +42,7 @@ class Corpus:
 def _minicorpus(data_dir: Path) -> Corpus:
     return Corpus(
         open_source=lambda source, split: minicorpus.open_source(data_dir, source, split),
+        has_split=lambda source, split: split in minicorpus.splits(data_dir, source),
         evaluation_sources=lambda split: minicorpus.sources_with_audio(data_dir, split),
         tokenizer_dir=data_dir,
         notes=minicorpus.notes(data_dir),
@@ -48,6 +52,7 @@ def _minicorpus(data_dir: Path) -> Corpus:
 def _utterances(data_dir: Path) -> Corpus:
     return Corpus(
         open_source=lambda source, split: utterances.open_source(data_dir, source, split),
+        has_split=lambda source, split: split in utterances.splits(data_dir, source),
         evaluation_sources=lambda split: utterances.sources_with_audio(data_dir, split),
         tokenizer_dir=None,
         notes=utterances.notes(data_dir),
@@ -58,6 +63,7 @@ def _tones(data_dir: Path) -> Corpus:
     tones.train_tokenizer(data_dir)
     return Corpus(
         open_source=tones.ToneSource,
+        has_split=lambda source, split: split in tones.SIZES,
         evaluation_sources=lambda split: ["tones"] if split in tones.SIZES else [],
         tokenizer_dir=data_dir,
         notes=tones.NOTES,
@@ -94,19 +100,25 @@ def _files(data_dir: str, rules: AudioRules) -> Corpus:
             return ManifestSource(path, source, rules)
         return open_split(path, source, split)
 
-    def has(source: str, split: str) -> bool:
+    def has_split(source: str, split: str) -> bool:
         path = location(source, split)
-        if path is None or path.endswith((".json", ".jsonl")):
+        if path is None or (path.endswith((".json", ".jsonl")) and not path.endswith(".tfds.json")):
             return path is not None
         with contextlib.suppress(UserError):
-            return split in split_names(path)
+            return split in (tfds_split_names if path.endswith(".tfds.json") else split_names)(path)
         return False
 
     def evaluation_sources(split: str) -> list[str]:
         names = {path.name.split(".")[0] for path in root.iterdir()}
-        return sorted(name for name in names if has(name, split))
+        return sorted(name for name in names if has_split(name, split))
 
-    return Corpus(open_source=open_source, evaluation_sources=evaluation_sources, tokenizer_dir=None, notes=())
+    return Corpus(
+        open_source=open_source,
+        has_split=has_split,
+        evaluation_sources=evaluation_sources,
+        tokenizer_dir=None,
+        notes=(),
+    )
 
 
 CORPORA: dict[str, Callable[[str, AudioRules], Corpus]] = {

@@ -12,6 +12,7 @@ from data_pipelines.encoder_cache.store import FrameStore
 from data_pipelines.encoder_cache.windows import SourceWindows
 from data_pipelines.examples import BadExample, Example
 from data_pipelines.sources.audio import AudioRules
+from data_pipelines.stream.held_out import HeldOutData
 from data_pipelines.stream.mixture import source_shares
 from data_pipelines.stream.training_data import TrainingData
 from data_pipelines.transforms.augment import augmentations
@@ -88,15 +89,65 @@ def make_training_data(
         rules = dataclasses.replace(audio_rules(model, data), too_long="chunk")
         recordings = open_corpus(data.corpus, data.data_dir, rules).open_source(data.noise_source, "train")
         _check_not_empty(data.noise_source, recordings)
-    encoder = Encoder(
+    encoder = _make_encoder(tokenizer, model, data, frame_store)
+    reader = SampleReader(sources, encoder, augmentations(data, recordings), seed=seed)
+    return TrainingData(reader, data, shares, streams=streams)
+
+
+def make_held_out_data(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    data: DataConfig,
+    *,
+    seed: int,
+    streams: Sequence[int] | None = None,
+    frame_store: FrameStore | None = None,
+) -> HeldOutData:
+    """Returns the held-out examples of a configuration: those of the split `data.eval_split` of its sources.
+
+    Args:
+      corpus: the sources.
+      tokenizer: tokenizer of the model.
+      model: configuration of the model.
+      data: configuration of the data.
+      seed: chooses the examples of a source that has more than `data.eval_examples`, and their prompt templates.
+      streams: indices of the streams that this process reads; all `data.streams` by default.
+      frame_store: see `make_training_data`.
+
+    Raises:
+      UserError: no source has the split.
+    """
+    sources = {
+        name: corpus.open_source(name, data.eval_split)
+        for name in data.source_names
+        if corpus.has_split(name, data.eval_split)
+    }
+    sizes = {name: len(source) for name, source in sources.items() if len(source)}
+    if not sizes:
+        raise UserError(
+            f"no source has examples in the split data.eval_split={data.eval_split} (sources: "
+            f"{', '.join(data.source_names)}); choose another split, or set eval_every=0"
+        )
+    reader = SampleReader(
+        {name: sources[name] for name in sizes},
+        _make_encoder(tokenizer, model, data, frame_store),
+        seed=seed,
+        source_names=data.source_names,
+    )
+    return HeldOutData(reader, sizes, data, streams=streams)
+
+
+def _make_encoder(
+    tokenizer: Tokenizer, model: ModelConfig, data: DataConfig, frame_store: FrameStore | None
+) -> Encoder:
+    return Encoder(
         tokenizer=tokenizer,
         prompt_templates=PromptTemplates.load(data.prompt_templates or None),
         config=encode_config(model, data),
         rules=audio_rules(model, data),
         frame_store=frame_store,
     )
-    reader = SampleReader(sources, encoder, augmentations(data, recordings), seed=seed)
-    return TrainingData(reader, data, shares, streams=streams)
 
 
 def source_windows(
@@ -108,13 +159,10 @@ def source_windows(
       corpus: the sources.
       model: configuration of the model.
       data: configuration of the data.
-      splits: names of the splits.
-
-    Raises:
-      UserError: a source does not have a split.
+      splits: names of the splits. Those that a source does not have are left out.
     """
     for split in splits:
-        for name in data.source_names:
+        for name in (name for name in data.source_names if corpus.has_split(name, split)):
             yield SourceWindows(
                 name=name,
                 split=split,

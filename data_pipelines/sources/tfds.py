@@ -132,6 +132,18 @@ class TfdsSource:
             raise BadExample(error.reason, f"record {index} of {self._location}: {error}") from None
 
 
+def split_names(location: str) -> list[str]:
+    """Returns the names of the splits of a TFDS data set.
+
+    Args:
+      location: path or URL of the JSON file with the fields of `TfdsSourceConfig`.
+
+    Raises:
+      UserError: the JSON file or the data set is missing.
+    """
+    return list(_open_builder(_read_config(location).folder).info.splits)
+
+
 @functools.cache
 def _read_audio_features_without_tensorflow() -> None:
     """Registers a reader of the feature `Audio` with TFDS, whose own one needs TensorFlow even to be described."""

@@ -17,10 +17,10 @@ from typing import Any
 import grain
 
 from data_pipelines.examples import Rejection
-from data_pipelines.stream.pack_dataset import PackIterDataset
+from data_pipelines.stream.pack_dataset import PackedRows, PackIterDataset
 from data_pipelines.stream.rejections import RejectionMonitor
 from data_pipelines.stream.sample_dataset import ReaderPool, SampleIterDataset
-from data_pipelines.transforms.samples import SampleReader
+from data_pipelines.transforms.samples import Encoder, SampleReader
 from salmonn_jax.batch import NO_FRAMES, Batch, batch_slice, empty_batch, fill_batch
 from salmonn_jax.config import DataConfig
 
@@ -38,7 +38,7 @@ class BatchIterDataset(grain.IterDataset[Batch]):
 
     def __init__(self, streams: Mapping[int, PackIterDataset], reader: SampleReader):
         super().__init__(list(streams.values()))
-        self.streams, self.config, self.frame_store = dict(streams), reader.encoder.config, reader.encoder.frame_store
+        self.streams, self.encoder = dict(streams), reader.encoder
 
     def __iter__(self) -> BatchIterator:
         return BatchIterator(self)
@@ -50,35 +50,10 @@ class BatchIterator(grain.DatasetIterator[Batch]):
     def __init__(self, dataset: BatchIterDataset):
         self._streams = {index: iter(stream) for index, stream in dataset.streams.items()}
         super().__init__(list(self._streams.values()))
-        self._config, self._frame_store = dataset.config, dataset.frame_store
+        self._encoder = dataset.encoder
 
     def __next__(self) -> Batch:
-        packed = {index: next(stream) for index, stream in self._streams.items()}
-        (capacity,) = {packed_rows.capacity for packed_rows in packed.values()}  # all streams have the same in a step
-        count, config, store = len(packed), self._config, self._frame_store
-        batch = empty_batch(
-            num_rows=count * capacity.rows,
-            seq_len=capacity.seq_len,
-            num_clips=count * capacity.clips,
-            window_samples=config.window_samples,
-            transcript_len=config.max_transcript_tokens,
-            frames_shape=NO_FRAMES if store is None else store.frames_shape,
-        )
-        records = {
-            index: [record for row in packed_rows.rows for segment in row for record in segment.frame_records]
-            for index, packed_rows in packed.items()
-        }
-        # All streams at once, so that the store reads in parallel.
-        frames = iter(() if store is None else store.read([x for of_stream in records.values() for x in of_stream]))
-        for position, (index, packed_rows) in enumerate(packed.items()):
-            fill_batch(
-                batch_slice(batch, position, count),
-                packed_rows.rows,
-                num_audio_tokens=config.num_audio_tokens,
-                clip_offset=index * capacity.clips,
-                frames=list(itertools.islice(frames, len(records[index]))),
-            )
-        return batch
+        return join_streams({index: next(stream) for index, stream in self._streams.items()}, self._encoder)
 
     def get_state(self) -> dict[str, Any]:
         return {str(index): stream.get_state() for index, stream in self._streams.items()}
@@ -87,6 +62,40 @@ class BatchIterator(grain.DatasetIterator[Batch]):
         """Restores the streams of this host. `state` may hold more streams."""
         for index, stream in self._streams.items():
             stream.set_state(state[str(index)])
+
+
+def join_streams(packed: Mapping[int, PackedRows], encoder: Encoder) -> Batch:
+    """Returns the part of a batch that consists of the rows of these streams.
+
+    Args:
+      packed: rows by index of the stream, of the same capacity.
+      encoder: provides the sizes of a batch, and the store of encoder frames, if there is one.
+    """
+    (capacity,) = {packed_rows.capacity for packed_rows in packed.values()}
+    config, store = encoder.config, encoder.frame_store
+    batch = empty_batch(
+        num_rows=len(packed) * capacity.rows,
+        seq_len=capacity.seq_len,
+        num_clips=len(packed) * capacity.clips,
+        window_samples=config.window_samples,
+        transcript_len=config.max_transcript_tokens,
+        frames_shape=NO_FRAMES if store is None else store.frames_shape,
+    )
+    records = {
+        index: [record for row in packed_rows.rows for segment in row for record in segment.frame_records]
+        for index, packed_rows in packed.items()
+    }
+    # All streams at once, so that the store reads in parallel.
+    frames = iter(() if store is None else store.read([x for of_stream in records.values() for x in of_stream]))
+    for position, (index, packed_rows) in enumerate(packed.items()):
+        fill_batch(
+            batch_slice(batch, position, len(packed)),
+            packed_rows.rows,
+            num_audio_tokens=config.num_audio_tokens,
+            clip_offset=index * capacity.clips,
+            frames=list(itertools.islice(frames, len(records[index]))),
+        )
+    return batch
 
 
 class TrainingData:

@@ -120,9 +120,10 @@ class SampleReader:
 
     Args:
       sources: random-access sequences of examples, by name.
-      encoder: encodes examples; its `source_index` is set for each source, in the order of their names.
+      encoder: encodes examples; its `source_index` is set for each source.
       augmentation: augmentations of clips, in the order in which they are applied.
       seed: decides the order of each source and the random numbers of each sample.
+      source_names: names of the sources in the order of their index, if `sources` lacks some of them.
     """
 
     def __init__(
@@ -132,8 +133,10 @@ class SampleReader:
         augmentation: Sequence[grain.transforms.RandomMap] = (),
         *,
         seed: int,
+        source_names: Sequence[str] | None = None,
     ):
         self.encoder = encoder
+        source_names = sorted(sources) if source_names is None else source_names
         self._datasets = {
             name: grain.MapDataset.source(_CheckedSource(name, sources[name]))
             # Seeded by the name, so that a source keeps its order when another one joins.
@@ -142,7 +145,8 @@ class SampleReader:
             .repeat()
             .random_map(_RejectBadExamples(name, _Augment(augmentation)))
             .random_map(_RejectBadExamples(name, dataclasses.replace(encoder, source_index=index)))
-            for index, name in enumerate(sorted(sources))
+            for index, name in enumerate(source_names)
+            if name in sources
         }
 
     def read(self, ref: SampleRef) -> Segment | Rejection:

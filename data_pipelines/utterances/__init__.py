@@ -9,6 +9,6 @@ quickstart with pretrained parts trains on it.
 
 from __future__ import annotations
 
-from data_pipelines.utterances.build import SOURCES, notes, open_source, prepare, sources_with_audio
+from data_pipelines.utterances.build import SOURCES, notes, open_source, prepare, sources_with_audio, splits
 
-__all__ = ["SOURCES", "notes", "open_source", "prepare", "sources_with_audio"]
+__all__ = ["SOURCES", "notes", "open_source", "prepare", "sources_with_audio", "splits"]

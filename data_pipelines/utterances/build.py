@@ -111,6 +111,11 @@ def open_source(data_dir: Path, source: str, split: str) -> Sequence[Example]:
     return Prompted(open_split(_folder(data_dir, source), source, split), split)
 
 
+def splits(data_dir: Path, source: str) -> Sequence[str]:
+    """Returns the names of the splits of one of `SOURCES`. Raises UserError if there is no finished mini-corpus."""
+    return SPLITS[source] if source in SPLITS else minicorpus.splits(data_dir, source)
+
+
 def sources_with_audio(data_dir: Path, split: str) -> list[str]:
     """Returns the sources that have audio in a split. Raises UserError if there is no finished corpus."""
     _check_ready(data_dir)

@@ -16,7 +16,7 @@ import types
 import numpy as np
 import pytest
 
-from data_pipelines import minicorpus
+from data_pipelines import corpora, minicorpus
 from data_pipelines.minicorpus import build, clips, labels, nonspeech, packages, recordings, speech, tunes
 from data_pipelines.minicorpus.text_only import imitate_audio_tokens
 from data_pipelines.minicorpus.tfds_builder import generate_examples
@@ -289,6 +289,8 @@ def test_prepared_corpus_matches_the_generated_examples(cache, capsys):
 
     with pytest.raises(UserError, match="no split 'unheard'; it has: train, test"):
         minicorpus.open_source(cache, "reading", "unheard")
+    corpus = corpora.open_corpus("minicorpus", cache)
+    assert [corpus.has_split(source, "unheard") for source in ("reading", "numbers")] == [False, True]
     with pytest.raises(UserError, match="did you mean 'numbers'"):
         minicorpus.open_source(cache, "number", "train")
 

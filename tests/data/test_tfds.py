@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
 
 def test_clips_texts_and_class_labels(folder):
     corpus = corpora.open_corpus("files", folder)
-    assert corpus.evaluation_sources("train") == ["moods", "toy"]
+    assert corpus.evaluation_sources("train") == ["moods", "toy"] and corpus.evaluation_sources("test") == []
     examples = [corpus.open_source("toy", "train")[i] for i in (0, 2)]
     assert all(example.answer in ("hi",) for example in examples)
     assert {len(example.audio) for example in examples} == {16_000}  # 8000 samples at 8 kHz, resampled

@@ -161,4 +161,5 @@ def test_the_corpus_names_what_is_missing(tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr(minicorpus, "sources_with_audio", lambda directory, split: ["numbers"])
     corpus = open_corpus("utterances", data_dir)
     assert list(corpus.evaluation_sources("unheard")) == ["dialogue", "captions", "numbers"]
+    assert [corpus.has_split(source, "unheard") for source in ("dialogue", "telephone")] == [True, False]
     assert any("other voices" in note for note in corpus.notes)
