@@ -28,10 +28,10 @@ FILL_TIMEOUT_SECONDS = 7 * 24 * 3600  # a process waits this long for the others
 TIMED_READS = 64  # windows that are read to measure the time of a read
 
 
-def open_store(
-    recipe: Recipe, corpus: Corpus, run: RunWeights, mesh: jax.sharding.Mesh, splits: Sequence[str] = ("train",)
-) -> FrameStore:
+def open_store(recipe: Recipe, corpus: Corpus, run: RunWeights, mesh: jax.sharding.Mesh) -> FrameStore:
     """Opens the store of `data.encoder_cache`, after the windows that it lacks are encoded and added to it.
+
+    These are the windows of the training data and, if the run has evaluations, of the split of the held-out examples.
 
     Every process calls it, and encodes an equal share of the examples on its own devices.
 
@@ -40,7 +40,6 @@ def open_store(
       corpus: the sources.
       run: weights of the run, with those of the encoders.
       mesh: device mesh.
-      splits: splits of the sources whose windows the run needs.
 
     Raises:
       UserError: the store holds frames of another encoder, or cannot be written to.
@@ -63,7 +62,8 @@ def open_store(
     store = FrameStore(location, encoder.description, frames_shape)
     corpus_identity = {"corpus": data.corpus, "data_dir": str(paths.absolute(paths.as_path(data.data_dir)))}
     complete = CompleteSources(store, corpus_identity)
-    sources = list(source_windows(corpus, model, data, splits))
+    splits = {"train", data.eval_split} if recipe.eval_every else {"train"}
+    sources = list(source_windows(corpus, model, data, sorted(splits)))
     counts = [_count_if_complete(complete, source) for source in sources]
     incomplete = [source for source, count in zip(sources, counts, strict=True) if count is None]
     filled = _fill(incomplete, store, encoder, model)

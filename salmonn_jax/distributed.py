@@ -99,6 +99,13 @@ def sum_over_processes(array: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array)).sum(axis=0, dtype=array.dtype)
 
 
+def max_over_processes(value: int) -> int:
+    """Returns the largest of the values of all processes, 32-bit integers. Every process calls it."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
 def preflight(storage: Path, timeout_seconds: float = 300) -> None:
     """Checks devices and storage of a job before anything is compiled. The process exits if a check takes too long.
 

@@ -79,6 +79,11 @@ class StopRequest:
     ) -> None:
         self._listener.close()
 
+    @property
+    def is_immediate(self) -> bool:
+        """Whether SIGTERM has arrived in a job of one process. Several processes stop after a step, not within it."""
+        return self._signal.received
+
     def reached(self, step: int) -> bool:
         """Returns whether to stop before step number `step` is started. All processes call it before every step."""
         if self._signal.received:

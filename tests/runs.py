@@ -32,6 +32,16 @@ def losses(run: pathlib.Path) -> dict[int, tuple[float, float]]:
     return {step: (metrics["loss"], metrics["gradient_norm"]) for step, metrics in step_metrics(run).items()}
 
 
+def evaluations(run: pathlib.Path) -> dict[int, dict[str, float]]:
+    """Returns the logged values of each held-out evaluation. Fails if one is logged twice."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {line.pop("step"): line for line in lines if "eval/loss" in line}
+    assert len(found) == sum("eval/loss" in line for line in lines)
+    return {
+        step: {name: value for name, value in line.items() if name != "eval/seconds"} for step, line in found.items()
+    }
+
+
 def shares(run: pathlib.Path) -> dict[int, dict[str, float]]:
     """Returns the realised shares of the sources of each logged step, by metric name."""
     return {

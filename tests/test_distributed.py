@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,10 +22,14 @@ import pytest
 from launch.train import train
 from salmonn_jax import distributed, model_directory
 from salmonn_jax.errors import UserError
-from tests.runs import copy_run, debug_preset, losses
+from tests.runs import copy_run, debug_preset, evaluations, losses
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEADLINE = 600  # seconds; two processes on two busy cores compile slowly
+
+
+# Three held-out examples of each source: the four streams of the second process have two of the six, one each.
+EVALUATIONS = ("eval_every=4", "data.eval_examples=3", "keep_best=eval/loss")
 
 
 def start(folder: pathlib.Path, *words: object, processes: int = 2, devices: int = 8) -> list[subprocess.Popen]:
@@ -73,8 +79,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    """Returns an uninterrupted run of two processes."""
-    finish(folder, start(folder, "launch.train", "debug", "--output", "whole"))
+    """Returns an uninterrupted run of two processes, with evaluations."""
+    finish(folder, start(folder, "launch.train", "debug", "--output", "whole", *EVALUATIONS))
     return folder / "whole"
 
 
@@ -86,8 +92,22 @@ def test_the_run_is_written_once(folder, whole):
 
 
 def test_one_process_has_the_losses_of_two(whole, debug_run):
-    """Both runs have eight devices in all and read the same batches."""
+    """Both runs have eight devices in all and read the same batches. One of them has evaluations."""
     assert_close_losses(debug_run, whole)
+
+
+def test_one_process_has_the_evaluations_of_two(folder, whole):
+    """One process evaluates the checkpoint after step 4, where the evaluation of two processes was due."""
+    assert "held-out examples (split test): tones 3, words 3" in (folder / "process-0.log").read_text()
+    run = copy_run(whole, folder / "evaluated", last_step=4)
+    shutil.rmtree(run / "checkpoints" / "4" / "metrics")
+    preset = debug_preset(folder / ".cache" / "tones", eval_every=4, keep_best="eval/loss", num_train_steps=6)
+    data = dataclasses.replace(preset.recipe.data, eval_examples=3)
+    train(dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, data=data)), run, None)
+    ours, theirs = evaluations(run), evaluations(whole)
+    assert list(ours) == list(theirs) == [4, 6]
+    for step, values in theirs.items():
+        assert ours[step] == pytest.approx(values, rel=1e-5)
 
 
 @pytest.mark.slow

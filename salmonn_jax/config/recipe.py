@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from salmonn_jax.config.model import Probability
 from salmonn_jax.config.optimizer import AdamW, Optimizer, Schedule, WarmupCosine
 from salmonn_jax.config.typed import STRICT, NonNegativeInt, PositiveInt, check_multiple
+from salmonn_jax.errors import unknown_name
 
 Dtype = Literal["float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -96,6 +97,10 @@ class DataConfig:
     encoder_cache_dtype: Literal["", "float32", "bfloat16", "float16"] = Field(
         "", description='dtype of the stored frames; "": that of activations'
     )
+    eval_split: str = Field("test", description="split of the held-out examples of each source")
+    eval_examples: PositiveInt = Field(
+        64, description="held-out examples of each source, at most; always the same ones"
+    )
     max_bad_share: Share = Field(
         0.05,
         description="the run fails if significantly more than this share of the examples of a process cannot be used",
@@ -168,6 +173,14 @@ class Recipe:
     seed: NonNegativeInt = Field(42, description="seed of initial weights, data order and dropout")
     save_every: PositiveInt = Field(3000, description="steps between checkpoints")
     max_to_keep: PositiveInt = Field(3, description="checkpoints to keep; older ones are deleted")
+    eval_every: NonNegativeInt = Field(
+        0, description="steps between evaluations on held-out examples, of which one is after the last step; 0: none"
+    )
+    keep_best: str = Field(
+        "",
+        description="metric of these evaluations, such as eval/loss or eval/accuracy/SOURCE; the checkpoint with its "
+        'best value is kept beside the latest ones; "": none',
+    )
     ctc_weight: NonNegativeFloat = Field(
         0.0, description="weight of the CTC loss on audio tokens, for training from random weights; 0 turns it off"
     )
@@ -197,11 +210,30 @@ class Recipe:
         check_multiple(
             "data.streams", self.data.streams, "gradient_accumulation_steps", self.gradient_accumulation_steps
         )
+        if self.keep_best and not self.eval_every:
+            raise ValueError(f"keep_best={self.keep_best}: needs evaluations; set eval_every")
+        if self.keep_best and self.keep_best not in self.eval_metrics:
+            raise ValueError(str(unknown_name("metric in keep_best", self.keep_best, self.eval_metrics)))
         return self
 
+    @property
+    def eval_metrics(self) -> tuple[str, ...]:
+        """Returns the names of the metrics of the held-out evaluation. Losses are better if lower."""
+        kinds = ("eval/loss", "eval/accuracy")
+        by_source = (f"{kind}/{source}" for kind in kinds for source in self.data.source_names)
+        return (*kinds, *(("eval/ctc",) if self.ctc_weight else ()), *by_source)
 
-# Fields that may change when a run is resumed: placement, checkpointing, mixture and data loading.
-MUTABLE_RECIPE_FIELDS = ("mesh", "remat_policy", "gradient_accumulation_steps", "save_every", "max_to_keep")
+
+# Fields that may change when a run is resumed: placement, checkpointing, evaluation, mixture and data loading.
+MUTABLE_RECIPE_FIELDS = (
+    "mesh",
+    "remat_policy",
+    "gradient_accumulation_steps",
+    "save_every",
+    "max_to_keep",
+    "eval_every",
+    "keep_best",
+)
 MUTABLE_DATA_FIELDS = (
     "data_dir",
     "mixture",
@@ -210,6 +242,8 @@ MUTABLE_DATA_FIELDS = (
     "replay",
     "replay_as",
     "encoder_cache",
+    "eval_split",
+    "eval_examples",
     "max_bad_share",
     "num_workers",
     "read_ahead_mb",

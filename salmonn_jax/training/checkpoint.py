@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.args import CheckpointArgs, register_with_handler
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from salmonn_jax import checkpoint_files, distributed
 from salmonn_jax.batch import Batch
@@ -76,35 +78,89 @@ class Checkpoints:
     Checkpoints that are newer than the newest whole one are renamed to STEP.damaged-N, so that their steps can be saved
     again. Every process creates this object.
 
+    Args:
+      run_dir: run directory.
+      max_to_keep: number of the latest checkpoints to keep.
+      keep_best: metric of the held-out evaluation (see `Recipe.eval_metrics`). The checkpoint with its best value is
+        kept too. "" keeps only the latest.
+
     Raises:
       UserError: there are checkpoints, but none is whole.
     """
 
-    def __init__(self, run_dir: Path, *, max_to_keep: int):
+    def __init__(self, run_dir: Path, *, max_to_keep: int, keep_best: str = ""):
         newest = checkpoint_files.newest_whole_checkpoint(run_dir)
         if newest is not None and distributed.is_main_process():
             for path in checkpoint_files.checkpoint_paths(run_dir):
                 if int(path.name) > int(newest.name):
                     _set_aside(path)
         distributed.barrier("damaged checkpoints are renamed")
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True)
+        self._keep_best = keep_best
+        policies = [policy.LatestN(max_to_keep)]
+        if keep_best:
+            policies.append(policy.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(policies),
+            best_fn=self._score,  # Orbax stores metrics only if there is one
+            enable_async_checkpointing=True,
+        )
         self._manager = ocp.CheckpointManager(absolute(run_dir / CHECKPOINTS_DIR), options=options)
+        # In memory, because a checkpoint that is still being written cannot be read.
+        found = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        self._eval_values = {step: values for step, values in found.items() if values is not None}
 
     def latest_step(self) -> int | None:
         """Returns the step of the latest finished checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data_iterator: DataIterator) -> None:
+    def eval_values(self, step: int) -> Mapping[str, float] | None:
+        """Returns the values of the held-out evaluation with which a checkpoint was saved; None if there are none."""
+        return self._eval_values.get(step)
+
+    def best(self) -> tuple[int, float] | None:
+        """Returns the step of the best checkpoint in terms of `keep_best` and its value; None if none has a value."""
+        scores = {step: self._score(self._eval_values.get(step, {})) for step in self._manager.all_steps()}
+        best_step = max(scores, key=lambda step: (scores[step], step), default=None)
+        if best_step is None or scores[best_step] == -math.inf:
+            return None
+        return best_step, self._eval_values[best_step][self._keep_best]
+
+    def is_best(self, eval_values: Mapping[str, float]) -> bool:
+        """Returns whether the values of a held-out evaluation are better than those of all checkpoints."""
+        best = self.best()
+        score = self._score(eval_values)
+        return score > (-math.inf if best is None else self._score({self._keep_best: best[1]}))
+
+    def _score(self, eval_values: Mapping[str, float]) -> float:
+        """Returns a number that is higher for better values; minus infinity without a finite value of `keep_best`."""
+        value = eval_values.get(self._keep_best, math.nan)
+        score = value if self._keep_best.startswith("eval/accuracy") else -value
+        return score if math.isfinite(score) else -math.inf
+
+    def save(
+        self, state: TrainState, data_iterator: DataIterator, eval_values: Mapping[str, float] | None = None
+    ) -> None:
         """Saves the training state and the state of the data iterator.
 
-        It must be called before the batch of the next step is taken from `data_iterator`.
+        It must be called before the batch of the next step is taken from `data_iterator`. A checkpoint of the step is
+        replaced.
+
+        Args:
+          state: training state.
+          data_iterator: iterator of the training data.
+          eval_values: values of the held-out evaluation after this step, if there was one.
         """
         items = {
             DELTA: ocp.args.StandardSave(unflatten_params(state.trainable)),
             OPTIMIZER: ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
             DATA: StreamStatesSave(data_iterator.get_state()),
         }
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+        step = int(state.step)
+        if step in self._manager.all_steps():  # saved before its evaluation, which SIGTERM ended
+            self._manager.delete(step)
+        if eval_values is not None:
+            self._eval_values[step] = dict(eval_values)
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=self._eval_values.get(step))
 
     def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Restores the latest checkpoint.

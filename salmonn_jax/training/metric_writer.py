@@ -16,12 +16,17 @@ from salmonn_jax import distributed
 from salmonn_jax.files import GrowingFile, open_growing
 from salmonn_jax.paths import PACKAGES, Path, as_path
 
+METRICS_FILE = "metrics.jsonl"  # in a run directory
+
 
 class MetricWriter(Protocol):
     """Interface of the metric writers."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of step number `step`, counted from 1."""
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of the held-out evaluation after step number `step`."""
 
     def flush(self) -> None:
         """Makes the metrics so far permanent, before a checkpoint of their step is saved."""
@@ -31,7 +36,7 @@ class MetricWriter(Protocol):
 
 
 def open_metric_writer(
-    run_dir: Path, *, name: str, start_step: int, num_train_steps: int, program_start: float
+    run_dir: Path, *, name: str, start_step: int, is_evaluated: bool, num_train_steps: int, program_start: float
 ) -> MetricWriter:
     """Returns the metric writer. Only process 0 writes; other processes get a no-op writer.
 
@@ -39,12 +44,18 @@ def open_metric_writer(
       run_dir: run directory.
       name: label of the progress bar.
       start_step: number of steps that are already done.
+      is_evaluated: whether the evaluation after step `start_step` is done too, if one was due.
       num_train_steps: total number of steps.
       program_start: `time.monotonic()` at the start of the program, to report the time to the first step.
     """
     return (
         FileMetricWriter(
-            run_dir, name=name, start_step=start_step, num_train_steps=num_train_steps, program_start=program_start
+            run_dir,
+            name=name,
+            start_step=start_step,
+            is_evaluated=is_evaluated,
+            num_train_steps=num_train_steps,
+            program_start=program_start,
         )
         if distributed.is_main_process()
         else NoOpMetricWriter()
@@ -57,6 +68,9 @@ class NoOpMetricWriter:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         del step, metrics
 
+    def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        del step, metrics
+
     def flush(self) -> None:
         pass
 
@@ -67,12 +81,22 @@ class NoOpMetricWriter:
 class FileMetricWriter:
     """Metric writer with a progress bar, `metrics.jsonl` and `tensorboard/`. Arguments: see `open_metric_writer`.
 
-    A resumed run first deletes the lines of the steps that it will repeat, so every step is in the file once.
+    The file has a line for each step, and one for each evaluation. A resumed run first deletes the lines of the steps
+    and evaluations that it will repeat, so each is in the file once.
     """
 
-    def __init__(self, run_dir: Path, *, name: str, start_step: int, num_train_steps: int, program_start: float):
-        path = run_dir / "metrics.jsonl"
-        self._file = open_growing(path, _bytes_up_to(path, start_step))
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        name: str,
+        start_step: int,
+        is_evaluated: bool,
+        num_train_steps: int,
+        program_start: float,
+    ):
+        path = run_dir / METRICS_FILE
+        self._file = open_growing(path, _bytes_up_to(path, start_step, is_evaluated))
         self._summary_writer = tensorboardX.SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
         self._progress_bar = tqdm(
             total=num_train_steps, initial=start_step, desc=name, unit="step", dynamic_ncols=True, mininterval=1.0
@@ -84,15 +108,25 @@ class FileMetricWriter:
             startup_seconds = time.monotonic() - self._program_start
             self._progress_bar.write(f"the first step ended {startup_seconds:.1f} s after the start", file=sys.stderr)
             self._program_start = None
-        self._file.write(json.dumps({"step": step, **metrics}).encode() + b"\n")
-        for key, value in metrics.items():
-            self._summary_writer.add_scalar(key, value, step)
+        self._write(step, metrics)
         self._progress_bar.set_postfix_str(
             f"loss {metrics['loss']:.3f}, {metrics['examples_per_second']:.0f} examples/s, "
             f"{metrics['audio_seconds_per_second']:.0f} s audio/s",
             refresh=False,
         )
         self._progress_bar.update(step - self._progress_bar.n)
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._write(step, metrics)
+        loss, accuracy = metrics["eval/loss"], metrics["eval/accuracy"]
+        self._progress_bar.write(
+            f"step {step}: held-out loss {loss:.3f}, token accuracy {accuracy:.1%}", file=sys.stderr
+        )
+
+    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}).encode() + b"\n")
+        for key, value in metrics.items():
+            self._summary_writer.add_scalar(key, value, step)
 
     def flush(self) -> None:
         self._file.flush()
@@ -104,14 +138,23 @@ class FileMetricWriter:
         self._file.close()
 
 
-def _bytes_up_to(path: Path, last_step: int) -> int:
+def _bytes_up_to(path: Path, last_step: int, is_evaluated: bool) -> int:
     """Returns the size of the lines of a metrics file up to step `last_step`.
 
     A last line that is incomplete because the run was killed does not count.
+
+    Args:
+      path: the metrics file.
+      last_step: number of the last step that is not repeated.
+      is_evaluated: whether the evaluation after this step is not repeated either.
     """
     size = 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        if not line.endswith(b"\n") or json.loads(line)["step"] > last_step:
+        if not line.endswith(b"\n"):
+            break
+        values = json.loads(line)
+        is_repeated_evaluation = "eval/loss" in values and values["step"] == last_step and not is_evaluated
+        if values["step"] > last_step or is_repeated_evaluation:
             break
         size += len(line)
     return size

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float32, Int32, Shaped
 
 from salmonn_jax import sharding
@@ -160,12 +160,26 @@ def gradient_norms(gradient: Params) -> dict[str, Array]:
     return norms
 
 
+def frozen_shardings(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Returns the shardings of the frozen parameters, those of `salmonn_jax.sharding.FROZEN_RULES`.
+
+    Args:
+      recipe: recipe of the run.
+      structure: structure of the model.
+      mesh: device mesh.
+    """
+    trainable_set = trainable_paths(structure.shapes, recipe.trainable)
+    placement = sharding.Placement(mesh)
+    return {
+        path: placement(path, leaf).sharding for path, leaf in structure.shapes.items() if path not in trainable_set
+    }
+
+
 def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Callable:
     """Returns the jitted training step `(state, frozen, batch) -> (state, metrics)`.
 
-    `state` is donated. Frozen parameters have the shardings of `salmonn_jax.sharding.FROZEN_RULES`. Metrics are those
-    of `batch_loss`, `batch_counts` and `gradient_norms`, and the `learning_rate`. `salmonn_jax.training.telemetry`
-    names and divides them.
+    `state` is donated. Metrics are those of `batch_loss`, `batch_counts` and `gradient_norms`, and the `learning_rate`.
+    `salmonn_jax.training.telemetry` names and divides them.
 
     Args:
       recipe: recipe of the run.
@@ -175,11 +189,6 @@ def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Ca
     optimizer, schedule = make_optimizer(recipe), recipe.lr_schedule.create(recipe.num_train_steps)
     num_shards, num_micro_batches = sharding.num_data_shards(mesh), recipe.gradient_accumulation_steps
     replicated, batch_shardings = sharding.replicated(mesh), sharding.batch_shardings(mesh, recipe.data.clips)
-    trainable_set = trainable_paths(structure.shapes, recipe.trainable)
-    placement = sharding.Placement(mesh)
-    frozen_shardings = {
-        p: placement(p, leaf).sharding for p, leaf in structure.shapes.items() if p not in trainable_set
-    }
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
@@ -207,7 +216,7 @@ def make_train_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Ca
 
     return jax.jit(
         train_step,
-        in_shardings=(replicated, frozen_shardings, batch_shardings),
+        in_shardings=(replicated, frozen_shardings(recipe, structure, mesh), batch_shardings),
         out_shardings=(replicated, replicated),
         donate_argnums=0,
     )

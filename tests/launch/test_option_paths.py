@@ -8,6 +8,7 @@ import importlib
 import json
 import pathlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ TEXT_OPTIONS = {
     "plan_table": {"only"},
     "score": {"protocol", "by", "judge", "judge_model"},
     "quickstart": set(),
+    "report": set(),
 }
 
 
@@ -119,6 +121,8 @@ def run_verb(monkeypatch, verb, *words) -> int:
         ("prepare", ["manifest", "m.jsonl", "--output", "d", "--tokenizer", "{}"]),
         ("prepare", ["corpus", "librispeech", "--split", "train", "--output", "d", "--folder", "{}"]),
         ("prepare", ["inspect", "debug", "--output", "{}"]),
+        ("report", ["{}"]),
+        ("report", ["run", "--output", "{}"]),
         ("quickstart", ["--output", "{}"]),
     ],
 )
@@ -270,7 +274,8 @@ def test_train_in_a_bucket_and_go_on(bucket, server, debug_run, tmp_path, monkey
 
 def test_checkpoints_and_weights_reach_orbax_with_their_url(bucket, debug_run, monkeypatch):
     saved = []
-    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", lambda path, **_: saved.append(path))
+    manager = types.SimpleNamespace(all_steps=lambda: [])
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", lambda path, **_: saved.append(path) or manager)
     checkpoint.Checkpoints(paths.as_path("gs://lab/run"), max_to_keep=1)
     monkeypatch.setattr(weights, "save", lambda path, params: saved.append(path) or "hash")
     base = model_directory.save_base(paths.as_path("gs://lab/run"), {})
@@ -292,7 +297,12 @@ def test_metrics_and_events_in_a_bucket(bucket):
 
     def write(start_step, steps):
         writer = FileMetricWriter(
-            paths.as_path("gs://lab/run"), name="run", start_step=start_step, num_train_steps=4, program_start=0.0
+            paths.as_path("gs://lab/run"),
+            name="run",
+            start_step=start_step,
+            is_evaluated=True,
+            num_train_steps=4,
+            program_start=0.0,
         )
         for step in steps:
             writer.log(step, {"loss": 1.0 / step, "examples_per_second": 1.0, "audio_seconds_per_second": 1.0})
