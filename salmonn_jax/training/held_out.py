@@ -142,10 +142,13 @@ class HeldOutEvaluation:
       structure: structure of the model.
       mesh: device mesh.
       data: held-out examples of this process, see `check_held_out`.
+
+    Attributes:
+      mesh: device mesh.
     """
 
     def __init__(self, recipe: Recipe, structure: ModelStructure, mesh: Mesh, data: HeldOutBatches):
-        self._recipe, self._mesh, self._data = recipe, mesh, data
+        self._recipe, self.mesh, self._data = recipe, mesh, data
         self._lora_scale = structure.config.lora.scale
         self._eval_step = make_eval_step(recipe, structure, mesh)
         self._num_batches = distributed.max_over_processes(data.num_batches)
@@ -182,7 +185,7 @@ class HeldOutEvaluation:
             for local_batch in self._data.batches(self._num_batches):
                 if stop_request.is_immediate:
                     return None
-                batch = sharding.make_global_batch(local_batch, self._mesh, self._recipe.data.streams)
+                batch = sharding.make_global_batch(local_batch, self.mesh, self._recipe.data.streams)
                 sums = self._eval_step(trainable, frozen, batch, scale)
                 # Waits for the batch before, so that the device always has one in its queue, but not more.
                 totals, pending = _add(totals, pending), sums

@@ -83,6 +83,7 @@ def test_the_best_checkpoint_is_kept_beside_the_latest(folder, evaluated, monkey
     assert "best eval/loss: 0.5 after step 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_during_an_evaluation(folder, evaluated, monkeypatch, capsys):
     """The checkpoint after step 4 is saved without the evaluation, which the next start makes."""
     run, read = copy_run(evaluated[0], folder / "stopped", last_step=2), HeldOutData.batches

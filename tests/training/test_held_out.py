@@ -45,21 +45,30 @@ def params():
     return {p: rng.normal(0, 0.1, x.shape).astype("f4") if p.endswith("lora_b") else x for p, x in params.items()}
 
 
-def evaluate(data, params, recipe=RECIPE, sizes=None, **options) -> dict[str, float] | None:
-    """Evaluates on a mesh of all eight devices, or on one device if there are no `sizes`."""
+def make_evaluation(data, recipe=RECIPE, sizes=None) -> HeldOutEvaluation:
+    """Returns the evaluation on a mesh of all eight devices, or on one device if there are no `sizes`."""
     mesh = sharding.make_mesh(sizes or {}, None if sizes else jax.devices()[:1])
-    structure, placement = parameters.model_structure(MODEL), sharding.Placement(mesh)
-    chosen = parameters.trainable_paths(params, recipe.trainable)
+    return HeldOutEvaluation(recipe, parameters.model_structure(MODEL), mesh, data)
+
+
+@pytest.fixture(scope="module")
+def evaluation(data):
+    return make_evaluation(data)
+
+
+def evaluate(evaluation, params, **options) -> dict[str, float] | None:
+    """Evaluates a model whose parameters are placed as in training."""
+    mesh = evaluation.mesh
+    chosen, placement = parameters.trainable_paths(params, RECIPE.trainable), sharding.Placement(mesh)
     trainable = {p: jax.device_put(x, sharding.replicated(mesh)) for p, x in params.items() if p in chosen}
     frozen = {p: jax.device_put(x, placement(p, x).sharding) for p, x in params.items() if p not in chosen}
     with StopRequest() as stop_request:
-        evaluation = HeldOutEvaluation(recipe, structure, mesh, data)
         return evaluation.run(trainable, frozen, watchdog=WATCHDOG, stop_request=stop_request, **options)
 
 
 @pytest.fixture(scope="module")
-def values(data, params):
-    return evaluate(data, params)
+def values(evaluation, params):
+    return evaluate(evaluation, params)
 
 
 def test_means_are_over_all_tokens(data, params, values):
@@ -98,20 +107,21 @@ def test_means_are_over_all_tokens(data, params, values):
     assert set(values) == set(RECIPE.eval_metrics)
 
 
+@pytest.mark.slow
 def test_micro_batches_on_a_mesh_have_the_same_values(data, params, values):
     recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=2)
-    assert evaluate(data, params, recipe, {"data": 2, "fsdp": 2, "tensor": 2}) == pytest.approx(values, rel=1e-5)
+    spread = make_evaluation(data, recipe, {"data": 2, "fsdp": 2, "tensor": 2})
+    assert evaluate(spread, params) == pytest.approx(values, rel=1e-5)
 
 
-def test_the_scale_of_the_adapters(data, params, values):
-    halved = evaluate(data, params, lora_scale=MODEL.lora.scale / 2)
-    without = evaluate(data, {p: 0 * x if p.endswith("lora_b") else x for p, x in params.items()})
-    assert evaluate(data, params, lora_scale=0.0) == pytest.approx(without, rel=1e-5)
+def test_the_scale_of_the_adapters(evaluation, params, values):
+    halved = evaluate(evaluation, params, lora_scale=MODEL.lora.scale / 2)
+    without = evaluate(evaluation, {p: 0 * x if p.endswith("lora_b") else x for p, x in params.items()})
+    assert evaluate(evaluation, params, lora_scale=0.0) == pytest.approx(without, rel=1e-5)
     assert len({values["eval/loss"], halved["eval/loss"], without["eval/loss"]}) == 3
 
 
-def test_when_an_evaluation_is_due(data):
-    evaluation = HeldOutEvaluation(RECIPE, parameters.model_structure(MODEL), sharding.make_mesh({}), data)
+def test_when_an_evaluation_is_due(evaluation):
     assert [step for step in range(6) if evaluation.is_due(step)] == [2, 4, 5]
 
 
