@@ -219,7 +219,14 @@ def test_only_launch_and_training_take_the_recipe():
 
 
 # Fields that hold any text.
-TEXTS = {"data.corpus", "data.data_dir", "data.encoder_cache", "data.prompt_templates", "data.noise_source"}
+TEXTS = {
+    "data.corpus",
+    "data.data_dir",
+    "data.encoder_cache",
+    "data.eval_split",
+    "data.noise_source",
+    "data.prompt_templates",
+}
 WRONG_VALUES = ("null", "[[]]", '{"a": [1]}', "true", '"no such choice"', "-1", "1e999", "NaN", "0.5.5")
 
 

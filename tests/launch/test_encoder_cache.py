@@ -20,7 +20,7 @@ from salmonn_jax.errors import AudioWarning, UserError
 from salmonn_jax.training import encoder_frames
 from salmonn_jax.training.run_directory import open_run
 from tests import gcs_server
-from tests.runs import copy_run, debug_preset, losses
+from tests.runs import copy_run, debug_preset, evaluations, losses
 
 
 def cached_preset(folder: pathlib.Path, store: object, **changes):
@@ -58,10 +58,22 @@ def test_a_run_with_a_cache_has_the_losses_of_one_without(folder, printed, debug
 
 
 def test_a_run_resumes_with_the_cache(folder, printed):
+    """With evaluations, it also stores the windows of the held-out examples."""
     run = copy_run(folder / "run", folder / "resumed", last_step=4)
-    said = train_and_read(cached_preset(folder, folder / "store"), run)
-    assert "resuming from step 4" in said and "60 encoder windows of the data, 0 encoded now" in said
-    assert losses(run) == losses(folder / "run")
+    said = train_and_read(cached_preset(folder, folder / "store", eval_every=6), run)
+    assert "resuming from step 4" in said and "72 encoder windows of the data, 12 encoded now" in said
+    assert "held-out examples (split test): tones 12, words 12" in said
+    assert losses(run) == losses(folder / "run") and list(evaluations(run)) == [6]
+
+
+@pytest.mark.slow
+def test_evaluations_with_a_cache_are_those_without(folder, debug_run):
+    values = []
+    for name in ("", "evaluated store"):
+        run = copy_run(debug_run, folder / f"evaluated with {name}", last_step=4)
+        train(cached_preset(folder, name and folder / name, eval_every=6), run, None)
+        values.append(evaluations(run)[6])
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
 def test_the_next_stage_shares_the_store(folder, printed):
