@@ -83,7 +83,9 @@ def test_means_are_over_all_tokens(data, params, values):
             slots = batch.audio_slot[row] - clip * MODEL.num_audio_tokens
             one = batch._replace(audio_slot=np.where(batch.audio_slot >= 0, slots, -1))
             rows = {name: getattr(one, name)[row : row + 1] for name in one._fields}
-            clips = {name: getattr(one, name)[clip : clip + 1] for name in ("pcm", "pcm_length", "transcript")}
+            clips = {
+                name: getattr(one, name)[clip : clip + 1] for name in ("pcm", "pcm_length", "frames", "transcript")
+            }
             metrics = loss(make_batch(**rows | clips))
             source, count = int(batch.source_index[row, 0]), int(batch.loss_mask[row, 1:].sum())
             losses[source] += float(metrics["loss"]) * count
