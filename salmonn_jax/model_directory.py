@@ -6,7 +6,7 @@
       base/     weights, Orbax            base/           if the run started from random weights or merged a delta
       base.fingerprint                    base.fingerprint   with base/
       delta/    trained parameters        checkpoints/N/  delta, optimiser state, data state, step
-                                          metrics.jsonl, tensorboard/
+                                          metrics.jsonl, tensorboard/, index.html (page of the run)
 
 The weights of a model are those of its base, except for the parameters in its delta. `config.json` names the base,
 which may be in another directory, and its fingerprint. Both kinds of directory can be loaded as a model; a run
