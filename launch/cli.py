@@ -87,6 +87,11 @@ def positive_float(text: str) -> float:
     return _number(text, float, lambda value: 0 < value < math.inf, "a number greater than 0")
 
 
+def share(text: str) -> float:
+    """Type of an option that is a share of something, from 0 to 1."""
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
 def _number(text: str, number: type, is_valid: Callable[[float], bool], expected: str) -> Any:
     """Returns a text as a number. Raises argparse's error, which then names the option, if it is not a valid one."""
     try:
@@ -148,12 +153,17 @@ def add_audio_options(parser: argparse.ArgumentParser, *policies: str) -> None:
     )
 
 
-def add_generation_options(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for every field of `GenerationConfig`, such as --num-beams. `pop_generation_config` reads them."""
+def add_generation_options(parser: argparse.ArgumentParser, defaults: GenerationConfig | None = None) -> None:
+    """Adds an option for every field of `GenerationConfig`, such as --num-beams. `pop_generation_config` reads them.
+
+    Args:
+      parser: parser of the entry point.
+      defaults: values without the options; None for those of `GenerationConfig`.
+    """
     from salmonn_jax.config import GenerationConfig, describe_fields
 
     group = parser.add_argument_group("decoding (fields of GenerationConfig)")
-    for name, value, description in describe_fields(GenerationConfig()):
+    for name, value, description in describe_fields(defaults or GenerationConfig()):
         option = f"--{name.replace('_', '-')}"
         if value is False and name == "do_sample":
             group.add_argument(option, action="store_const", const="true", help=description)
@@ -162,19 +172,21 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(option, metavar="VALUE", help=description + default)
 
 
-def pop_generation_config(arguments: dict[str, object]) -> GenerationConfig:
+def pop_generation_config(arguments: dict[str, object], defaults: GenerationConfig | None = None) -> GenerationConfig:
     """Removes the options of `add_generation_options` from parsed arguments and returns their configuration.
 
     Args:
       arguments: `vars` of the parsed arguments.
+      defaults: as in `add_generation_options`.
 
     Raises:
       UserError: a value is not valid. The message names the field.
     """
     from salmonn_jax.config import GenerationConfig, apply_overrides, describe_fields
 
-    given = {name: arguments.pop(name) for name, _, _ in describe_fields(GenerationConfig())}
-    return apply_overrides(GenerationConfig(), [f"{k}={v}" for k, v in given.items() if v is not None])
+    defaults = defaults or GenerationConfig()
+    given = {name: arguments.pop(name) for name, _, _ in describe_fields(defaults)}
+    return apply_overrides(defaults, [f"{k}={v}" for k, v in given.items() if v is not None])
 
 
 def print_any_text() -> None:

@@ -1,9 +1,10 @@
-"""Prepare a data set (a built-in corpus, a manifest, or a corpus of the paper), or inspect the batches of a run.
+"""Prepare a data set: a built-in corpus, a manifest, a corpus of the paper, stories of a model. Or inspect batches.
 
     python -m launch.prepare minicorpus
     python -m launch.prepare utterances
     python -m launch.prepare manifest MANIFEST --output DATA/NAME [--split train]
     python -m launch.prepare corpus NAME --folder DIR --split SPLIT --output DATA/NAME
+    python -m launch.prepare self-stories --model RUN --manifest MANIFEST --output STORIES.jsonl
     python -m launch.prepare inspect CONFIG [field=value ...] --batches 20 --output PAGE.html
 
 `manifest` and `corpus` decode every clip once and store it losslessly in ArrayRecord files, which TFDS can read. If the
@@ -20,7 +21,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 
-from launch import cli
+from launch import cli, self_stories
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     subparser.add_argument("--split", required=True, help="split of the corpus to read")
     subparser.set_defaults(run=_prepare_corpus)
     _add_options(subparser)
+
+    self_stories.add_parser(subparsers)
 
     subparser = subparsers.add_parser("inspect", help="show the training batches of a configuration")
     subparser.add_argument("config", metavar="CONFIG", help="name of a configuration, e.g. mini_stage1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -48,6 +49,8 @@ class EvaluationRows:
       sources: the data sets.
       prompt_templates: templates for rows without their own prompt.
       check_task: called with the task and the metric of rows. Raises UserError if they are unknown.
+      rewrite: called with each row, without its clip, and whether it has one; returns the row that is asked in its
+        place. It may raise BadExample for a row that cannot be used.
 
     Attributes:
       rejected: rows that cannot be used.
@@ -63,8 +66,10 @@ class EvaluationRows:
         sources: Sequence[NamedSource],
         prompt_templates: PromptTemplates,
         check_task: Callable[[str, str], object],
+        rewrite: Callable[[Example, bool], Example] = lambda example, has_audio: example,
     ):
         self.sources, self._prompt_templates, self._check_task = list(sources), prompt_templates, check_task
+        self._rewrite = rewrite
         self.rejected: list[RejectedRow] = []
         self.tasks: set[tuple[str, str, str]] = set()
         self._checked_tasks: set[tuple[str, str]] = set()
@@ -74,7 +79,7 @@ class EvaluationRows:
         for i, source in enumerate(self.sources):
             for j in range(len(source.rows)):
                 try:
-                    example, has_audio = source.rows.read_texts(j)
+                    example, has_audio = self._read_texts(source, j)
                     self._check(example, has_audio, i, j)
                 except BadExample as error:
                     place = source.rows.describe(j)
@@ -95,10 +100,25 @@ class EvaluationRows:
     def __len__(self) -> int:
         return len(self._positions)
 
+    def select(
+        self, indices: Sequence[int], rewrite: Callable[[Example, bool], Example] | None = None
+    ) -> EvaluationRows:
+        """Returns the rows with these indices, without checking them again. None of them is rejected.
+
+        Args:
+          indices: indices of rows.
+          rewrite: as in the constructor; None keeps that of these rows.
+        """
+        selected = copy.copy(self)
+        selected.rejected = []
+        selected._positions = self._positions[np.asarray(indices, int)]
+        selected._rewrite = rewrite or self._rewrite
+        return selected
+
     def fields(self, index: int) -> dict[str, Any]:
         """Returns the fields `ROW_FIELDS` of a prediction (see `salmonn_jax.evaluation.predictions`)."""
         source, position = self._source(index)
-        example, has_audio = source.rows.read_texts(position)
+        example, has_audio = self._read_texts(source, position)
         return {
             "id": example.id,
             "source": source.name,
@@ -123,6 +143,11 @@ class EvaluationRows:
         """Returns the place of a row, for messages."""
         source, position = self._source(index)
         return source.rows.describe(position)
+
+    def spans(self, index: int) -> Sequence[AudioSpan] | None:
+        """Returns the parts of files that are the clip of a row; None if clips are not in files of their own."""
+        source, position = self._source(index)
+        return source.rows.spans(position)
 
     def hash_audio(self, index: int) -> str:
         """Returns a hash of the stored bytes of the clip of a row. Raises AudioError if they cannot be read."""
@@ -163,6 +188,11 @@ class EvaluationRows:
             }
             for source, digest in zip(self.sources, self._digests, strict=True)
         ]
+
+    def _read_texts(self, source: NamedSource, position: int) -> tuple[Example, bool]:
+        """Returns a row without its clip, and whether it has one. Raises BadExample if the row cannot be used."""
+        example, has_audio = source.rows.read_texts(position)
+        return self._rewrite(example, has_audio), has_audio
 
     def _source(self, index: int) -> tuple[NamedSource, int]:
         """Returns the data set of a row, and the index of the row in it."""

@@ -30,7 +30,7 @@ from tests.runs import losses
 
 LAUNCH = pathlib.Path(cli.__file__).parent
 PATH_TYPES = {cli.path, cli.output_path, cli.local_path, cli.file_to_read}
-NUMBER_TYPES = {int, float, cli.positive_int, cli.non_negative_int, cli.positive_float}
+NUMBER_TYPES = {int, float, cli.positive_int, cli.non_negative_int, cli.positive_float, cli.share}
 GENERATION_FIELDS = {field.name for field in dataclasses.fields(GenerationConfig)}
 # Options with text that is not a path. `launch.submit` passes its paths on to the hosts and checks them itself.
 TEXT_OPTIONS = {
@@ -39,7 +39,7 @@ TEXT_OPTIONS = {
     "evaluate": {"corpus", "splits", "mesh", *GENERATION_FIELDS},
     "generate": {"prompt", *GENERATION_FIELDS},
     "convert": {"prompt", "prompt_template", "lora_target_modules"},
-    "prepare": {"split", "name", "config", "overrides", "beam"},
+    "prepare": {"split", "name", "config", "overrides", "beam", "corpus", "splits", "mesh", *GENERATION_FIELDS},
     "plan_table": {"only"},
     "score": {"protocol", "by", "judge", "judge_model"},
     "quickstart": set(),
