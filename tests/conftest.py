@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import pathlib
-import subprocess
-import sys
 
 # Processes that tests start inherit these, so they compile the same programs and find them in the same cache.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -112,19 +110,16 @@ def real_weights() -> pathlib.Path:
     """Returns a directory with Whisper base and SmolLM2-135M in Hugging Face's format, built once from packages."""
     import filelock
 
-    from tests import golden, torch_checkpoints
+    from launch import real_parts
+    from salmonn_jax.errors import UserError
+    from tests import torch_checkpoints
 
     torch_checkpoints.require_packages("gguf", "accelerate")
-    script = golden.SHARED / "real_weights" / "build.py"
-    golden.require(script)
-    directory = pathlib.Path(__file__).parents[1] / ".cache" / "real_weights"
+    directory = pathlib.Path(__file__).parents[1] / ".cache" / "parts"
     directory.parent.mkdir(exist_ok=True)
     with filelock.FileLock(directory.with_suffix(".lock")):  # xdist workers share the directory
-        if not (directory / "done").exists():
-            command = [sys.executable, str(script), str(directory)]
-            built = subprocess.run(command, capture_output=True, text=True, check=False)
-            if built.returncode == 3:  # the packages that hold the weights cannot be fetched
-                pytest.skip(f"real weights cannot be had: {built.stderr.strip().splitlines()[-1]}")
-            assert built.returncode == 0, built.stderr
-            (directory / "done").touch()
+        try:
+            real_parts.fetch(directory)
+        except UserError as error:
+            pytest.skip(f"real weights cannot be had: {error}")
     return directory
