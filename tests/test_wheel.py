@@ -13,7 +13,10 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PACKAGES = ("salmonn_jax", "data_pipelines", "launch")
-VERBS = ("train", "convert", "generate", "evaluate", "score", "prepare", "plan", "submit", "quickstart", "plan_table")
+VERBS = (
+    *("train", "convert", "generate", "evaluate", "score", "report", "prepare", "plan", "submit"),
+    *("quickstart", "real_parts", "plan_table"),
+)
 SHOW_HELP = """
 import runpy, sys
 for verb in {verbs}:
