@@ -1,8 +1,7 @@
 """Measures 4-beam decoding against transformers' `generate`: python benchmarks/decoding.py [--model DIR]
 
 Both decode the same prompts with the same weights, in float32 on the CPU of this machine, in one process and in turn.
-Both use all cores: transformers has a thread per core; we have a device per core, over which the prompts are split,
-because XLA's CPU backend computes most of a loop on one core.
+Both have a thread per core; `--devices` also splits our prompts over several CPU devices of JAX.
 Prompts are embeddings, as in SALMONN, with the lengths of a prompt about a clip (88 audio tokens and a question). No
 token ends an answer, so both decode the same number of tokens. transformers has its key-value cache and inference
 mode. Compilation is timed apart. Prints new tokens per second of the best answers, for the fastest and the median of
@@ -65,9 +64,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=112, help="tokens of the longest prompt (default: 112)")
     parser.add_argument("--new-tokens", type=int, default=40, help="tokens of an answer (default: %(default)s)")
     parser.add_argument("--num-beams", type=int, default=4, help="beams (default: %(default)s)")
-    parser.add_argument(
-        "--devices", type=int, default=os.cpu_count(), help="CPU devices of JAX (default: one per core, %(default)s)"
-    )
+    parser.add_argument("--devices", type=int, default=1, help="CPU devices of JAX (default: %(default)s)")
     parser.add_argument("--repetitions", type=int, default=3, help="timed runs of each (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.batch_size % arguments.devices:
