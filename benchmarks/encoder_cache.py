@@ -95,7 +95,7 @@ def preset(folder: pathlib.Path, variant: str, steps: int) -> Preset:
     """Returns the run of a variant: 16 clips a step, one in a row."""
     overrides = [
         "data.corpus=files", f"data.data_dir={folder / 'data'}", "data.mixture.flac=1", "data.packing=pad",
-        "data.rows=16", "data.clips=16", "data.seq_len=64", "data.streams=8", "data.lookahead=8",
+        "data.rows=16", "data.clips=16", "data.seq_len=96", "data.streams=8", "data.lookahead=8",
         "activation_dtype=float32", "frozen_dtype=float32", "lr_schedule.peak_lr=1e-3", "lr_schedule.warmup_steps=4",
         f"num_train_steps={steps}",
     ]  # fmt: skip
@@ -169,4 +169,4 @@ def print_reading(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
