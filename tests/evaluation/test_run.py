@@ -139,6 +139,21 @@ def test_other_settings_are_refused_before_the_first_prediction(tmp_path, change
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def test_a_job_that_started_in_between_is_not_merged_with(tmp_path):
+    """In a bucket, which has no locks, another job may write its `run.json` while this one predicts."""
+
+    class Overtaken(StubModel):
+        def answer(self, requests, generation_config, *, batch_size):
+            run = json.loads((tmp_path / "run.json").read_text())
+            run["settings"]["model.fingerprint"] = "beef"
+            (tmp_path / "run.json").write_text(json.dumps(run))
+            return super().answer(requests, generation_config, batch_size=batch_size)
+
+    with pytest.raises(UserError, match=r'with model\.fingerprint="beef", not "f00d"'):
+        run_evaluation(Overtaken(), stub_evaluation(StubRows(range(9))), tmp_path)
+    assert not (tmp_path / "predictions.jsonl").exists()
+
+
 def test_predictions_without_settings_are_refused(tmp_path):
     evaluate(tmp_path, StubRows(range(2)))
     (tmp_path / "run.json").unlink()
