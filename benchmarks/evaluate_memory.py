@@ -61,7 +61,7 @@ def write_manifest(folder: pathlib.Path, num_clips: int, seconds: float) -> path
     for index in range(num_clips):
         samples = np.random.default_rng(index).integers(-9000, 9000, round(seconds * SAMPLE_RATE)).astype(np.int16)
         soundfile.write(folder / f"{index}.wav", samples, SAMPLE_RATE)
-        lines.append({"id": f"clip-{index}", "audio": f"{index}.wav", "answer": "one two three", "task": "asr"})
+        lines.append({"id": f"clip-{index}", "audio": f"{index}.wav", "answer": "one two three", "prompt": "What?"})
     path = folder / "noise.test.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
