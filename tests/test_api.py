@@ -241,9 +241,9 @@ def test_wrong_options_for_audio(model, examples):
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"fsdp": 2, "tensor": 2},
+        pytest.param({"fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
         pytest.param({"tensor": 4}, marks=pytest.mark.slow),
-        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+        {"fsdp": 8},
     ],
     ids=str,
 )

@@ -87,7 +87,10 @@ def test_the_prompt_is_that_of_the_chat_template(family, whisper, llms, tmp_path
     assert ours == theirs.apply_chat_template(chat, tokenize=True, return_dict=False, **options)
 
 
-@pytest.mark.parametrize(("family", "stop"), [("llama3", 4), ("llama3", 1), ("chatml", 0), ("mistral", 2)])
+@pytest.mark.parametrize(
+    ("family", "stop"),
+    [("llama3", 4), pytest.param("llama3", 1, marks=pytest.mark.slow), ("chatml", 0), ("mistral", 2)],
+)
 def test_generation_stops_at_each_stop_token(family, stop, whisper, llms, tmp_path):
     """The language model is made to answer "a dog" and then the stop token."""
     llm = shutil.copytree(llms[family], tmp_path / "llm")

@@ -123,6 +123,7 @@ def test_a_full_disk_ends_the_evaluation_and_the_same_command_resumes(tmp_path):
     assert merged(tmp_path / "full") == merged(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_sigterm_and_go_on(tmp_path):
     """SIGTERM at one of two processes, which are joined by gloo, stops both. Then both go on to the end."""
     evaluate(tmp_path / "whole", StubRows(range(63)))

@@ -211,6 +211,7 @@ def test_prompt_templates_in_a_bucket(bucket):
         PromptTemplates.load("gs://lab/none.json")
 
 
+@pytest.mark.slow
 def test_convert_to_a_bucket(bucket, tmp_path, monkeypatch, capsys):
     convert.main(convert_arguments(tmp_path / "model"))
     convert.main(convert_arguments("gs://lab/model"))

@@ -58,6 +58,10 @@ def test_frozen_weights_that_are_replicated_send_nothing():
             assert 0.4 * train["trained"] < sent < 1.1 * train["trained"]
 
 
+# Settings of tests/conftest.py that a user of `launch.plan` does not have.
+COMPILATION_SETTINGS = ("JAX_DEFAULT_MATMUL_PRECISION", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+
+
 def assert_same_plan(new: dict, old: dict) -> None:
     """Asserts that two plans of one command agree; sizes may differ where their compilers do."""
     for key in ("config", "mesh", "fits", "flops"):
@@ -81,5 +85,8 @@ def test_a_plan_made_anew(entry, monkeypatch):
     """Compiles the plan of the small slice with the function behind `make plan`, which makes all plans."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("the TPU compiler is not installed: pip install -e '.[tpu]'")
-    monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION")
-    assert_same_plan(plan_table.run_plan(entry["command"]), entry["plan"])
+    for name in COMPILATION_SETTINGS:
+        monkeypatch.delenv(name)
+    made = plan_table.run_plan(entry["command"])
+    assert [program["name"] for program in made["programs"]] == ["train step", "prefill", "decode step"]
+    assert_same_plan(made, entry["plan"])

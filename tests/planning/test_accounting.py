@@ -30,6 +30,7 @@ def test_the_formula_gives_the_operations_of_the_compiled_step(remat, changes):
     assert hlo.dot_flops(program.hlo_text) == pytest.approx(flops.hardware_flops, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_micro_batches_need_less_memory_for_the_same_operations():
     """Every row and clip needs the same temporary memory, of which four micro-batches need a fourth at a time."""
     device = sharding.make_mesh({}, jax.devices()[:1])
