@@ -45,6 +45,7 @@ def run(directory: pathlib.Path, *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_third_encoder_is_a_folder_and_a_field(directory):
     output = run(directory, "-m", "pytest", "-q", "-p", "no:cacheprovider", "checks.py")
     assert " passed" in output
