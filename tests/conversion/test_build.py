@@ -22,7 +22,7 @@ from launch import convert
 from salmonn_jax import model_directory, weights
 from salmonn_jax.config import DataConfig, LlamaConfig, LoraConfig, ModelConfig, QFormerConfig, from_dict
 from salmonn_jax.configs.salmonn import MODEL_7B, MODEL_13B
-from salmonn_jax.conversion import mapping
+from salmonn_jax.conversion import mapping, to_jax
 from salmonn_jax.conversion.comparison import compare
 from salmonn_jax.conversion.comparison.compare import CheckpointPaths
 from salmonn_jax.conversion.formats import tensors
@@ -95,9 +95,8 @@ def test_generation_stops_at_each_stop_token(family, stop, whisper, llms, tmp_pa
     """The language model is made to answer "a dog" and then the stop token."""
     llm = shutil.copytree(llms[family], tmp_path / "llm")
     tokenizer = load_tokenizer(llm)
-    config = build(whisper, llm, tmp_path / "first")
     answer = tokenizer.encode("a dog")
-    last_of_prompt = tokenizer.encode(config.prompt_template)[-1]
+    last_of_prompt = tokenizer.encode(PROMPT_TEMPLATES[family].text)[-1]
     torch_checkpoints.chain_tokens(llm, [last_of_prompt, *answer, stop])
     build(whisper, llm, tmp_path / "model")
     (generation,) = salmonn_jax.load(tmp_path / "model").generate([None], QUESTION, num_beams=1, max_new_tokens=8)
@@ -154,8 +153,8 @@ def test_without_chat_template_the_prompt_is_the_original_s(whisper, tmp_path, c
         ("llama3", "<|begin_of_text|>{} =", "<|begin_of_text|>{} =", (1, 4), False),
     ],
 )
-def test_a_template_that_is_given(family, option, template, stops, add_bos, whisper, llms, tmp_path):
-    config = build(whisper, llms[family], tmp_path / "model", "--prompt-template", option)
+def test_a_template_that_is_given(family, option, template, stops, add_bos, whisper, llms):
+    config = to_jax.plan_salmonn(whisper, None, llms[family], None, SalmonnOptions(prompt_template=option)).config
     assert (config.prompt_template, config.stop_token_ids, config.add_bos_token) == (template, stops, add_bos)
 
 
