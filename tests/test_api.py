@@ -243,7 +243,7 @@ def test_wrong_options_for_audio(model, examples):
     [
         pytest.param({"fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
         pytest.param({"tensor": 4}, marks=pytest.mark.slow),
-        {"fsdp": 8},
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -66,6 +66,7 @@ def long(clips) -> tuple[np.ndarray, int]:
     return np.resize(np.concatenate([load_audio(clip) for clip in clips]), 95 * 16_000), 16_000
 
 
+@pytest.mark.slow
 def test_a_recording_of_95_seconds(model, long):
     options = {"num_beams": 1, "max_new_tokens": 4}
     with pytest.raises(UserError, match=r"clip 1 is 95\.0 s, the window 30 s; choose too_long \(--too-long\) truncate"):

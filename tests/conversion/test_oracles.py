@@ -201,7 +201,11 @@ SALMONNS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(SALMONNS), ids=list(SALMONNS))
+DEFAULT_SHAPE = "overlapping windows, two queries, adapters everywhere"
+SHAPES = [pytest.param(name, id=name, marks=() if name == DEFAULT_SHAPE else pytest.mark.slow) for name in SALMONNS]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
 def assembled(request, tmp_path_factory) -> tuple[pathlib.Path, CheckpointPaths]:
     """Returns a converted SALMONN of one of the shapes above, and the files it comes from."""
     torch_checkpoints.require_packages("peft", "openbeats")
