@@ -107,7 +107,7 @@ def preset(folder: pathlib.Path, variant: str, steps: int) -> Preset:
 
 @dataclasses.dataclass
 class Measured:
-    """What is measured of a run."""
+    """Measurements of a run."""
 
     seconds: float  # median of a step
     losses: np.ndarray  # float64[steps, 2]: loss and gradient norm

@@ -77,8 +77,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_mesh(words: Sequence[str]) -> dict[str, int]:
-    """Returns the sizes in `AXIS=SIZE` words. Raises UserError for a word of another form, a size below 1, or an axis
-    given twice."""
+    """Returns the sizes in `AXIS=SIZE` words.
+
+    Raises:
+      UserError: a word has another form, a size is below 1, or an axis is given twice.
+    """
     from salmonn_jax.errors import UserError
 
     sizes = {}

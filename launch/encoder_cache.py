@@ -92,7 +92,7 @@ def _count_if_complete(complete, source: SourceWindows) -> int | None:
 
 @dataclasses.dataclass
 class _Filled:
-    """What this process did to fill a store."""
+    """Counts and durations of the share of this process in filling a store."""
 
     num_windows: list[int]  # of each source
     num_encoded: int = 0

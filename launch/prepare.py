@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         subparsers,
         "utterances",
         _prepare_utterances,
-        help="build the mini-corpus and 10,000 transcribed utterances (about four minutes)",
+        help="build the mini-corpus and 8,800 transcribed utterances (about four minutes)",
         description="Build the corpus of the quickstart with pretrained parts from Debian packages; installs nothing.",
     )
 

@@ -1,4 +1,4 @@
-"""What the verbs of `launch.prepare` share that let a model generate its own training data.
+"""Shared steps of the verbs of `launch.prepare` that let a model generate its own training data.
 
 A verb asks questions about rows with the machinery of `launch.evaluate`, keeps the answers that pass the rules, and
 writes them as a manifest. The answers of the model stay in a directory beside the manifest, so that the same command

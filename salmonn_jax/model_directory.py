@@ -53,7 +53,7 @@ class BaseWeights:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFiles:
-    """What a model or run directory says about its model. The base weights are not read."""
+    """Configuration, tokenizer and fingerprint of a model or run directory. The base weights are not read."""
 
     config: ModelConfig
     tokenizer: Tokenizer | None  # None if the model has no language model

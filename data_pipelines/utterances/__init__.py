@@ -1,4 +1,4 @@
-"""Corpus of short transcribed recordings in 13 languages: the mini-corpus, and 8,500 utterances of Debian packages.
+"""Corpus of short transcribed recordings in 13 languages: the mini-corpus, and 8,800 utterances of Debian packages.
 
     python -m launch.prepare utterances
 

@@ -91,7 +91,7 @@ def test_what_cannot_be_read_any_more_is_told():
 
 
 def test_sources_without_the_split_are_left_out(tmp_path):
-    """Of two manifests, one has held-out examples. Its index is that of all sources."""
+    """One of two manifests has held-out examples. Its index is that among all sources."""
     (tmp_path / "data").mkdir()
     for name in ("a.jsonl", "b.jsonl", "b.test.jsonl", "c.jsonl", "c.test.jsonl"):
         line = '{"prompt": "low", "answer": "low", "task": "text"}\n' if name != "c.test.jsonl" else ""
