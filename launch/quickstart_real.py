@@ -31,6 +31,7 @@ NEW_PARTS = {
     "lora_rank": 16,
     "lora_alpha": 32.0,
 }
+ARGUMENTS_FILE = "quickstart.json"  # arguments with which the model was made
 GREEDY = {"num_beams": 1, "max_new_tokens": 48}  # answers of the corpus are short
 NUM_STORIES = 64  # clips that the model of stage 2 tells stories about, of which stage 3 uses those that are kept
 NUM_STORY_QUESTIONS = 48  # held-out clips on which stories are measured before and after stage 3
@@ -62,8 +63,8 @@ class RealQuickstart:
         Raises:
           UserError: an override is wrong, the corpus cannot be built, or the parts cannot be used.
         """
-        data = self._preset("real_stage1").recipe.data
         self._check_same()
+        data = self._preset("real_stage1").recipe.data
         steps: dict[str, Callable[[], object]] = {
             "model": self._convert,
             "corpus": lambda: self._prepare_corpus(data),
@@ -87,17 +88,20 @@ class RealQuickstart:
     def _check_same(self) -> None:
         """Raises UserError if `output` was begun with other arguments, which its finished steps would ignore."""
         from salmonn_jax.errors import UserError
-        from salmonn_jax.files import atomic_write
 
-        arguments = {"whisper": str(self.whisper), "llm": str(self.llm), "prompt_template": self.prompt_template}
-        path = self.output / "quickstart.json"
-        if path.exists() and (begun := json.loads(path.read_text())) != arguments:
-            name = next(name for name in arguments if begun.get(name) != arguments[name])
-            raise UserError(
-                f"{self.output} was begun with {name} {begun.get(name)}, not {arguments[name]}; choose another --output"
-            )
-        with atomic_write(path) as unfinished:
-            unfinished.write_text(json.dumps(arguments))
+        if not (self.output / "model").exists():
+            return
+        begun, arguments = json.loads((self.output / ARGUMENTS_FILE).read_text()), self._arguments()
+        for name in arguments:
+            if begun.get(name) != arguments[name]:
+                raise UserError(
+                    f"{self.output} was begun with {name} {begun.get(name)}, not {arguments[name]}; choose another "
+                    "--output"
+                )
+
+    def _arguments(self) -> dict[str, str | None]:
+        """Returns the arguments that decide the model, as JSON values."""
+        return {"whisper": str(self.whisper), "llm": str(self.llm), "prompt_template": self.prompt_template}
 
     def _preset(self, name: str) -> Preset:
         """Returns the preset of a stage with its model, once that exists, and without dropout."""
@@ -120,10 +124,13 @@ class RealQuickstart:
     def _convert(self) -> None:
         from salmonn_jax.conversion import to_jax
         from salmonn_jax.conversion.settings.options import SalmonnOptions
+        from salmonn_jax.files import atomic_write
 
         if not (self.output / "model").exists():
             options = SalmonnOptions(**NEW_PARTS, prompt_template=self.prompt_template)
             plan = to_jax.plan_salmonn(self.whisper, None, self.llm, None, options)
+            with atomic_write(self.output / ARGUMENTS_FILE) as unfinished:
+                unfinished.write_text(json.dumps(self._arguments()))
             to_jax.write_model(plan, self.output / "model")
 
     def _train(self, name: str, model: Path) -> None:

@@ -61,7 +61,7 @@ def test_all_stages_and_again(parts, tmp_path):
 
 def test_other_parts_than_those_of_the_output_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model").mkdir(parents=True)
     begun = {"whisper": "whisper", "llm": "first", "prompt_template": None}
     (tmp_path / "out" / "quickstart.json").write_text(json.dumps(begun))
     with pytest.raises(SystemExit) as refused:
@@ -85,4 +85,4 @@ def test_bad_input_is_one_line_and_nothing_is_built(words, message, tmp_path, mo
         run(monkeypatch, *words)
     error = capsys.readouterr().err
     assert refused.value.code == 2 and message in error and len(error.splitlines()) == 1
-    assert not (tmp_path / ".cache").exists() and not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / ".cache").exists() and not (tmp_path / "out").exists()
