@@ -16,6 +16,10 @@ BEAM := $(VENV)/beam
 # A worker takes whole files, in the order of tests/conftest.py, so that tests share what their file sets up.
 XDIST := -n 2 --dist loadfile --no-loadscope-reorder
 
+# Without bytecode files, which some images forbid, each of the processes that the tests start compiles jax, flax and
+# others anew, for four seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: quickstart quickstart-real test test-slow plan lint format clean
 
 quickstart: $(VENV)/.quickstart

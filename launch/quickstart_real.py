@@ -101,7 +101,10 @@ class RealQuickstart:
 
     def _arguments(self) -> dict[str, str | None]:
         """Returns the arguments that decide the model, as JSON values."""
-        return {"whisper": str(self.whisper), "llm": str(self.llm), "prompt_template": self.prompt_template}
+        from salmonn_jax.paths import absolute
+
+        whisper, llm = str(absolute(self.whisper)), str(absolute(self.llm))
+        return {"whisper": whisper, "llm": llm, "prompt_template": self.prompt_template}
 
     def _preset(self, name: str) -> Preset:
         """Returns the preset of a stage with its model, once that exists, and without dropout."""

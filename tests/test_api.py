@@ -55,6 +55,7 @@ def test_a_question_without_a_clip(model, examples):
     assert mixed[0].token_ids == alone.token_ids
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(debug_run, model, examples):
     """Checks that with `audio.tokens="clip"` the score of an answer is the training loss of that example."""
     audio = dataclasses.replace(model.config.audio, tokens="clip", minimum_seconds=0.1)
@@ -205,7 +206,7 @@ def test_chunk_hears_every_window(model):
     assert (encoded[1, count:] == 0).all()
 
 
-@pytest.mark.parametrize("too_long", ["truncate", "chunk", "chunk_answers"])
+@pytest.mark.parametrize("too_long", ["truncate", pytest.param("chunk", marks=pytest.mark.slow), "chunk_answers"])
 def test_batches_change_no_answer(model, examples, too_long):
     """Prompts of one window share one compiled program; the clip of three windows needs at most one more."""
     long = (np.concatenate([example.audio for example in examples])[:40_000], 16_000)

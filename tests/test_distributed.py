@@ -96,6 +96,7 @@ def test_one_process_has_the_losses_of_two(whole, debug_run):
     assert_close_losses(debug_run, whole)
 
 
+@pytest.mark.slow
 def test_one_process_has_the_evaluations_of_two(folder, whole):
     """One process evaluates the checkpoint after step 4, where the evaluation of two processes was due."""
     assert "held-out examples (split test): tones 3, words 3" in (folder / "process-0.log").read_text()

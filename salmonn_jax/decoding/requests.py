@@ -35,7 +35,7 @@ class Request:
 
 def make_request(
     config: ModelConfig,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     audio: Audio,
     prompt: str,
     *,
@@ -48,7 +48,7 @@ def make_request(
 
     Args:
       config: configuration of the model.
-      tokenizer: tokenizer of the language model.
+      tokenizer: tokenizer of the language model; None if the model has none.
       audio: see `salmonn_jax.api.Model.make_request`, as the other arguments and errors.
       prompt: the prompt.
       max_new_tokens: tokens that the answer may have.
@@ -56,7 +56,7 @@ def make_request(
       channels: which channel is read.
       name: name of the clip, for error messages.
     """
-    if config.llama is None:
+    if config.llama is None or tokenizer is None:
         raise UserError("this model has no language model and cannot generate answers; load a whole SALMONN")
     windows = ()
     if audio is not None:

@@ -177,6 +177,7 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path, changes, says):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_options_of_the_checkpoint(tmp_path, capsys):
     def with_options(**values):
         return lambda config: {"model": dict(config["model"]) | values}

@@ -33,6 +33,7 @@ def test_the_checkpoint_comes_back_byte_for_byte(converted, tmp_path):
     assert weights.fingerprint(weights.load(converted / "delta")) == weights.fingerprint(weights.load(again / "delta"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_bfloat16_comes_back_byte_for_byte(tmp_path):
     import torch
 

@@ -57,6 +57,7 @@ def test_a_run_with_a_cache_has_the_losses_of_one_without(folder, printed, debug
     assert not list((folder / "store").glob("*.unfinished"))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_cache(folder, printed):
     """With evaluations, it also stores the windows of the held-out examples."""
     run = copy_run(folder / "run", folder / "resumed", last_step=4)
@@ -76,6 +77,7 @@ def test_evaluations_with_a_cache_are_those_without(folder, debug_run):
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_next_stage_shares_the_store(folder, printed):
     """Stage 2 starts from the trained model of stage 1, whose encoders are the same."""
     said = train_and_read(cached_preset(folder, folder / "store"), folder / "next", folder / "run")

@@ -41,6 +41,7 @@ def evaluate_shuffled(evaluate, folder, name: str, seed: int, *words: object) ->
     return {prediction.id: (prediction.prediction, prediction.num_tokens) for prediction in predictions}
 
 
+@pytest.mark.slow
 def test_the_order_of_a_manifest_does_not_change_the_predictions(evaluate, folder):
     assert len(evaluate_shuffled(evaluate, folder, "one", 0)) == 8
     evaluate_shuffled(evaluate, folder, "two", 1)

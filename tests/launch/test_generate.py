@@ -147,6 +147,7 @@ def test_settings_of_decoding_reach_the_decoder(ask, folder):
     assert ask("--do-sample", "a.wav")[2] == ["error: num_beams=4: must be 1 with do_sample=true"]
 
 
+@pytest.mark.slow
 def test_long_recordings(ask, folder):
     times = [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 3.2)]
     expected = {"truncate": times[:1], "chunk": times, "chunk_answers": times}

@@ -42,7 +42,7 @@ TEXT_OPTIONS = {
     "prepare": {"split", "name", "config", "overrides", "beam", "corpus", "splits", "mesh", *GENERATION_FIELDS},
     "plan_table": {"only"},
     "score": {"protocol", "by", "judge", "judge_model"},
-    "quickstart": set(),
+    "quickstart": {"prompt_template"},
     "report": set(),
 }
 

@@ -39,6 +39,7 @@ def debug_plan(compiler, tmp_path_factory) -> tuple[str, dict]:
     return done.stdout, json.loads(output.read_text())["plan"]
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compiler
 def test_debug_on_a_slice(debug_plan):
     stdout, made = debug_plan
@@ -65,6 +66,7 @@ def test_gradients_are_summed_in_float32(compiler, tmp_path):
     assert 0.99 * train["trained"] < sent < 1.01 * train["trained"]
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compiler
 def test_the_committed_debug_plan_is_what_the_code_gives(debug_plan):
     """`test_plan_table` compiles the programs of decoding too."""

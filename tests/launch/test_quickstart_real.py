@@ -62,12 +62,13 @@ def test_all_stages_and_again(parts, tmp_path):
 def test_other_parts_than_those_of_the_output_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out" / "model").mkdir(parents=True)
-    begun = {"whisper": "whisper", "llm": "first", "prompt_template": None}
+    first, second, whisper = tmp_path / "first", tmp_path / "second", tmp_path / "whisper"
+    begun = {"whisper": str(whisper), "llm": str(first), "prompt_template": None}
     (tmp_path / "out" / "quickstart.json").write_text(json.dumps(begun))
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit) as refused:  # the Whisper is the same one, as a relative path
         run(monkeypatch, "--real", "whisper", "second", "--output", "out")
     assert refused.value.code == 2
-    assert capsys.readouterr().err == "error: out was begun with llm first, not second; choose another --output\n"
+    assert capsys.readouterr().err == f"error: out was begun with llm {first}, not {second}; choose another --output\n"
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_logged_metrics(debug_run):
         assert metrics["tokens_per_second"] > metrics["examples_per_second"] > metrics["clips_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_diverged_step_ends_the_run_and_is_not_saved(folder, monkeypatch, capsys):
     """After the first update the weights are of size 1e20, so the loss of step 2 is not finite."""
     options = ("lr_schedule.init_lr=1e20", "lr_schedule.peak_lr=1e20", "save_every=1", "num_train_steps=4")
@@ -169,6 +170,7 @@ def test_a_finished_run_is_left_as_it_is(folder, debug_run, monkeypatch):
     assert (run / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_mesh(folder, debug_run, monkeypatch, capsys):
     """Resumes after step 2 on a mesh that cuts the frozen weights, from a config.json without `data.buckets`.
 
@@ -186,6 +188,7 @@ def test_a_run_goes_on_with_another_mesh(folder, debug_run, monkeypatch, capsys)
         np.testing.assert_allclose(ours[step], values, rtol=1e-5, err_msg=str(step))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_run(folder, debug_run):
     """The second run trains fewer parameters than the first did, and must keep what the first trained."""
     preset = debug_preset(folder / "tones", num_train_steps=1, trainable=("query_tokens",))

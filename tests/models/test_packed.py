@@ -16,7 +16,11 @@ from salmonn_jax.models.salmonn import answer_losses
 MODEL = get_preset("debug").model
 
 
-@pytest.mark.parametrize("changes", [{}, {"attention_bias": "qkv", "qk_norm": True}], ids=["llama", "biases and norms"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, marks=pytest.mark.slow), {"attention_bias": "qkv", "qk_norm": True}],
+    ids=["llama", "biases and norms"],
+)
 def test_losses_of_packed_and_separate_rows_are_equal(changes):
     config = dataclasses.replace(MODEL, llama=dataclasses.replace(MODEL.llama, **changes))
     rng, num_audio_tokens = np.random.default_rng(0), MODEL.num_audio_tokens

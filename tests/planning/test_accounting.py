@@ -21,7 +21,9 @@ DEBUG = get_preset("debug")
 QWEN3 = {"attention_bias": "qkvo", "qk_norm": True, "head_dim": 16}
 
 
-@pytest.mark.parametrize(("remat", "changes"), [("none", {}), ("dots", QWEN3), ("full", QWEN3)])
+@pytest.mark.parametrize(
+    ("remat", "changes"), [("none", {}), ("dots", QWEN3), pytest.param("full", QWEN3, marks=pytest.mark.slow)]
+)
 def test_the_formula_gives_the_operations_of_the_compiled_step(remat, changes):
     model = dataclasses.replace(DEBUG.model, llama=dataclasses.replace(DEBUG.model.llama, **changes))
     preset = dataclasses.replace(DEBUG, model=model, recipe=dataclasses.replace(DEBUG.recipe, remat_policy=remat))
