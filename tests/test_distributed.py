@@ -118,6 +118,7 @@ def test_fewer_devices_have_the_losses_of_eight(folder, whole, devices):
     assert_close_losses(folder / f"on {devices}", whole)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(folder, whole, capsys):
     """Checks that after step 2 the stream states of both processes are read by one."""
     run = copy_run(whole, folder / "moved", last_step=2)

@@ -121,6 +121,7 @@ def test_a_full_disk_leaves_no_output(converted, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_killed_conversion_is_replaced(converted, tmp_path):
     """Replaces what is left if the process is killed before config.json is written, but no file of the user."""
     output = tmp_path / "model"
@@ -137,6 +138,7 @@ def test_the_rest_of_a_killed_conversion_is_replaced(converted, tmp_path):
     assert (mine / "base" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_options_of_the_command_line_and_defaults(tmp_path, capsys):
     bare = rewritten(tmp_path / "bare.pth", config=lambda _: {})
     given = {"--second-per-window": 0.5, "--second-stride": 0.25, "--lora-alpha": 12, "--checkpoint": bare}

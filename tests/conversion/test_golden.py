@@ -52,7 +52,10 @@ def test_scores_of_the_answers_are_the_losses(model, clips, questions):
     np.testing.assert_allclose([-score.mean() for score in scores], losses, rtol=1e-5)
 
 
-@pytest.mark.parametrize("too_long", ["error", "truncate", "chunk", "chunk_answers"])
+@pytest.mark.parametrize(
+    "too_long",
+    ["error", *(pytest.param(name, marks=pytest.mark.slow) for name in ("truncate", "chunk", "chunk_answers"))],
+)
 def test_greedy_ids(model, clips, questions, too_long):
     """The original's ids begin with an <s> that ours leave out. The clips are shorter than the window."""
     expected = [answer["ids"][1:] for answer in MINI.expected_json["generate_greedy"]]
@@ -85,7 +88,9 @@ def test_a_recording_of_95_seconds(model, long):
         model.generate(long, "What is said?", num_beams=1, too_long="chunk")
 
 
-@pytest.mark.parametrize(("name", "tokens_of_last"), [("converted", 88), ("untrained", 15)])
+@pytest.mark.parametrize(
+    ("name", "tokens_of_last"), [("converted", 88), pytest.param("untrained", 15, marks=pytest.mark.slow)]
+)
 def test_audio_tokens_of_a_recording_of_95_seconds(request, name, tokens_of_last, long):
     """A model with `audio.tokens="clip"` does not read the tokens of the padding of the last window."""
     loaded = salmonn_jax.load(request.getfixturevalue(name))

@@ -42,8 +42,9 @@ TEXT_OPTIONS = {
     "prepare": {"split", "name", "config", "overrides", "beam", "corpus", "splits", "mesh", *GENERATION_FIELDS},
     "plan_table": {"only"},
     "score": {"protocol", "by", "judge", "judge_model"},
-    "quickstart": {"prompt_template"},
+    "quickstart": {"prompt_template", "overrides"},
     "report": set(),
+    "merge": {"only"},
 }
 
 
@@ -108,6 +109,8 @@ def run_verb(monkeypatch, verb, *words) -> int:
         ("evaluate", ["--model", "m", "--output", "{}"]),
         ("evaluate", ["--model", "m", "--output", "e", "--data-dir", "{}"]),
         ("score", ["{}"]),
+        ("merge", ["{}", "out"]),
+        ("merge", ["merge.yml", "{}"]),
         ("score", ["e", "--output", "{}"]),
         ("generate", ["--model", "{}", "--prompt", "p", "a.wav"]),
         ("generate", ["--model", "m", "--prompt", "p", "{}"]),

@@ -60,6 +60,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, debug_run, monkeypatc
     assert shares(folder / "killed") == shares(debug_run)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_after_the_current_step_and_the_run_goes_on(folder, debug_run, monkeypatch, capsys):
     """SIGTERM arrives when step 2 is logged, while step 3 runs; the run has no regular checkpoint after step 3."""
     log = FileMetricWriter.log

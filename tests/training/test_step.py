@@ -173,7 +173,8 @@ def test_each_micro_batch_has_its_own_dropout_key():
     assert len(set(np.asarray(draws).tolist())) == 3
 
 
-@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_result(batches, unsharded, remat):
     """The loss, the gradient norm and the parameters after two steps are those of `remat_policy="none"`."""
     _, state, expected = unsharded

@@ -1,0 +1,1 @@
+"""Remedies against catastrophic forgetting, and their measurement."""

@@ -1,0 +1,1 @@
+"""Merging of models that were trained from the same base: methods, recipes, audit, adapters."""
