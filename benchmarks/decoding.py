@@ -129,7 +129,9 @@ def compiled(
     """Returns our decoder of these prompts, which are split over the mesh, and the seconds of its compilation."""
     never = (llama.embedding.shape[0],)  # a token beyond the vocabulary
     options, numbers = decoding_options(config, stop_token_ids=never, start_token_id=None)
-    batch = EmbeddedPrompts(embeddings, length, np.zeros((len(length), 2), np.uint32))
+    batch = EmbeddedPrompts(
+        embeddings, length, np.zeros((len(length), 2), np.uint32), has_audio=np.zeros(len(length), bool)
+    )
     batch = jax.device_put(batch, row_sharding(mesh))
     start = time.perf_counter()
     decode_on_mesh = jax.jit(functools.partial(decode, options=options, mesh=mesh))

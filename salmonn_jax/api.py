@@ -160,6 +160,7 @@ class Model:
             max_seq_len=max_seq_len,
             seed=generation_config.seed if generation_config.do_sample else None,
         )
+        generation_config.check_lora_multiplier(self.config.llama.num_hidden_layers)
         options, numbers = decoding_options(
             generation_config,
             stop_token_ids=self._stop_token_ids,
@@ -334,7 +335,7 @@ class Model:
         shardings = None
         if self.mesh is not None:
             rows = row_sharding(self.mesh)
-            shardings = decoder.EmbeddedPrompts(rows, rows, rows)
+            shardings = decoder.EmbeddedPrompts(rows, rows, rows, rows)
         return jax.jit(lambda model, prompts: decoder.embed_prompts(model, prompts), out_shardings=shardings)
 
     @functools.cached_property

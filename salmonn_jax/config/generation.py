@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from salmonn_jax.config.typed import STRICT, NonNegativeInt, PositiveInt
+from salmonn_jax.errors import UserError
+
+MAX_LORA_MULTIPLIER = 1e6
+
+
+def _parse_multiplier(value: Any) -> float | tuple[float, ...]:
+    """Reads a number, or a list of numbers. The message of an error is that of pydantic for a number out of range."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if not numbers or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers):
+        raise PydanticCustomError("multiplier", "must be a number, or a list with a number of each layer")
+    if not all(math.isfinite(x) and 0 <= x <= MAX_LORA_MULTIPLIER for x in numbers):
+        raise PydanticCustomError(
+            "multiplier", f"must be greater than or equal to 0 and less than or equal to {MAX_LORA_MULTIPLIER:.0f}"
+        )
+    return tuple(map(float, numbers)) if isinstance(value, list | tuple) else float(value)
+
+
+LoraMultiplier = Annotated[float | tuple[float, ...], PlainValidator(_parse_multiplier)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -52,10 +73,26 @@ class GenerationConfig:
         1.0, gt=0, le=1, description="draw from the most probable tokens whose probabilities sum to this"
     )
     seed: NonNegativeInt = Field(0, description="seed of sampling; each request has its own random numbers")
-    lora_multiplier: float = Field(
-        1.0, ge=0, le=1e6, description="factor of the adapters' scale; 0 leaves the adapters out"
+    lora_multiplier: LoraMultiplier = Field(
+        1.0, description="factor of the adapters' scale, or a list with one of each layer; 0 leaves the adapters out"
+    )
+    lora_gate: Literal["always", "text_only_off"] = Field(
+        "always", description='prompts that use the adapters; "text_only_off": those with audio only'
     )
     compat: Literal["hf4.28", "hf5"] = Field("hf4.28", description="version of transformers whose rules apply")
+
+    @property
+    def lora_multipliers(self) -> tuple[float, ...]:
+        """Returns the multiplier of each layer, or the only one."""
+        return self.lora_multiplier if isinstance(self.lora_multiplier, Sequence) else (self.lora_multiplier,)
+
+    def check_lora_multiplier(self, num_layers: int) -> None:
+        """Raises UserError if there is a multiplier for each layer, but of another number of layers."""
+        if isinstance(self.lora_multiplier, Sequence) and len(self.lora_multiplier) != num_layers:
+            raise UserError(
+                f"lora_multiplier has {len(self.lora_multiplier)} values, and the language model has {num_layers} "
+                "layers; give one value, or one of each layer"
+            )
 
     @model_validator(mode="after")
     def _check_fields_that_go_together(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from pydantic.dataclasses import dataclass
 
+from salmonn_jax.config.generation import LoraMultiplier
 from salmonn_jax.config.model import Probability
 from salmonn_jax.config.optimizer import AdamW, Optimizer, Schedule, WarmupCosine
 from salmonn_jax.config.typed import STRICT, NonNegativeInt, PositiveInt, check_multiple
@@ -181,6 +182,11 @@ class Recipe:
         description="metric of these evaluations, such as eval/loss or eval/accuracy/SOURCE; the checkpoint with its "
         'best value is kept beside the latest ones; "": none',
     )
+    eval_lora_multiplier: LoraMultiplier = Field(
+        1.0,
+        description="factor of the adapters' scale in these evaluations, or a list with one of each layer; 0 leaves "
+        "the adapters out",
+    )
     ctc_weight: NonNegativeFloat = Field(
         0.0, description="weight of the CTC loss on audio tokens, for training from random weights; 0 turns it off"
     )
@@ -210,6 +216,8 @@ class Recipe:
         check_multiple(
             "data.streams", self.data.streams, "gradient_accumulation_steps", self.gradient_accumulation_steps
         )
+        if self.eval_lora_multiplier != 1.0 and not self.eval_every:
+            raise ValueError(f"eval_lora_multiplier={self.eval_lora_multiplier}: needs evaluations; set eval_every")
         if self.keep_best and not self.eval_every:
             raise ValueError(f"keep_best={self.keep_best}: needs evaluations; set eval_every")
         if self.keep_best and self.keep_best not in self.eval_metrics:
@@ -233,6 +241,7 @@ MUTABLE_RECIPE_FIELDS = (
     "max_to_keep",
     "eval_every",
     "keep_best",
+    "eval_lora_multiplier",
 )
 MUTABLE_DATA_FIELDS = (
     "data_dir",

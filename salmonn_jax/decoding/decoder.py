@@ -39,6 +39,7 @@ class EmbeddedPrompts(NamedTuple):
     embeddings: Array  # float[rows, seq, hidden]
     length: Array  # int32[rows] tokens of each prompt
     random_key: Array  # uint32[rows, 2], see `PromptBatch`
+    has_audio: Array  # bool[rows] whether the prompt has a clip
 
 
 class DecodeResult(NamedTuple):
@@ -61,7 +62,8 @@ def embed_prompts(model: Salmonn, prompts: PromptBatch) -> EmbeddedPrompts:
     """Encodes the clips and inserts their audio tokens into the embedded prompts."""
     audio_tokens = model.encode_audio(prompts.pcm, prompts.pcm_length)
     embeddings = model.merge_audio_tokens(prompts.tokens, prompts.audio_slot, audio_tokens)
-    return EmbeddedPrompts(embeddings, prompts.prompt_length, prompts.random_key)
+    has_audio = (prompts.audio_slot >= 0).any(axis=1)
+    return EmbeddedPrompts(embeddings, prompts.prompt_length, prompts.random_key, has_audio)
 
 
 def decode(
@@ -106,7 +108,12 @@ def prefill(
     positions = jnp.broadcast_to(jnp.arange(seq_len), (num_rows, seq_len))
     mask = causal_mask(_prompt_mask(prompts).astype(jnp.int32))
     hidden, cache = llama.prefill(
-        prompts.embeddings, positions, mask, lora_scale=_lora_scale(numbers, options), num_free=_num_slots(options)
+        prompts.embeddings,
+        positions,
+        mask,
+        lora_scale=_lora_scale(numbers, options),
+        num_free=_num_slots(options),
+        adapted=_adapted(prompts, options, seq_len),
     )
     last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)
     logits = jnp.repeat(llama.logits(last), options.num_beams, axis=1)
@@ -142,6 +149,7 @@ def decode_step(
         state.cache,
         _cache_mask(prompts, search, last),
         lora_scale=_lora_scale(numbers, options),
+        adapted=_adapted(prompts, options, options.num_beams),
     )
     slot = prompts.embeddings.shape[1] + last * options.num_beams
     cache = KeysAndValues(
@@ -185,6 +193,13 @@ def _select(
 
 def _lora_scale(numbers: DecodingNumbers, options: DecodingOptions) -> Array | None:
     return numbers.lora_scale if options.uses_adapters else None
+
+
+def _adapted(prompts: EmbeddedPrompts, options: DecodingOptions, num_tokens: int) -> Bool[Array, "rows _"] | None:
+    """Returns the tokens of each row that use the adapters; None for all."""
+    if not options.text_only_off:
+        return None
+    return jnp.broadcast_to(prompts.has_audio[:, None], (len(prompts.has_audio), num_tokens))
 
 
 def _num_slots(options: DecodingOptions) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from salmonn_jax.config import GenerationConfig
@@ -20,6 +21,7 @@ class DecodingOptions(NamedTuple):
     penalises_repetition: bool  # whether the repetition penalty is not 1
     counts_start_token: bool  # whether a start token that precedes the new tokens counts, as in transformers 4.28
     uses_adapters: bool  # False leaves the adapters out
+    text_only_off: bool  # whether prompts without audio do not use the adapters
     stop_token_ids: tuple[int, ...]
     start_token_id: int | None  # token that the repetition penalty also sees if `counts_start_token`
     pad_classes: int  # see `salmonn_jax.config.ModelConfig`
@@ -28,7 +30,7 @@ class DecodingOptions(NamedTuple):
 class DecodingNumbers(NamedTuple):
     """Settings that are scalar inputs of a compiled program. Names are those of `GenerationConfig`."""
 
-    lora_scale: Array  # float32, multiplier included
+    lora_scale: Array  # float32 scalar or float32[layers], multiplier included
     min_length: Array  # int32
     length_penalty: Array  # float32
     repetition_penalty: Array  # float32
@@ -61,13 +63,14 @@ def decoding_options(
         do_sample=config.do_sample,
         penalises_repetition=config.repetition_penalty != 1.0,
         counts_start_token=config.compat == "hf4.28",
-        uses_adapters=config.lora_multiplier != 0.0,
+        uses_adapters=any(config.lora_multipliers),
+        text_only_off=config.lora_gate == "text_only_off",
         stop_token_ids=stop_token_ids,
         start_token_id=start_token_id,
         pad_classes=pad_classes,
     )
     numbers = DecodingNumbers(
-        lora_scale=jnp.float32(lora_scale * config.lora_multiplier),
+        lora_scale=jnp.float32(lora_scale * np.array(config.lora_multiplier)),
         min_length=jnp.int32(config.min_length),
         length_penalty=jnp.float32(config.length_penalty),
         repetition_penalty=jnp.float32(config.repetition_penalty),

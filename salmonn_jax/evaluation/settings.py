@@ -109,6 +109,7 @@ def make_evaluation(
             f"--max-new-tokens {generation_config.max_new_tokens}: must be below {context}, the tokens of the language "
             "model's context"
         )
+    generation_config.check_lora_multiplier(model.config.llama.num_hidden_layers)
     return Evaluation(
         rows=rows,
         conditions=conditions,

@@ -31,7 +31,7 @@ from salmonn_jax.models.common import (
     split_key,
     stack_layers,
 )
-from salmonn_jax.models.lora import make_projection
+from salmonn_jax.models.lora import AdapterUse, LoraScale, make_projection
 
 # `tensor` splits attention heads, the feed-forward hidden size and the vocabulary, so that attention and feed-forward
 # network need one all-reduce each.
@@ -102,7 +102,7 @@ class LlamaLayer(nnx.Module):
         x: Float[Array, "rows seq hidden"],
         rotation: tuple[Float32[Array, "rows seq 1 head_size"], Float32[Array, "rows seq 1 head_size"]],
         attend: Attend,
-        lora_scale: Array | float | None,
+        adapters: AdapterUse | None,
         dropout_key: Array | None = None,
     ) -> tuple[
         Float[Array, "rows seq hidden"],
@@ -115,7 +115,7 @@ class LlamaLayer(nnx.Module):
           x: hidden states.
           rotation: cosines and sines of the rotary embedding.
           attend: attention of float[rows, seq, heads, head_size] queries, keys and values.
-          lora_scale: factor of the adapters; None leaves the adapters out.
+          adapters: how the adapters are used; None leaves them out.
           dropout_key: random key of LoRA dropout; None in inference.
 
         Returns:
@@ -123,16 +123,16 @@ class LlamaLayer(nnx.Module):
         """
         q_key, k_key, v_key, o_key, gate_key, up_key, down_key = split_key(dropout_key, 7)
         y = self.attention_norm(x)
-        q = split_heads(self.q_proj(y, lora_scale, q_key), self.num_heads)
-        k = split_heads(self.k_proj(y, lora_scale, k_key), self.num_kv_heads)
-        v = split_heads(self.v_proj(y, lora_scale, v_key), self.num_kv_heads)
+        q = split_heads(self.q_proj(y, adapters, q_key), self.num_heads)
+        k = split_heads(self.k_proj(y, adapters, k_key), self.num_kv_heads)
+        v = split_heads(self.v_proj(y, adapters, v_key), self.num_kv_heads)
         if self.q_norm is not None:  # over the features of each head
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rotary_embedding(q, *rotation), apply_rotary_embedding(k, *rotation)
-        x = x + self.o_proj(merge_heads(attend(q, k, v)), lora_scale, o_key)
+        x = x + self.o_proj(merge_heads(attend(q, k, v)), adapters, o_key)
         y = self.ffn_norm(x)
-        y = jax.nn.silu(self.gate_proj(y, lora_scale, gate_key)) * self.up_proj(y, lora_scale, up_key)
-        return x + self.down_proj(y, lora_scale, down_key), k, v
+        y = jax.nn.silu(self.gate_proj(y, adapters, gate_key)) * self.up_proj(y, adapters, up_key)
+        return x + self.down_proj(y, adapters, down_key), k, v
 
 
 class Llama(nnx.Module):
@@ -160,7 +160,8 @@ class Llama(nnx.Module):
         positions: Int32[Array, "rows seq"],
         mask: Bool[Array, "rows seq keys"],
         *,
-        lora_scale: Array | float | None,
+        lora_scale: LoraScale,
+        adapted: Bool[Array, "rows seq"] | None = None,
         dropout_key: Array | None = None,
         remat_policy: str = "none",
     ) -> Float[Array, "rows seq hidden"]:
@@ -170,7 +171,8 @@ class Llama(nnx.Module):
           x: embeddings.
           positions: rotary positions.
           mask: tokens of the row that each token may attend to.
-          lora_scale: factor of the adapters; None leaves the adapters out.
+          lora_scale: factor of the adapters, a scalar or float32[layers]; None leaves the adapters out.
+          adapted: tokens for which the adapters are used; None for all.
           dropout_key: random key of LoRA dropout in training; None in inference.
           remat_policy: name in `salmonn_jax.models.common.REMAT_POLICIES`.
 
@@ -180,10 +182,12 @@ class Llama(nnx.Module):
         rotation, attend = rotary_cos_sin(positions, self.config), _masked_attention(mask)
         layer_keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_hidden_layers)
 
-        def body(x, layer, layer_key):
-            return layer(x, rotation, attend, lora_scale, layer_key)[0], None
+        use, layer_scales = _adapter_use(lora_scale, adapted)
 
-        x, _ = scan_layers("llama", body, x, self.layers, layer_keys, remat_policy=remat_policy)
+        def body(x, layer, layer_key, layer_scale):
+            return layer(x, rotation, attend, use(layer_scale), layer_key)[0], None
+
+        x, _ = scan_layers("llama", body, x, self.layers, layer_keys, layer_scales, remat_policy=remat_policy)
         return self.norm(x)
 
     def prefill(
@@ -192,8 +196,9 @@ class Llama(nnx.Module):
         positions: Int32[Array, "rows seq"],
         mask: Bool[Array, "rows seq keys"],
         *,
-        lora_scale: Array | float | None,
+        lora_scale: LoraScale,
         num_free: int,
+        adapted: Bool[Array, "rows seq"] | None = None,
     ) -> tuple[Float[Array, "rows seq hidden"], KeysAndValues]:
         """Runs the layers on prompts. Other arguments and hidden states are those of a call.
 
@@ -203,18 +208,21 @@ class Llama(nnx.Module):
           mask: see `__call__`.
           lora_scale: see `__call__`.
           num_free: entries of the cache for decoded tokens.
+          adapted: see `__call__`.
 
         Returns:
           Hidden states, and the cache: keys and values of the prompts, followed by zeros.
         """
         rotation, attend = rotary_cos_sin(positions, self.config), _masked_attention(mask)
 
-        def body(x, layer):
-            x, keys, values = layer(x, rotation, attend, lora_scale)
+        use, layer_scales = _adapter_use(lora_scale, adapted)
+
+        def body(x, layer, layer_scale):
+            x, keys, values = layer(x, rotation, attend, use(layer_scale))
             free = ((0, 0), (0, 0), (0, num_free), (0, 0))
             return x, KeysAndValues(*(jnp.pad(y.swapaxes(1, 2), free) for y in (keys, values)))
 
-        x, cache = scan_layers("llama", body, x, self.layers)
+        x, cache = scan_layers("llama", body, x, self.layers, layer_scales)
         return self.norm(x), cache
 
     def decode(
@@ -224,7 +232,8 @@ class Llama(nnx.Module):
         cache: KeysAndValues,
         mask: Bool[Array, "rows beams keys"],
         *,
-        lora_scale: Array | float | None,
+        lora_scale: LoraScale,
+        adapted: Bool[Array, "rows beams"] | None = None,
     ) -> tuple[Float[Array, "rows beams hidden"], KeysAndValues]:
         """Runs the layers on the next token of every beam. A token also attends to itself.
 
@@ -233,24 +242,44 @@ class Llama(nnx.Module):
           positions: rotary positions.
           cache: keys and values of earlier tokens.
           mask: entries of the cache that each beam may attend to.
-          lora_scale: factor of the adapters; None leaves the adapters out.
+          lora_scale: see `__call__`.
+          adapted: beams for which the adapters are used; None for all.
 
         Returns:
           Hidden states, and the keys and values of these tokens: one for each beam.
         """
         rotation = rotary_cos_sin(positions, self.config)
 
-        def body(x, layer, past):
-            x, keys, values = layer(x, rotation, functools.partial(_cached_attention, past, mask), lora_scale)
+        use, layer_scales = _adapter_use(lora_scale, adapted)
+
+        def body(x, layer, past, layer_scale):
+            attend = functools.partial(_cached_attention, past, mask)
+            x, keys, values = layer(x, rotation, attend, use(layer_scale))
             return x, KeysAndValues(keys.swapaxes(1, 2), values.swapaxes(1, 2))
 
-        x, new = scan_layers("llama", body, x, self.layers, cache)
+        x, new = scan_layers("llama", body, x, self.layers, cache, layer_scales)
         return self.norm(x), new
 
     def logits(self, hidden: Float[Array, "*batch hidden"]) -> Float32[Array, "*batch vocab"]:
         """Returns the logits of hidden states."""
         kernel = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
         return matmul(hidden, kernel, "float32")
+
+
+def _adapter_use(
+    lora_scale: LoraScale, adapted: Array | None
+) -> tuple[Callable[[Array | None], AdapterUse | None], Array | None]:
+    """Divides a scale into what layers share and what each has.
+
+    Returns:
+      A function from the scale of one layer to how its adapters are used, and the scales by layer, None if layers share
+      one.
+    """
+    if lora_scale is None:
+        return lambda layer_scale: None, None
+    if jnp.ndim(lora_scale) == 0:
+        return lambda layer_scale: AdapterUse(lora_scale, adapted), None
+    return lambda layer_scale: AdapterUse(layer_scale, adapted), lora_scale
 
 
 def _masked_attention(mask: Bool[Array, "rows seq keys"]) -> Attend:

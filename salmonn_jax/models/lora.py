@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,25 @@ from salmonn_jax.models.common import FAN_IN_INIT, Linear, ShardingRules, dropou
 
 SHARDING_RULES: ShardingRules = ((r".*/lora_[ab]", PartitionSpec()),)  # too small to be split
 
+# Factor of the adapters: a scalar, or one of each layer; None leaves the adapters out.
+LoraScale = Float[Array, ""] | Float[Array, " layers"] | float | None
+
 # torch's kaiming_uniform_(a=sqrt(5)), with which PEFT initialises A.
 KAIMING_UNIFORM_INIT = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class LoraLinear(Linear):
-    """Linear layer with an adapter: y = x @ kernel (+ bias) + lora_scale * dropout(x) @ lora_a @ lora_b.
+class AdapterUse(NamedTuple):
+    """How the adapters of a layer are used in a call; None in its place leaves them out."""
 
-    `lora_a` is float[in_features, rank] and `lora_b` is float[rank, out_features]. `lora_scale` is an argument of the
-    call, so it can be lowered at runtime. None leaves the adapter out, and the outputs are bit for bit those of the
-    base model.
+    scale: Array | float  # scalar factor
+    tokens: Array | None = None  # bool[rows, seq] tokens for which they are used; None for all
+
+
+class LoraLinear(Linear):
+    """Linear layer with an adapter: y = x @ kernel (+ bias) + scale * dropout(x) @ lora_a @ lora_b.
+
+    `lora_a` is float[in_features, rank] and `lora_b` is float[rank, out_features]. The scale is an argument of the
+    call, so it can be lowered at runtime. Without adapters the outputs are bit for bit those of the base model.
     """
 
     def __init__(
@@ -45,15 +55,16 @@ class LoraLinear(Linear):
     def __call__(
         self,
         x: Float[Array, "*batch in_features"],
-        lora_scale: Array | float | None,
+        adapters: AdapterUse | None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "*batch out_features"]:
         """Applies the layer; `dropout_key` is the random key of dropout, None in inference."""
         y = super().__call__(x)
-        if lora_scale is None:
+        if adapters is None:
             return y
         low_rank = matmul(dropout(x, self.dropout_rate, dropout_key), self.lora_a[...])
-        return y + matmul(low_rank, self.lora_b[...]) * jnp.asarray(lora_scale, x.dtype)
+        adapted = y + matmul(low_rank, self.lora_b[...]) * jnp.asarray(adapters.scale, x.dtype)
+        return adapted if adapters.tokens is None else jnp.where(adapters.tokens[..., None], adapted, y)
 
 
 class PlainLinear(Linear):
@@ -62,10 +73,10 @@ class PlainLinear(Linear):
     def __call__(
         self,
         x: Float[Array, "*batch in_features"],
-        lora_scale: Array | float | None,
+        adapters: AdapterUse | None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "*batch out_features"]:
-        del lora_scale, dropout_key
+        del adapters, dropout_key
         return super().__call__(x)
 
 

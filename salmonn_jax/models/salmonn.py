@@ -19,6 +19,7 @@ from salmonn_jax.models import llama, lora, qformer
 from salmonn_jax.models.common import NORMAL_INIT, LayerNorm, Linear, ShardingRules, split_key
 from salmonn_jax.models.encoder import EncoderOutput, encoder_classes
 from salmonn_jax.models.llama import Llama, causal_mask, log_probabilities
+from salmonn_jax.models.lora import LoraScale
 from salmonn_jax.models.qformer import QFormer
 
 # Regular expression of the layer norms of the encoders' frames, such as "ln_speech|ln_audio".
@@ -166,7 +167,8 @@ class Salmonn(nnx.Module):
         self,
         batch: Batch,
         *,
-        lora_scale: Array | float | None,
+        lora_scale: LoraScale,
+        text_only_off: bool = False,
         padded_length: Int32[Array, " clips"] | None = None,
         num_shards: int = 1,
         dropout_key: Array | None = None,
@@ -176,7 +178,8 @@ class Salmonn(nnx.Module):
 
         Args:
           batch: see `Batch`. If it has frames, the encoders do not run.
-          lora_scale: factor of the adapters; None leaves the adapters out.
+          lora_scale: factor of the adapters, a scalar or float32[layers]; None leaves the adapters out.
+          text_only_off: whether segments without audio do not use the adapters.
           padded_length: see `run_encoders`.
           num_shards: see `merge_audio_tokens`.
           dropout_key: random key of dropout; None in inference.
@@ -195,7 +198,13 @@ class Salmonn(nnx.Module):
         x = self.merge_audio_tokens(batch.tokens, batch.audio_slot, audio_tokens, num_shards)
         mask = causal_mask(batch.segments)
         hidden = self.llama(
-            x, batch.positions, mask, lora_scale=lora_scale, dropout_key=llama_key, remat_policy=remat_policy
+            x,
+            batch.positions,
+            mask,
+            lora_scale=lora_scale,
+            adapted=_has_audio(batch) if text_only_off else None,
+            dropout_key=llama_key,
+            remat_policy=remat_policy,
         )
         return self.llama.logits(hidden), audio_tokens
 
@@ -217,6 +226,12 @@ def answer_losses(
     log_probability = log_probabilities(logits[:, :-1], pad_classes)
     losses = -jnp.take_along_axis(log_probability, targets[..., None], axis=-1)[..., 0]
     return jnp.where(target_mask, losses, 0.0), target_mask
+
+
+def _has_audio(batch: Batch) -> Bool[Array, "rows seq"]:
+    """Returns which tokens belong to a segment with audio."""
+    same_segment = batch.segments[:, :, None] == batch.segments[:, None, :]
+    return (same_segment & (batch.audio_slot >= 0)[:, None, :]).any(axis=-1)
 
 
 def _pad_or_trim(x: Float[Array, "clips _ hidden"], num_frames: int) -> Float[Array, "clips frames hidden"]:

@@ -50,7 +50,8 @@ class EvalSums(NamedTuple):
 def make_eval_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Callable[..., EvalSums]:
     """Returns the jitted evaluation step `(trainable, frozen, batch, lora_scale) -> EvalSums`.
 
-    It takes the arrays of the training step and donates none. Dropout is off. `lora_scale` is a float32 scalar.
+    It takes the arrays of the training step and donates none. Dropout is off. `lora_scale` is a float32 scalar or
+    float32[layers]; None leaves the adapters out.
 
     Args:
       recipe: recipe of the run. The batch is split into the micro-batches of training.
@@ -60,7 +61,7 @@ def make_eval_step(recipe: Recipe, structure: ModelStructure, mesh: Mesh) -> Cal
     num_shards, num_micro_batches = sharding.num_data_shards(mesh), recipe.gradient_accumulation_steps
     no_division = LossTotals(jnp.ones((), jnp.int32), jnp.ones((), jnp.int32))
 
-    def eval_step(trainable: Params, frozen: Params, batch: Batch, lora_scale: Array) -> EvalSums:
+    def eval_step(trainable: Params, frozen: Params, batch: Batch, lora_scale: Array | None) -> EvalSums:
         def sums(batch: Batch, key: Array) -> EvalSums:
             del key
             _, metrics = batch_loss(
@@ -164,7 +165,7 @@ class HeldOutEvaluation:
         *,
         watchdog: Watchdog,
         stop_request: StopRequest,
-        lora_scale: float | None = None,
+        lora_multiplier: float | tuple[float, ...] | None = None,
     ) -> dict[str, float] | None:
         """Evaluates a model. Every process calls it and gets the same values.
 
@@ -173,14 +174,16 @@ class HeldOutEvaluation:
           frozen: frozen parameters by path.
           watchdog: gets a heartbeat for each finished batch.
           stop_request: an immediate one ends the evaluation.
-          lora_scale: factor of the adapters; by default that of the model.
+          lora_multiplier: factor of the adapters' scale, or one of each layer; 0 leaves the adapters out. By default
+            that of the recipe.
 
         Returns:
           Values by metric name (see `Recipe.eval_metrics`); None if a stop was requested. Means are over all tokens.
           A source without answer tokens has no value.
         """
         with jax.transfer_guard_host_to_device("allow"):
-            scale = np.float32(self._lora_scale if lora_scale is None else lora_scale)
+            multiplier = np.array(self._recipe.eval_lora_multiplier if lora_multiplier is None else lora_multiplier)
+            scale = np.float32(self._lora_scale * multiplier) if multiplier.any() else None
             totals, pending = None, None
             for local_batch in self._data.batches(self._num_batches):
                 if stop_request.is_immediate:

@@ -6,7 +6,7 @@ The training loop and `launch.plan` compile it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from salmonn_jax import sharding
 from salmonn_jax.batch import Batch
 from salmonn_jax.config import SAMPLE_RATE, ModelConfig, Recipe
 from salmonn_jax.models import parameters
+from salmonn_jax.models.lora import LoraScale
 from salmonn_jax.models.parameters import ModelStructure, Params, trainable_paths
 from salmonn_jax.models.salmonn import answer_losses
 from salmonn_jax.training.accumulation import split_batch, sum_over_micro_batches
@@ -71,7 +72,7 @@ def batch_loss(
     num_shards: int,
     dropout_key: Array | None,
     totals: LossTotals | None = None,
-    lora_scale: Array | float | None = None,
+    lora_scale: LoraScale | Literal["model"] = "model",
 ) -> tuple[Array, dict[str, Any]]:
     """Computes the loss of a batch: the mean over all answer tokens, as in the original, plus the weighted CTC loss.
 
@@ -85,7 +86,8 @@ def batch_loss(
       dropout_key: random key of dropout; None turns dropout off.
       totals: totals of the global batch, so that the results of its micro-batches can be summed. By default those of
         `batch`.
-      lora_scale: factor of the adapters; by default that of the model.
+      lora_scale: factor of the adapters, a scalar or float32[layers]; None leaves them out, "model" is that of the
+        model.
 
     Returns:
       The loss as a float32 scalar, and a dictionary: the float32 scalars `loss` (without CTC), `accuracy` of the
@@ -94,7 +96,7 @@ def batch_loss(
     model = structure.merge(trainable, frozen)
     logits, audio_tokens = model(
         batch,
-        lora_scale=structure.config.lora.scale if lora_scale is None else lora_scale,
+        lora_scale=structure.config.lora.scale if isinstance(lora_scale, str) else lora_scale,
         num_shards=num_shards,
         dropout_key=dropout_key,
         remat_policy=recipe.remat_policy,

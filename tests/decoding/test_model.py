@@ -117,6 +117,49 @@ def test_without_adapters_the_answer_is_that_of_the_base_model(model, clips):
     assert len({answer.score for answer in (off[0], half[0], on[0])}) == 3
 
 
+def with_strong_adapters(model, changed_layers=slice(None), value=1.0):
+    """Returns the model with `lora_b` of some layers set to a value, and that of the others to zero."""
+    changed = copy.copy(model)
+    changed.module = jax.tree.map(lambda x: x, model.module)
+    for name in model.config.lora.target_modules:
+        lora_b = getattr(model.module.llama.layers, name).lora_b[...]
+        strong = jnp.zeros_like(lora_b).at[changed_layers].set(value)
+        getattr(changed.module.llama.layers, name).lora_b = nnx.Param(strong)
+    return changed
+
+
+def test_each_layer_has_its_multiplier(model, clips):
+    """A layer with the multiplier 0 is as one whose adapters are zero."""
+    options = {"num_beams": 1, "max_new_tokens": NEW}
+    asked = clips[:3], PROMPTS[:3]
+    strong = with_strong_adapters(model)
+    second_only = with_strong_adapters(model, slice(1, 2)).generate(*asked, **options)
+    assert strong.generate(*asked, lora_multiplier=[0.0, 1.0], **options) == second_only
+    whole = strong.generate(*asked, **options)
+    assert strong.generate(*asked, lora_multiplier=[1.0, 1.0], **options) == whole != second_only
+    assert strong.generate(*asked, lora_multiplier=(0, 0), **options) == strong.generate(
+        *asked, lora_multiplier=0, **options
+    )
+    with pytest.raises(UserError, match="lora_multiplier has 3 values, and the language model has 2 layers"):
+        strong.generate(*asked, lora_multiplier=[1.0, 1.0, 1.0], **options)
+
+
+def test_prompts_without_audio_may_be_answered_by_the_base_model(model, clips):
+    strong, broken = with_strong_adapters(model), with_strong_adapters(model, value=np.nan)
+    options = {"num_beams": 2, "max_new_tokens": NEW, "batch_size": 4}
+    asked = [clips[0], None, clips[2], None], PROMPTS[:4]
+    gated = strong.generate(*asked, lora_gate="text_only_off", **options)
+    adapted, base = strong.generate(*asked, **options), strong.generate(*asked, lora_multiplier=0, **options)
+    for index, expected in enumerate((adapted, base, adapted, base)):
+        assert gated[index].token_ids == expected[index].token_ids
+        assert gated[index].score == pytest.approx(expected[index].score, rel=1e-6)
+    assert adapted[1].score != base[1].score
+    text = [None, None], PROMPTS[:2]
+    assert ids(broken.generate(*text, lora_gate="text_only_off", **options)) == ids(
+        strong.generate(*text, lora_multiplier=0, **options)
+    )
+
+
 def test_sampling_depends_on_the_seed_and_the_request_alone(model, clips):
     options = {"num_beams": 1, "do_sample": True, "max_new_tokens": NEW, "temperature": 1.5}
     first = model.generate(clips, PROMPTS, seed=1, **options)

@@ -146,6 +146,7 @@ def ours(config: GenerationConfig, rows: list[int] | None = None) -> list[Answer
         jnp.array(prompts()[rows]),
         jnp.array(np.array(PROMPT_LENGTHS, np.int32)[rows]),
         jnp.zeros((len(rows), 2), jnp.uint32),
+        jnp.zeros(len(rows), bool),
     )
     return decode_prompts(our_model(), batch, config, stop_token_ids=STOPS, start_token_id=None)
 

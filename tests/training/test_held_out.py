@@ -117,10 +117,19 @@ def test_micro_batches_on_a_mesh_have_the_same_values(data, params, values):
 
 
 def test_the_scale_of_the_adapters(evaluation, params, values):
-    halved = evaluate(evaluation, params, lora_scale=MODEL.lora.scale / 2)
+    halved = evaluate(evaluation, params, lora_multiplier=0.5)
     without = evaluate(evaluation, {p: 0 * x if p.endswith("lora_b") else x for p, x in params.items()})
-    assert evaluate(evaluation, params, lora_scale=0.0) == pytest.approx(without, rel=1e-5)
+    assert evaluate(evaluation, params, lora_multiplier=0.0) == pytest.approx(without, rel=1e-5)
     assert len({values["eval/loss"], halved["eval/loss"], without["eval/loss"]}) == 3
+    broken = {p: x * np.nan if p.endswith("lora_b") else x for p, x in params.items()}
+    assert evaluate(evaluation, broken, lora_multiplier=[0, 0]) == pytest.approx(without, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_multiplier_of_the_recipe(data, evaluation, params):
+    recipe = dataclasses.replace(RECIPE, eval_lora_multiplier=(0.5, 0.0))
+    by_layer = evaluate(make_evaluation(data, recipe), params)
+    assert by_layer == pytest.approx(evaluate(evaluation, params, lora_multiplier=(0.5, 0.0)), rel=1e-6)
 
 
 def test_when_an_evaluation_is_due(evaluation):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from salmonn_jax.paths import Path, as_path, is_url, join
 from salmonn_jax.weights import StoredParam
 
 _LAYERS = "/layers/"
+_WHOLE_BYTES = 256 << 20  # parameters up to this size are held in memory
 LORA_A, LORA_B = "/lora_a", "/lora_b"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -78,6 +80,8 @@ class ModelSource:
         has_delta = trained and self.files.delta_path is not None
         self.delta = weights.open_params(self.files.delta_path) if has_delta else {}
         self.params: dict[str, StoredParam] = self.base_params | self.delta
+        # A training checkpoint stores a parameter of all layers in one piece, which is then read once.
+        self._read_whole = functools.lru_cache(maxsize=2)(lambda path: self.params[path].read())
 
     @property
     def config(self) -> ModelConfig:
@@ -100,11 +104,18 @@ class ModelSource:
 
     def tensor(self, unit: Unit) -> np.ndarray:
         """Reads a tensor, float32."""
-        return self.params[unit.path].read(unit.layer).astype(np.float32)
+        return self.read(unit.path, unit.layer).astype(np.float32)
+
+    def read(self, path: str, layer: int | None) -> np.ndarray:
+        """Reads one layer of a parameter, or the whole parameter if `layer` is None."""
+        param = self.params[path]
+        if layer is None or math.prod(param.shape) * param.dtype.itemsize > _WHOLE_BYTES:
+            return param.read(layer)
+        return self._read_whole(path)[layer]
 
     def adapter(self, unit: Unit) -> Adapter:
         """Reads an adapter."""
-        a, b = (self.params[unit.path + suffix].read(unit.layer).astype(np.float32) for suffix in (LORA_A, LORA_B))
+        a, b = (self.read(unit.path + suffix, unit.layer).astype(np.float32) for suffix in (LORA_A, LORA_B))
         return Adapter(a, b, self.scale)
 
 

@@ -269,7 +269,7 @@ def _tensor(merge: _Merge, path: str, units: list[Unit]) -> _Merged:
 
     def compute(layer: int | None) -> np.ndarray:
         unit = of_layer.get(layer)
-        return base.params[path].read(layer).astype(merge.dtype) if unit is None else merge.tensor(unit)
+        return base.read(path, layer).astype(merge.dtype) if unit is None else merge.tensor(unit)
 
     return _Merged(base.params[path].shape, merge.dtype, compute, units[0].layer is not None)
 
@@ -280,14 +280,14 @@ def _dense(merge: _Merge, path: str, units: list[Unit]) -> dict[str, Any]:
     kernel = base.params[path + "/kernel"]
 
     def compute(layer: int | None) -> np.ndarray:
-        value = kernel.read(layer)
+        value = base.read(path + "/kernel", layer)
         return value.astype(merge.dtype) if layer not in of_layer else merge.kernel(of_layer[layer], value)
 
     def half(suffix: str) -> _Merged:
         param = base.params[path + suffix]
 
         def read(layer: int | None) -> np.ndarray:
-            value = param.read(layer)
+            value = base.read(path + suffix, layer)
             return np.zeros_like(value) if layer in of_layer and suffix == LORA_B else value
 
         return _Merged(param.shape, param.dtype, read, units[0].layer is not None)
