@@ -14,7 +14,19 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PACKAGES = ("salmonn_jax", "data_pipelines", "launch")
 VERBS = (
-    *("train", "convert", "generate", "evaluate", "score", "report", "prepare", "plan", "submit", "merge"),
+    *(
+        "train",
+        "convert",
+        "generate",
+        "evaluate",
+        "score",
+        "report",
+        "prepare",
+        "plan",
+        "submit",
+        "merge",
+        "forgetting",
+    ),
     *("quickstart", "real_parts", "plan_table"),
 )
 SHOW_HELP = """

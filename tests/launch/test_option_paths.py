@@ -45,6 +45,7 @@ TEXT_OPTIONS = {
     "quickstart": {"prompt_template", "overrides"},
     "report": set(),
     "merge": {"only"},
+    "forgetting": set(),
 }
 
 
@@ -110,6 +111,9 @@ def run_verb(monkeypatch, verb, *words) -> int:
         ("evaluate", ["--model", "m", "--output", "e", "--data-dir", "{}"]),
         ("score", ["{}"]),
         ("merge", ["{}", "out"]),
+        ("forgetting", ["report", "{}", "--output", "out"]),
+        ("forgetting", ["report", "forgetting.yml", "--output", "{}"]),
+        ("forgetting", ["gate", "{}"]),
         ("merge", ["merge.yml", "{}"]),
         ("score", ["e", "--output", "{}"]),
         ("generate", ["--model", "{}", "--prompt", "p", "a.wav"]),

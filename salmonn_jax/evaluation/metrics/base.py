@@ -68,6 +68,11 @@ class Metric:
     packages: tuple[str, ...] = ()
     require: Callable[[], object] | None = None
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Returns whether lower values are better, as the title says."""
+        return "lower is better" in self.title
+
 
 def ratio(sums: np.ndarray) -> float:
     """Returns the first sum divided by the last one; NaN if the last one is 0."""

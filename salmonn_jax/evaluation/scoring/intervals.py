@@ -35,7 +35,11 @@ def bootstrap(statistics: np.ndarray, blocks: Sequence[object], value: Value) ->
 
 
 def paired_bootstrap(
-    first: np.ndarray, second: np.ndarray, blocks: Sequence[object], value: Value
+    first: np.ndarray,
+    second: np.ndarray,
+    blocks: Sequence[object],
+    value: Value,
+    percentiles: tuple[float, float] = (2.5, 97.5),
 ) -> tuple[float, float, float]:
     """Compares two runs on the same clips.
 
@@ -44,15 +48,17 @@ def paired_bootstrap(
       second: statistics of the second run on the same clips, float64[clips, statistics].
       blocks: block of each clip.
       value: as in `bootstrap`.
+      percentiles: of the resamples, at the ends of the interval.
 
     Returns:
-      The ends of the 95 % interval of value(second) - value(first), and the two-sided p-value: twice the share of
-      resamples on the side of zero that has fewer, where equality counts for both; at least 1 / `RESAMPLES`.
+      The ends of the interval, by default that of 95 %, of value(second) - value(first), and the two-sided p-value:
+      twice the share of resamples on the side of zero that has fewer, where equality counts for both; at least
+      1 / `RESAMPLES`.
     """
     width = first.shape[1]
     both = _block_sums(np.concatenate([first, second], axis=1), blocks)
     samples = np.array([value(sums[width:]) - value(sums[:width]) for sums in _resampled_sums(both)])
-    low, high = _percentiles(samples)
+    low, high = _percentiles(samples, percentiles)
     samples = samples[~np.isnan(samples)]
     share = min(np.mean(samples <= 0), np.mean(samples >= 0)) if len(samples) else 1.0
     return low, high, float(min(1.0, max(2 * share, 1 / RESAMPLES)))
@@ -85,9 +91,9 @@ def _resampled_sums(block_sums: np.ndarray) -> Iterator[np.ndarray]:
         yield block_sums[rng.integers(len(block_sums), size=len(block_sums))].sum(axis=0)
 
 
-def _percentiles(samples: np.ndarray) -> tuple[float, float]:
+def _percentiles(samples: np.ndarray, percentiles: tuple[float, float] = (2.5, 97.5)) -> tuple[float, float]:
     samples = samples[~np.isnan(samples)]
     if not len(samples):
         return math.nan, math.nan
-    low, high = np.percentile(samples, [2.5, 97.5])
+    low, high = np.percentile(samples, percentiles)
     return float(low), float(high)

@@ -1,0 +1,1 @@
+"""Measures of forgetting, from the predictions of several stages. Nothing here needs JAX."""
