@@ -92,6 +92,14 @@ def share(text: str) -> float:
     return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
+def lora_multiplier(text: str) -> float:
+    """Type of an option that is a LoRA multiplier."""
+    from salmonn_jax.config.generation import MAX_LORA_MULTIPLIER
+
+    expected = f"a number from 0 to {MAX_LORA_MULTIPLIER:.0f}"
+    return _number(text, float, lambda value: 0 <= value <= MAX_LORA_MULTIPLIER, expected)
+
+
 def _number(text: str, number: type, is_valid: Callable[[float], bool], expected: str) -> Any:
     """Returns a text as a number. Raises argparse's error, which then names the option, if it is not a valid one."""
     try:

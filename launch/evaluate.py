@@ -23,9 +23,13 @@ import numpy as np
 from launch import answering, cli
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from data_pipelines.evaluation.rows import EvaluationRows, NamedSource
+    from salmonn_jax import Model
     from salmonn_jax.config import GenerationConfig
     from salmonn_jax.evaluation.predictions import Prediction
+    from salmonn_jax.model_directory import ModelFiles
     from salmonn_jax.paths import Path
 
 
@@ -117,6 +121,7 @@ def evaluate(
     options: Options,
     *,
     notes: Sequence[str] = (),
+    load: Callable[[ModelFiles, Path, Mesh], Model] | None = None,
 ) -> int | None:
     """Makes the missing predictions, scores all predictions, and writes the scores and the report.
 
@@ -129,6 +134,8 @@ def evaluate(
       generation_config: settings of decoding.
       options: other options.
       notes: sentences about the data sets, for the report.
+      load: loads the weights; None for `salmonn_jax.evaluation.settings.load_evaluated`. Evaluations of one model share
+        compiled programs if they get one model.
 
     Returns:
       The number of rows that cannot be used and of predictions with an error; None if SIGTERM ended the evaluation.
@@ -167,7 +174,7 @@ def evaluate(
     with exclusive(output):
         if distributed.process_shard()[1] > 1:
             distributed.preflight(output)
-        loaded = settings.load_evaluated(files, model, mesh)
+        loaded = (load or settings.load_evaluated)(files, model, mesh)
         with distributed.exit_on_peer_failure():
             is_finished = run_evaluation(loaded, evaluation, output)
         if not is_finished:

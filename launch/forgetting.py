@@ -2,6 +2,7 @@
 
     python -m launch.forgetting report forgetting.yml --output DIR
     python -m launch.forgetting gate gate.yml
+    python -m launch.forgetting sweep --model RUN --manifest test.jsonl --output DIR      # LoRA multipliers
 
 Compares evaluations of several stages, item by item: text answered as text, speech answered as text. forgetting.yml
 names the stages and the directories of `launch.evaluate`, which must be on the same rows:
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launch import cli
+from launch import cli, sweep
 
 if TYPE_CHECKING:
     from salmonn_jax.evaluation.predictions import Prediction
@@ -40,9 +41,12 @@ def main(words: Sequence[str] | None = None) -> None:
     report.add_argument("--output", type=cli.output_path, required=True, metavar="DIR", help="directory of the report")
     gate = commands.add_parser("gate", help="pass, fail, or leave to a person; exit code 0, 2, 3, or 4 to roll back")
     gate.add_argument("config", type=cli.path, metavar="gate.yml", help="candidate and rules")
+    sweep.add_parser(commands)
     arguments = parser.parse_args(words)
     if arguments.command == "report":
         write_report(arguments.config, arguments.output)
+    elif arguments.command == "sweep":
+        sweep.run(arguments)
     else:
         sys.exit(apply_gate(arguments.config))
 

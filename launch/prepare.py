@@ -4,6 +4,7 @@
     python -m launch.prepare utterances
     python -m launch.prepare manifest MANIFEST --output DATA/NAME [--split train]
     python -m launch.prepare corpus NAME --folder DIR --split SPLIT --output DATA/NAME
+    python -m launch.prepare self-replay --model MODEL --prompts FILE.txt --output TEXT.jsonl
     python -m launch.prepare self-stories --model RUN --manifest MANIFEST --output STORIES.jsonl
     python -m launch.prepare inspect CONFIG [field=value ...] --batches 20 --output PAGE.html
 
@@ -21,7 +22,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 
-from launch import cli, self_stories
+from launch import cli, self_replay, self_stories
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     subparser.set_defaults(run=_prepare_corpus)
     _add_options(subparser)
 
+    self_replay.add_parser(subparsers)
     self_stories.add_parser(subparsers)
 
     subparser = subparsers.add_parser("inspect", help="show the training batches of a configuration")

@@ -88,6 +88,7 @@ def test_a_model_that_reads_the_clip_alone_is_asked_as_it_was_trained(debug_run,
     assert not np.allclose(whole, part, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_score_of_a_generation_is_its_score(model, examples):
     clip, prompt = (examples[0].audio, 16_000), examples[0].prompt
     scores = model.score([clip], prompt, ["low"])

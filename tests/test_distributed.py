@@ -84,6 +84,7 @@ def whole(folder):
     return folder / "whole"
 
 
+@pytest.mark.slow
 def test_the_run_is_written_once(folder, whole):
     assert list(losses(whole)) == [1, 2, 3, 4, 5, 6]
     assert "process 1 of 2: 4 of 8 devices" in (folder / "process-1.log").read_text()
@@ -91,6 +92,7 @@ def test_the_run_is_written_once(folder, whole):
     assert not list(whole.glob(".preflight*"))
 
 
+@pytest.mark.slow
 def test_one_process_has_the_losses_of_two(whole, debug_run):
     """Both runs have eight devices in all and read the same batches. One of them has evaluations."""
     assert_close_losses(debug_run, whole)
@@ -211,6 +213,7 @@ def test_one_process_goes_on_where_two_were_killed(folder, whole):
     assert (folder / "evaluation" / "predictions.jsonl").read_bytes() == again
 
 
+@pytest.mark.slow
 def test_what_two_processes_saved_is_read_by_one_on_another_mesh(whole):
     from salmonn_jax.sharding import Placement, make_mesh
 

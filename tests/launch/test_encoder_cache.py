@@ -47,6 +47,7 @@ def printed(folder) -> str:
     return train_and_read(cached_preset(folder, folder / "store"), folder / "run")
 
 
+@pytest.mark.slow
 def test_a_run_with_a_cache_has_the_losses_of_one_without(folder, printed, debug_run):
     """The sources are one with clips and one text-only. Sums of float32 numbers in another order differ."""
     ours, theirs = losses(folder / "run"), losses(debug_run)

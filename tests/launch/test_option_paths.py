@@ -30,7 +30,7 @@ from tests.runs import losses
 
 LAUNCH = pathlib.Path(cli.__file__).parent
 PATH_TYPES = {cli.path, cli.output_path, cli.local_path, cli.file_to_read}
-NUMBER_TYPES = {int, float, cli.positive_int, cli.non_negative_int, cli.positive_float, cli.share}
+NUMBER_TYPES = {int, float, cli.positive_int, cli.non_negative_int, cli.positive_float, cli.share, cli.lora_multiplier}
 GENERATION_FIELDS = {field.name for field in dataclasses.fields(GenerationConfig)}
 # Options with text that is not a path. `launch.submit` passes its paths on to the hosts and checks them itself.
 TEXT_OPTIONS = {
@@ -45,7 +45,7 @@ TEXT_OPTIONS = {
     "quickstart": {"prompt_template", "overrides"},
     "report": set(),
     "merge": {"only"},
-    "forgetting": set(),
+    "forgetting": {"corpus", "splits", "mesh", *GENERATION_FIELDS},
 }
 
 

@@ -43,6 +43,7 @@ def evaluated(folder):
     return folder / "whole", said.read_text()
 
 
+@pytest.mark.slow
 def test_evaluations_change_no_loss(evaluated, debug_run):
     run, said = evaluated
     assert losses(run) == losses(debug_run)
