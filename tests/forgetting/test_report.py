@@ -11,7 +11,7 @@ import yaml
 
 from launch import cli, forgetting
 from salmonn_jax.errors import UserError
-from salmonn_jax.forgetting.measurement.report import make_report
+from salmonn_jax.forgetting.measurement.report import make_report, trade_off
 from salmonn_jax.forgetting.measurement.stages import make_columns, read_config
 from salmonn_jax.paths import as_path
 from tests.evaluation.answers import make_prediction
@@ -103,6 +103,9 @@ def test_measures_follow_the_stage_that_each_was_trained_from(report):
         assert report.measures["text to text"]["forgetting"][stage] == pytest.approx(drop)
         assert report.measures["text to text"]["backward_transfer"][stage] == pytest.approx(-drop)
     assert np.isnan(both["backward_transfer"][0])
+    # "with replay" teaches the transcripts as "speech" does, from the same base.
+    assert both["backward_transfer"][2] == report.measures["text to text"]["backward_transfer"][2]
+    assert np.isnan(report.measures["speech to text"]["forgetting"][2])
 
 
 def test_a_worse_error_rate_is_forgetting(folder):
@@ -121,6 +124,14 @@ def test_a_stage_that_equals_the_base(folder):
     assert (same.tasks[1].changes[1].forgotten, same.tasks[1].changes[1].learned) == (0, 0)
 
 
+def test_text_is_set_against_speech(report):
+    asr, text = report.tasks
+    points = trade_off(report)
+    assert [name for name, _, _ in points] == list(STAGES)
+    for stage, (_, on_text, on_speech) in enumerate(points):
+        assert (on_text, on_speech) == pytest.approx((text.scores[stage].value, asr.scores[stage].value))
+
+
 def test_the_command(folder, tmp_path, capsys):
     forgetting.main(["report", str(folder / "forgetting.yml"), "--output", str(tmp_path / "out")])
     shown = capsys.readouterr().out
@@ -128,7 +139,7 @@ def test_the_command(folder, tmp_path, capsys):
     stored = json.loads((tmp_path / "out" / "forgetting.json").read_text())
     assert stored["stages"] == list(STAGES) and stored["tasks"][1]["scores"][0]["count"] == NUM_ITEMS
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "with replay" in page and "<script" not in page and "http" not in page
+    assert "with replay" in page and page.count("<circle") == 3 and "<script" not in page and "http" not in page
     assert (tmp_path / "out" / "forgetting.md").read_text().startswith("# Forgetting")
 
 

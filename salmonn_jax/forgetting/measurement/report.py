@@ -13,7 +13,7 @@ import jinja2
 
 from salmonn_jax.files import atomic_write
 from salmonn_jax.forgetting.measurement.results import CellScore, Change, TaskResult, chain, stage_matrix, task_results
-from salmonn_jax.forgetting.measurement.stages import Column, ForgettingConfig
+from salmonn_jax.forgetting.measurement.stages import SPEECH, TEXT, Column, ForgettingConfig
 from salmonn_jax.paths import Path
 
 MEASURES = {
@@ -134,9 +134,19 @@ def to_html(report: Report) -> str:
         format_score=format_score,
         format_change=format_change,
         format_number=format_number,
+        points=trade_off(report),
         colour=_colour,
         zip=zip,
     )
+
+
+def trade_off(report: Report) -> list[tuple[str, float, float]]:
+    """Returns (stage, mean score on text, mean score on speech) of the stages that were measured on both channels."""
+    if not {TEXT, SPEECH} <= set(report.measures):
+        return []
+    text, speech = (report.measures[channel]["average"] for channel in (TEXT, SPEECH))
+    points = zip(report.stages, text, speech, strict=True)
+    return [point for point in points if not (math.isnan(point[1]) or math.isnan(point[2]))]
 
 
 def format_score(score: CellScore) -> str:

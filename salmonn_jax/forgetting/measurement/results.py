@@ -185,10 +185,14 @@ def chain(config: ForgettingConfig, stage: int) -> list[int]:
 
 
 def stage_matrix(config: ForgettingConfig, results: Sequence[TaskResult], stage: int) -> StageMatrix:
-    """Returns the scores along the chain that ends in a stage. Tasks that none of it teaches count as known before."""
+    """Returns the scores along the chain that ends in a stage.
+
+    A task counts as taught by the stage of the chain that is as many stages after the first one as the stage that
+    teaches it, so that a variant of that stage teaches it too; and by the last one if the chain is shorter.
+    """
     path = chain(config, stage)
     scores = [[_number(result.scores[i].value) for result in results] for i in path]
-    taught = [path.index(result.taught) if result.taught in path else 0 for result in results]
+    taught = [min(len(chain(config, result.taught)), len(path)) - 1 for result in results]
     chance = np.array([result.chance for result in results])
     return StageMatrix(np.array(scores).reshape(len(path), len(results)), np.array(taught, int), chance)
 
