@@ -26,7 +26,8 @@ from pydantic.dataclasses import dataclass
 from salmonn_jax.config.typed import STRICT, from_dict
 from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.forgetting.measurement.results import cell_score, pair
-from salmonn_jax.forgetting.measurement.stages import Column, ForgettingConfig, read_yaml
+from salmonn_jax.forgetting.measurement.stages import Column, ForgettingConfig
+from salmonn_jax.forgetting.yaml_files import read_yaml
 from salmonn_jax.paths import Path
 
 Z_SCORE_ONE_SIDED = 1.644854  # a standard normal variable lies below it with a probability of 95 %
@@ -43,7 +44,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rule:
-    """What the candidate must reach on a task."""
+    """Requirement on the candidate for one task."""
 
     task: str = Field(min_length=1, description="name of the task")
     channel: str = Field("", description='"text to text" or "speech to text"; by default the only one')

@@ -40,7 +40,7 @@ class CellScore:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What changed on a task from one stage to another, on the items of both.
+    """Change of a task from one stage to another, on the items of both.
 
     Attributes:
       difference: later minus earlier score; negative is forgetting.

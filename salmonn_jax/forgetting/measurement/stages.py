@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from salmonn_jax.errors import UserError, unknown_name
 from salmonn_jax.evaluation.metrics.base import Metric
 from salmonn_jax.evaluation.predictions import Prediction
 from salmonn_jax.evaluation.tasks import get_scorer
+from salmonn_jax.forgetting.yaml_files import read_yaml
 from salmonn_jax.paths import Path
 
 TEXT, SPEECH = "text to text", "speech to text"
@@ -101,19 +101,6 @@ def read_config(path: Path) -> ForgettingConfig:
         if task.taught and task.taught not in names:
             raise unknown_name(f"stage in tasks[{i}].taught", task.taught, names)
     return config
-
-
-def read_yaml(path: Path) -> dict:
-    """Reads a YAML mapping. Raises UserError if the file is missing or something else."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} is not a YAML mapping")
-    return dict(values)
 
 
 def check_settings(settings: Mapping[str, Mapping[str, object]]) -> None:

@@ -24,7 +24,7 @@ LoraForm = Literal["concat", "svd", "dense"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MergeOptions:
-    """What the recipe of a merge does not say.
+    """Options of a merge that its recipe does not have.
 
     Attributes:
       lora: how merged adapters are stored: "concat", an adapter whose rank is the sum of ranks; "svd", the nearest
@@ -79,7 +79,7 @@ def plan_merge(recipe: MergeRecipe, directory: Path, options: MergeOptions) -> M
     Args:
       recipe: the recipe.
       directory: directory to which its paths are relative.
-      options: what the recipe does not say.
+      options: see `MergeOptions`.
 
     Raises:
       UserError: a model cannot be opened, or the models do not fit each other: other frozen weights, another tokenizer

@@ -20,11 +20,10 @@ A path is relative to the directory of the file. Keys that are not used are erro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
@@ -37,6 +36,7 @@ from salmonn_jax.forgetting.merging.methods import (
     check_parameters,
     get_method,
 )
+from salmonn_jax.forgetting.yaml_files import read_yaml
 from salmonn_jax.paths import Path
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -176,15 +176,7 @@ def read_recipe(path: Path) -> MergeRecipe:
       UserError: the file is missing or no YAML mapping, a key is unknown or not used by the method, or a value is
         wrong.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} is not a YAML mapping; write merge_method: and models: as in `launch.merge --help`")
-    recipe = from_dict(MergeRecipe, dict(values))
+    recipe = from_dict(MergeRecipe, read_yaml(path))
     _check_used(recipe)
     return recipe
 

@@ -1,4 +1,4 @@
-"""What is merged: the trained tensors and adapters of model and run directories, and of PEFT adapter directories."""
+"""Readers of trained tensors and adapters, from model and run directories and from PEFT adapter directories."""
 
 from __future__ import annotations
 

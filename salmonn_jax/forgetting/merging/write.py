@@ -28,7 +28,7 @@ LOST_SHARE = 0.5  # share of changed entries that may vanish in the stored dtype
 
 @dataclasses.dataclass
 class _Rounding:
-    """How much of the merged differences is left in the dtype in which they are stored."""
+    """Counts of the merged changes that the stored dtype keeps."""
 
     entries: int = 0
     lost: int = 0
