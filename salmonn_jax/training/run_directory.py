@@ -65,6 +65,12 @@ def open_run(
     """
     if recipe.ctc_weight and model.llama and recipe.ctc_blank >= model.llama.vocab_size:
         raise UserError(f"ctc_blank={recipe.ctc_blank}: must be below model.llama.vocab_size={model.llama.vocab_size}")
+    multiplier = recipe.eval_lora_multiplier
+    if isinstance(multiplier, tuple) and model.llama and len(multiplier) != model.llama.num_hidden_layers:
+        raise UserError(
+            f"eval_lora_multiplier has {len(multiplier)} values, and the language model has "
+            f"{model.llama.num_hidden_layers} layers; give one value, or one of each layer"
+        )
     structure = parameters.model_structure(model, recipe.activation_dtype)
     trainable = frozenset(parameters.trainable_paths(structure.shapes, recipe.trainable))
     if recipe.data.encoder_cache:
